@@ -1,0 +1,1 @@
+"""Convexity-dependent two-phase training: Adam, then conjugate gradient."""

@@ -1,0 +1,84 @@
+"""The errors a user can cause, each one clear line: the field, the value and what is allowed."""
+
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TwoPhaseError(Exception):
+    """Base of every error that the command line turns into one line and exit code 2."""
+
+
+class InputError(TwoPhaseError, ValueError):
+    """A field holds a value that is not allowed.
+
+    >>> print(InputError("epochs", 0, "a whole number of at least 1"))
+    epochs: 0 is not allowed; use a whole number of at least 1
+    """
+
+    def __init__(self, field: str, value: object, allowed: str):
+        super().__init__(f"{field}: {value!r} is not allowed; use {allowed}")
+        self.field, self.value, self.allowed = field, value, allowed
+
+
+class DataError(TwoPhaseError):
+    """A data file is missing, truncated or altered; the message names the file and the mend."""
+
+
+class NonFiniteError(TwoPhaseError, ArithmeticError):
+    """A loss or gradient is not-a-number or infinite where training cannot go on."""
+
+
+def check_choice(field: str, value: object, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`; raise `InputError` (with a near match) if not.
+
+    >>> check_choice("strategy", "adam", ["adam", "cg"])
+    'adam'
+    """
+    choices = list(choices)
+    if value in choices:
+        return value
+    near = get_close_matches(str(value), choices, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise InputError(field, value, f"one of {', '.join(choices)}{hint}")
+
+
+def check_integer(field: str, value: object, minimum: int) -> int:
+    """Return `value` if it is a whole number of at least `minimum`; raise `InputError` if not.
+
+    >>> check_integer("batch_size", 512, 1)
+    512
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise InputError(field, value, f"a whole number of at least {minimum}")
+    return value
+
+
+def check_number(
+    field: str,
+    value: object,
+    above: float = -math.inf,
+    below: float = math.inf,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+) -> float:
+    """Return `value` as float if it is finite and in the open (above, below) or closed range.
+
+    >>> check_number("factor", 0.9, above=0, maximum=1)
+    0.9
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    inside = is_number and above < value < below and minimum <= value <= maximum
+    if not inside or not math.isfinite(value):
+        bounds = [
+            f"{word} {bound:g}"
+            for word, bound in (
+                ("above", above),
+                ("of at least", minimum),
+                ("below", below),
+                ("of at most", maximum),
+            )
+            if math.isfinite(bound)
+        ]
+        raise InputError(field, value, " ".join(["a finite number", " and ".join(bounds)]).strip())
+    return float(value)
