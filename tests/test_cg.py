@@ -1,0 +1,180 @@
+"""Conjugate gradient against its definition: conjugacy, termination, restarts, formulas."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twophase.cg import BETA_RULES, CGSettings, Status, iterate, minimize
+from twophase.errors import InputError, NonFiniteError
+from twophase.line_search import LINE_SEARCHES, SearchResult, SearchStatus
+from twophase.objective import FunctionObjective, evaluate
+
+
+def quadratic(dimension, condition, seed=0):
+    """A random symmetric positive definite matrix with log-spaced eigenvalues from 1."""
+    generator = torch.Generator().manual_seed(seed)
+    basis, _ = torch.linalg.qr(
+        torch.randn(dimension, dimension, generator=generator, dtype=torch.float64)
+    )
+    eigenvalues = torch.logspace(0, torch.tensor(condition).log10(), dimension, dtype=torch.float64)
+    return basis @ torch.diag(eigenvalues) @ basis.T
+
+
+def objective_of(matrix):
+    return FunctionObjective(lambda x: 0.5 * x @ matrix @ x)
+
+
+class ExactSearch:
+    """The minimum along a line of a quadratic, from its formula."""
+
+    def __init__(self, matrix):
+        self.matrix = matrix
+
+    def __call__(self, line, first_step):
+        step = -line.slope / (line.direction @ self.matrix @ line.direction).item()
+        return SearchResult(step, line.trial(step).value, 1, SearchStatus.MINIMUM)
+
+
+def trajectory(objective, x, settings, iterations):
+    """Points and memories of successive iterations."""
+    point, memory = evaluate(objective, x), None
+    points, memories = [point], []
+    for _ in range(iterations):
+        iteration = iterate(objective, point, memory, settings)
+        assert iteration.status is Status.MOVED
+        point, memory = evaluate(objective, iteration.x), iteration.memory
+        points.append(point)
+        memories.append(memory)
+    return points, memories
+
+
+@pytest.mark.parametrize("beta", BETA_RULES)
+@given(dimension=st.integers(2, 8), seed=st.integers(0, 100))
+def test_directions_are_conjugate_and_n_steps_suffice(beta, dimension, seed):
+    matrix = quadratic(dimension, 20.0, seed)
+    settings = CGSettings(beta, ExactSearch(matrix))
+    x = torch.ones(dimension, dtype=torch.float64)
+    points, memories = trajectory(objective_of(matrix), x, settings, dimension)
+    directions = torch.stack([m.direction / m.direction.norm() for m in memories])
+    products = directions @ matrix @ directions.T
+    off_diagonal = products - torch.diag(products.diagonal())
+    # absolute, in units of the smallest eigenvalue: late directions are short and noisy
+    assert off_diagonal.abs().max() < 1e-6
+    assert points[-1].gradient.norm() < 1e-9 * points[0].gradient.norm()
+
+
+@pytest.mark.parametrize("beta", BETA_RULES)
+def test_equals_linear_conjugate_gradient_with_exact_steps(beta):
+    """Hestenes and Stiefel's recursion for A x = 0, whose iterates all β rules must reproduce."""
+    matrix = quadratic(12, 100.0)
+    x = torch.linspace(1, 2, 12, dtype=torch.float64)
+    points, _ = trajectory(objective_of(matrix), x, CGSettings(beta, ExactSearch(matrix)), 8)
+    residual = -matrix @ x
+    direction = residual
+    for point in points:
+        torch.testing.assert_close(point.x, x, rtol=1e-9, atol=1e-12)
+        step = (residual @ residual) / (direction @ matrix @ direction)
+        x, before = x + step * direction, residual
+        residual = residual - step * (matrix @ direction)
+        direction = residual + (residual @ residual) / (before @ before) * direction
+
+
+def test_beta_rules_are_their_formulas():
+    g = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    p = torch.tensor([2.0, 0.5, -1.0], dtype=torch.float64)
+    assert BETA_RULES["FR"](g, p) == pytest.approx(14 / 5.25)
+    assert BETA_RULES["PR"](g, p) == pytest.approx((14 - (2 - 1 - 3)) / 5.25)
+    assert BETA_RULES["PR+"](g, p) == BETA_RULES["PR"](g, p)
+    assert BETA_RULES["PR"](g, 2 * g) == pytest.approx(-0.25)
+    assert BETA_RULES["PR+"](g, 2 * g) == 0
+
+
+def test_the_previous_gradient_is_the_previous_one():
+    matrix = quadratic(6, 50.0)
+    x = torch.ones(6, dtype=torch.float64)
+    points, memories = trajectory(objective_of(matrix), x, CGSettings(), 5)
+    for point, memory in zip(points, memories, strict=False):
+        assert torch.equal(memory.gradient, point.gradient)
+
+
+def test_restarts_every_n_iterations():
+    matrix = quadratic(8, 100.0)
+    settings = CGSettings("FR", ExactSearch(matrix), restart_every=3)
+    x = torch.ones(8, dtype=torch.float64)
+    points, memories = trajectory(objective_of(matrix), x, settings, 7)
+    steepest = [
+        torch.equal(memory.direction, -point.gradient)
+        for point, memory in zip(points, memories, strict=False)
+    ]
+    assert steepest == [True, False, False, True, False, False, True]
+
+
+def test_restarts_where_the_direction_does_not_descend():
+    objective = objective_of(quadratic(4, 10.0))
+    point = evaluate(objective, torch.ones(4, dtype=torch.float64))
+    memory = iterate(objective, point, None, CGSettings()).memory
+    uphill = memory._replace(direction=1e6 * point.gradient, gradient=0.1 * point.gradient)
+    iteration = iterate(objective, point, uphill, CGSettings("FR"))
+    assert torch.equal(iteration.memory.direction, -point.gradient)
+    assert iteration.value < point.value
+
+
+def test_a_failed_search_falls_back_on_steepest_descent():
+    """A search that only accepts the steepest descent: the second attempt is along −g."""
+
+    class Choosy:
+        def __call__(self, line, first_step):
+            if torch.equal(line.direction, -line.x):
+                return LINE_SEARCHES["golden"](line, first_step)
+            return line.failure(SearchStatus.NO_DESCENT)
+
+    objective = FunctionObjective(lambda x: 0.5 * x @ x)
+    point = evaluate(objective, torch.ones(3, dtype=torch.float64))
+    memory = iterate(objective, point, None, CGSettings()).memory
+    memory = memory._replace(direction=-torch.arange(1.0, 4).double(), age=1)
+    iteration = iterate(objective, point, memory, CGSettings("FR", Choosy()))
+    assert iteration.status is Status.MOVED
+    assert torch.equal(iteration.memory.direction, -point.gradient)
+
+
+def test_stops_at_the_zero_gradient_norm():
+    matrix = quadratic(20, 1e3)
+    settings = CGSettings(line_search=LINE_SEARCHES["golden-tight"], zero_gradient_norm=1e-6)
+    result = minimize(objective_of(matrix), torch.ones(20, dtype=torch.float64), 100, settings)
+    assert result.status is Status.CONVERGED
+    assert result.gradient_norm <= 1e-6
+    assert (matrix @ result.x).norm() == pytest.approx(result.gradient_norm, rel=1e-6)
+
+
+def test_stops_where_the_arithmetic_ends():
+    """At 1 + x'Ax/2, float64 cannot see progress below |x| = 1e-8."""
+    matrix = quadratic(5, 10.0)
+    objective = FunctionObjective(lambda x: 1 + 0.5 * x @ matrix @ x)
+    result = minimize(objective, torch.ones(5, dtype=torch.float64), 50)
+    assert result.status is Status.RESOLUTION
+    assert result.x.norm() < 1e-6
+
+
+def test_a_gradient_that_belongs_to_another_loss_is_no_descent():
+    class Liar(FunctionObjective):
+        def value_and_gradient(self, x):
+            value, gradient = super().value_and_gradient(x)
+            return value, -gradient
+
+    result = minimize(Liar(lambda x: x @ x + 1), torch.ones(3, dtype=torch.float64), 5)
+    assert (result.status, result.iterations) == (Status.NO_DESCENT, 0)
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    with pytest.raises(NonFiniteError, match="loss: nan is not allowed"):
+        minimize(FunctionObjective(lambda x: x.log().sum()), -torch.ones(1).double(), 5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("beta", "pr"), ("restart_every", 0), ("zero_gradient_norm", -1.0)],
+)
+def test_settings_out_of_range_name_themselves(field, value):
+    with pytest.raises(InputError, match=f"^{field}: {value!r} is not allowed"):
+        CGSettings(**{field: value})

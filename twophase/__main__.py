@@ -1,0 +1,129 @@
+"""The command line: `python -m twophase report | run | download`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from twophase.errors import InputError, TwoPhaseError
+
+EXIT_USER_ERROR = 2
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line that names the argument, the value and what is allowed."""
+
+    def error(self, message: str) -> None:
+        raise TwoPhaseError(message)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `command` to the function that carries it out."""
+    parser = OneLineParser(prog="twophase", description="Adam, then conjugate gradient.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
+    _add_report(commands)
+    _add_run(commands)
+    _add_download(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command; what a user can mend is one line on stderr and exit code 2."""
+    try:
+        options = build_parser().parse_args(arguments)
+        options.command(options)
+    except TwoPhaseError as error:
+        print(f"twophase: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"twophase: error: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("twophase: interrupted; nothing finished was changed", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("report", help="execute the notebooks, write HTML reports")
+    parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
+    parser.add_argument("--out", type=Path, default=None, help="folder; default: reports/")
+    parser.add_argument("--notebooks", nargs="*", default=None, help="their numbers; default: all")
+    parser.set_defaults(command=_report)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from twophase import report
+
+    index = report.build(options.preset, options.out, options.notebooks)
+    print(f"reports: {index}")
+
+
+def _add_run(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("run", help="train one model; leave a folder with its history")
+    numbers = {
+        "epochs": int,
+        "seed": int,
+        "swap_epoch": int,
+        "factor": float,
+        "batch_size": int,
+        "learning_rate": float,
+        "tolerance": float,
+        "restart_every": int,
+        "train_examples": int,
+    }
+    from twophase.config import RunConfig
+
+    for field in fields(RunConfig):
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=_number(field.name, numbers[field.name]) if field.name in numbers else str,
+            default=field.default,
+            help=f"default: {field.default}",
+        )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--data", type=Path, default=None, help="data folder")
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from twophase.config import RunConfig
+    from twophase.runs import run
+
+    config = RunConfig(**{f.name: getattr(options, f.name) for f in fields(RunConfig)})
+    summary = run(config, options.out, options.data, options.device)
+    print(
+        f"{summary['status']} after {summary['epochs']} epochs and {summary['passes']} passes: "
+        f"train loss {summary['train_loss']:.4g}, {options.out / 'summary.json'}"
+    )
+
+
+def _add_download(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("download", help="fetch a data set, or mend a damaged one")
+    parser.add_argument("dataset", help="mnist, fashion-mnist, cifar10 or cifar100")
+    parser.add_argument("--data", type=Path, default=None, help="data folder")
+    parser.set_defaults(command=_download)
+
+
+def _download(options: argparse.Namespace) -> None:
+    from twophase import data
+
+    data.download(options.dataset, options.data)
+
+
+def _number(name: str, kind: type):
+    def parse(text: str) -> int | float:
+        try:
+            return kind(text)
+        except ValueError:
+            allowed = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(str(InputError(name, text, allowed))) from None
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

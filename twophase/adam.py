@@ -1,0 +1,83 @@
+"""Phase 1: mini-batch Adam over data that stays on the device."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from twophase.errors import check_integer, check_number
+from twophase.objective import Loss
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """Settings of the Adam phase.
+
+    Parameters
+    ----------
+    learning_rate: above 0. Default 1e-3, torch's default; the paper does not print its own.
+    batch_size: examples per mini-batch, at least 1. Default 512, the paper's choice (section 4).
+    betas, eps: of Adam (Kingma and Ba, 2015), torch's defaults.
+
+    Raises `InputError` for values out of range.
+
+    >>> AdamSettings(batch_size=0)
+    Traceback (most recent call last):
+    twophase.errors.InputError: batch_size: 0 is not allowed; use a whole number of at least 1
+    """
+
+    learning_rate: float = 1e-3
+    batch_size: int = 512
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_integer("batch_size", self.batch_size, 1)
+        for beta in self.betas:
+            check_number("betas", beta, minimum=0, below=1)
+        check_number("eps", self.eps, above=0)
+
+
+class Adam:
+    """torch's Adam (fused on CUDA) and the shuffled epochs that it trains on.
+
+    Each epoch draws one permutation of the K examples from `generator` (on the CPU, so that CPU
+    and GPU see the same order) and takes consecutive batches of it, the last one shorter. Nothing
+    waits for the device inside an epoch.
+
+    >>> model, inputs = nn.Linear(1, 1), torch.ones(8, 1)
+    >>> adam = Adam(model, nn.functional.mse_loss, AdamSettings(), torch.Generator())
+    >>> adam.epoch(inputs, 2 * inputs)
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: Loss, settings: AdamSettings, generator: torch.Generator
+    ):
+        self.model, self.loss = model, loss
+        self.batch_size = settings.batch_size
+        self.generator = generator
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            parameters,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=parameters[0].device.type == "cuda",
+        )
+
+    def epoch(self, inputs: Tensor, targets: Tensor) -> None:
+        """One pass over the examples, inputs [K, ...] and targets [K, ...]."""
+        order = torch.randperm(len(inputs), generator=self.generator).to(inputs.device)
+        for batch in order.split(self.batch_size):
+            self.optimizer.zero_grad()
+            self.loss(self.model(inputs[batch]), targets[batch]).backward()
+            self.optimizer.step()
+
+    def state_dict(self) -> dict:
+        """Adam's moments and the state of the generator."""
+        return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())

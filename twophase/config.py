@@ -1,0 +1,94 @@
+"""The configuration of a run, checked as a whole before anything starts."""
+
+from dataclasses import asdict, dataclass
+
+from twophase.adam import AdamSettings
+from twophase.cg import CGSettings
+from twophase.data import DATASETS
+from twophase.errors import InputError, check_choice, check_integer
+from twophase.line_search import resolve
+from twophase.models import MODELS
+from twophase.switch import FixedEpoch, GradientNormPeak, SwitchRule
+from twophase.training import STRATEGIES
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run: everything its history depends on, but for the device.
+
+    Args:
+        dataset, model: names in `twophase.data.DATASETS` and `twophase.models.MODELS`.
+        strategy: "adam", "cg" or "adam+cg".
+        epochs: at least 1.
+        seed: of initial weights, mini-batch order and training subset, at least 0.
+        swap_epoch: Adam epochs before CG, below `epochs`; None: Algorithm 1 with `factor` decides.
+        factor: of the peak gradient norm, in (0, 1]; the paper's gn_fact 0.9.
+        batch_size, learning_rate: of Adam; see `AdamSettings`.
+        beta, line_search, tolerance, restart_every: of CG; see `CGSettings` and
+            `twophase.line_search.LINE_SEARCHES`. A tolerance of None is the line search's own.
+        train_examples: size of a random training subset; None: all.
+
+    Raises:
+        InputError: a field is out of range; nothing has been loaded yet.
+
+    >>> RunConfig(epochs=0)
+    Traceback (most recent call last):
+    twophase.errors.InputError: epochs: 0 is not allowed; use a whole number of at least 1
+    """
+
+    dataset: str = "digits"
+    model: str = "vit-nomlp-wkewq-wvwo1"
+    strategy: str = "adam+cg"
+    epochs: int = 40
+    seed: int = 0
+    swap_epoch: int | None = None
+    factor: float = 0.9
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    beta: str = "PR+"
+    line_search: str = "golden"
+    tolerance: float | None = None
+    restart_every: int | None = None
+    train_examples: int | None = None
+
+    def __post_init__(self):
+        check_choice("dataset", self.dataset, DATASETS)
+        check_choice("model", self.model, MODELS)
+        check_choice("strategy", self.strategy, STRATEGIES)
+        check_integer("epochs", self.epochs, 1)
+        check_integer("seed", self.seed, 0)
+        if self.train_examples is not None:
+            check_integer("train_examples", self.train_examples, 1)
+        self._check_swap()
+        self.adam()
+        self.cg()
+
+    def adam(self) -> AdamSettings:
+        return AdamSettings(self.learning_rate, self.batch_size)
+
+    def cg(self) -> CGSettings:
+        return CGSettings(self.beta, resolve(self.line_search, self.tolerance), self.restart_every)
+
+    def switch(self) -> SwitchRule | None:
+        """The rule that ends the first phase; None where there is only one phase."""
+        if len(STRATEGIES[self.strategy]) == 1:
+            return None
+        if self.swap_epoch is not None:
+            return FixedEpoch(self.swap_epoch)
+        return GradientNormPeak(self.factor)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def _check_swap(self) -> None:
+        GradientNormPeak(self.factor)
+        if self.swap_epoch is None:
+            return
+        if len(STRATEGIES[self.strategy]) == 1:
+            raise InputError(
+                "swap_epoch", self.swap_epoch, f"none with strategy {self.strategy}: one phase only"
+            )
+        if check_integer("swap_epoch", self.swap_epoch, 1) >= self.epochs:
+            raise InputError(
+                "swap_epoch", self.swap_epoch, f"an epoch below the number of epochs, {self.epochs}"
+            )

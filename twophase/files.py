@@ -1,0 +1,35 @@
+"""Files that are either whole or not there."""
+
+import json
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that whatever happens there is the old file or the new one, whole.
+
+    The text goes to a temporary file beside it, which is flushed to the disk and renamed.
+
+    Raises:
+        OSError: the folder cannot be written to or the disk is full; the old file is intact.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> write_atomically(path, "whole")
+    >>> path.read_text()
+    'whole'
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file atomically, indented, in the order given."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

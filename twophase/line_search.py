@@ -1,0 +1,280 @@
+"""Line searches: the step along a descent direction, from function values alone.
+
+Every search has one signature, `search(line, first_step) -> SearchResult`, so that CG takes any.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from twophase.errors import check_choice, check_integer, check_number
+from twophase.objective import Objective
+
+GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
+GOLDEN_FRACTION = 2 - GOLDEN_RATIO
+# Numerical Recipes' GLIMIT: a parabola may extend a bracket by this factor at most.
+MAX_EXTRAPOLATION = 100.0
+# Losses that differ relatively by less than resolution to this power (1e-6 in float64) place a
+# minimum better as three points of a parabola than by comparison, which noise makes a coin toss.
+# 2/3 balances noise against the cubic term of a general function; a smaller power, a wider
+# parabola, suits the almost quadratic lines near a minimum, where it matters.
+COMPARABLE_POWER = 0.4
+# One contraction by a parabola keeps the new trial within these parts of the old one.
+CONTRACTION = (0.01, 0.5)
+# Times the resolution: a promised gain beyond this is no rounding error.
+BROKEN_PROMISE = 100.0
+
+
+class SearchStatus(StrEnum):
+    """How a line search ended; the first two come with a step, the others with step 0."""
+
+    MINIMUM = "minimum"
+    LIMIT = "evaluation limit"
+    RESOLUTION = "resolution"
+    NO_DESCENT = "no descent"
+    NOT_FINITE = "not finite"
+
+
+class SearchResult(NamedTuple):
+    """Step along the direction (0: none), the loss there, forward passes spent, and the status."""
+
+    step: float
+    value: float
+    evaluations: int
+    status: SearchStatus
+
+    @property
+    def descended(self) -> bool:
+        return self.step > 0
+
+
+class Trial(NamedTuple):
+    """A step that was tried and the loss found there (inf: not finite)."""
+
+    step: float
+    value: float
+
+
+class Line:
+    """An objective along x + step · direction, with its value and slope at step 0.
+
+    >>> from twophase.objective import FunctionObjective
+    >>> objective = FunctionObjective(lambda x: (x**2).sum())
+    >>> x = torch.ones(1, dtype=torch.float64)
+    >>> line = Line(objective, x, -2 * x, value=1.0, slope=-4.0)
+    >>> line.trial(0.5)
+    Trial(step=0.5, value=0.0)
+    """
+
+    def __init__(
+        self, objective: Objective, x: Tensor, direction: Tensor, value: float, slope: float
+    ):
+        self.objective, self.x, self.direction = objective, x, direction
+        self.start = Trial(0.0, value)
+        self.slope = slope
+        self.evaluations = 0
+
+    @property
+    def resolution(self) -> float:
+        """Absolute change of the loss that cannot be told from none at the start of the line."""
+        return self.objective.resolution * abs(self.start.value)
+
+    def comparable(self, left: Trial, middle: Trial, right: Trial) -> bool:
+        """Whether the losses of a bracket differ enough for comparisons to place the minimum."""
+        difference = max(left.value, right.value) - middle.value
+        return difference > self.objective.resolution**COMPARABLE_POWER * abs(middle.value)
+
+    def trial(self, step: float) -> Trial:
+        """The loss at a step: one forward pass."""
+        self.evaluations += 1
+        value = self.objective.value(torch.add(self.x, self.direction, alpha=step))
+        return Trial(step, value if math.isfinite(value) else math.inf)
+
+    def result(self, best: Trial, status: SearchStatus) -> SearchResult:
+        return SearchResult(best.step, best.value, self.evaluations, status)
+
+    def failure(self, status: SearchStatus) -> SearchResult:
+        return self.result(self.start, status)
+
+
+class LineSearch(Protocol):
+    """What CG asks of a line search."""
+
+    def __call__(self, line: Line, first_step: float) -> SearchResult: ...
+
+
+@dataclass(frozen=True)
+class GoldenSection:
+    """Bracket a minimum along the line, then narrow the bracket by golden section.
+
+    The bracket is three steps a < b < c with L(b) < L(a), L(b) <= L(c); it grows by the golden
+    ratio or a limited parabola, and shrinks by parabolas when the first step is too long. Golden
+    section narrows it until c − a <= 2 · tolerance · b (Press et al., Numerical Recipes in C, 2nd
+    ed., sections 10.0 and 10.1; the paper's section 4 uses it in the second phase). Where the
+    losses in the bracket get too close to compare before that, the vertex of the parabola through
+    it is the last trial. Only losses are used: a trial is one forward pass. The returned step never
+    raises the loss.
+
+    Parameters
+    ----------
+    tolerance: of the step, relative, in (0, 1). Default 1e-2: about 14 forward passes a search.
+        A tight one, 1e-4 or less, comes close to an exact search.
+    max_evaluations: bound on the forward passes of a search, at least 3; default 100, twice what
+        the tightest tolerance needs from a sensible first step.
+
+    Raises `InputError` for values out of range. Failures are data: status `no descent` (the loss
+    rises however short the step), `not finite`, or `resolution` (what the step gains is below the
+    resolution of the arithmetic).
+
+    >>> from twophase.objective import FunctionObjective
+    >>> objective = FunctionObjective(lambda x: ((x - 3) ** 2).sum() + 1)
+    >>> x = torch.zeros(1, dtype=torch.float64)
+    >>> line = Line(objective, x, torch.full_like(x, 6), value=10.0, slope=-36.0)
+    >>> result = GoldenSection(tolerance=1e-3)(line, first_step=0.1)
+    >>> f"{result.step:.2f} {result.value:.4f} {result.status}"
+    '0.50 1.0000 minimum'
+    """
+
+    tolerance: float = 1e-2
+    max_evaluations: int = 100
+
+    def __post_init__(self):
+        check_number("tolerance", self.tolerance, above=0, below=1)
+        check_integer("max_evaluations", self.max_evaluations, 3)
+
+    def __call__(self, line: Line, first_step: float) -> SearchResult:
+        trial = self._descend(line, first_step)
+        if isinstance(trial, SearchResult):
+            return trial
+        best, status = self._section(line, *self._bracket(line, *trial))
+        if line.start.value - best.value <= line.resolution:
+            return line.failure(SearchStatus.RESOLUTION)
+        return line.result(best, status)
+
+    def _descend(self, line: Line, step: float) -> tuple[Trial, Trial | None] | SearchResult:
+        """A trial below the start, and the shortest longer one that was not (None: no such)."""
+        above, trial = None, line.trial(step)
+        promised = broken = 0.0
+        while not trial.value < line.start.value:
+            broken = max(broken, promised)
+            spent = line.evaluations >= self.max_evaluations
+            if spent or abs(line.slope) * trial.step <= line.resolution:
+                return line.failure(_why_no_descent(line, trial, broken))
+            step, promised = _contraction(line, trial)
+            above, trial = trial, line.trial(step)
+        return trial, above
+
+    def _bracket(
+        self, line: Line, middle: Trial, right: Trial | None
+    ) -> tuple[Trial, Trial, Trial]:
+        """Three trials around a minimum, or as far as the bound on evaluations lets it look."""
+        left = line.start
+        if right is None:
+            right = line.trial(middle.step * (1 + GOLDEN_RATIO))
+        while right.value < middle.value and line.evaluations < self.max_evaluations:
+            step = _extrapolation(left, middle, right)
+            left, middle, right = middle, right, line.trial(step)
+        return left, middle, right
+
+    def _section(
+        self, line: Line, left: Trial, middle: Trial, right: Trial
+    ) -> tuple[Trial, SearchStatus]:
+        """Narrow the bracket; the middle is the lowest trial throughout."""
+        if right.value < middle.value:
+            return right, SearchStatus.LIMIT
+        while right.step - left.step > 2 * self.tolerance * middle.step:
+            if not line.comparable(left, middle, right):
+                return self._finish_by_parabola(line, left, middle, right), SearchStatus.MINIMUM
+            if line.evaluations >= self.max_evaluations:
+                return middle, SearchStatus.LIMIT
+            if right.step - middle.step > middle.step - left.step:
+                trial = line.trial(middle.step + GOLDEN_FRACTION * (right.step - middle.step))
+                if trial.value < middle.value:
+                    left, middle = middle, trial
+                else:
+                    right = trial
+            else:
+                trial = line.trial(middle.step - GOLDEN_FRACTION * (middle.step - left.step))
+                if trial.value < middle.value:
+                    middle, right = trial, middle
+                else:
+                    left = trial
+        return middle, SearchStatus.MINIMUM
+
+    def _finish_by_parabola(self, line: Line, left: Trial, middle: Trial, right: Trial) -> Trial:
+        """The vertex of the parabola through the bracket, unless its loss is clearly higher."""
+        vertex = _vertex(left, middle, right)
+        if vertex is None or line.evaluations >= self.max_evaluations:
+            return middle
+        trial = line.trial(vertex)
+        return trial if trial.value <= middle.value + line.resolution else middle
+
+
+def _why_no_descent(line: Line, trial: Trial, broken: float) -> SearchStatus:
+    """The status after a last trial that was not below the start.
+
+    A smooth loss keeps the gain that a parabola promises, unless that is below the resolution; a
+    promise broken far above it means that the slope is not that of this loss.
+    """
+    if math.isinf(trial.value):
+        return SearchStatus.NOT_FINITE
+    if broken > BROKEN_PROMISE * line.resolution:
+        return SearchStatus.NO_DESCENT
+    return SearchStatus.RESOLUTION
+
+
+def _contraction(line: Line, trial: Trial) -> tuple[float, float]:
+    """A shorter step, and the gain promised there.
+
+    It is the vertex of the parabola through the start, its slope and the trial, within bounds.
+    """
+    low, high = CONTRACTION
+    excess = trial.value - line.start.value - line.slope * trial.step
+    part = -line.slope * trial.step / (2 * excess) if excess > 0 else 0.0
+    step = trial.step * min(max(part, low), high)
+    return step, abs(line.slope) * step / 2 if part >= low else 0.0
+
+
+def _extrapolation(left: Trial, middle: Trial, right: Trial) -> float:
+    """Longer step: the vertex of the parabola through three descending trials, within bounds."""
+    width = right.step - middle.step
+    shortest = right.step + GOLDEN_RATIO * width
+    vertex = _vertex(left, middle, right)
+    if vertex is None:
+        return shortest
+    return min(max(vertex, shortest), right.step + MAX_EXTRAPOLATION * width)
+
+
+def _vertex(left: Trial, middle: Trial, right: Trial) -> float | None:
+    """Step at the minimum of the parabola through three trials; None if it has no minimum."""
+    slope_left = (middle.value - left.value) / (middle.step - left.step)
+    slope_right = (right.value - middle.value) / (right.step - middle.step)
+    curvature = (slope_right - slope_left) / (right.step - left.step)
+    if not 0 < curvature < math.inf:
+        return None
+    return (middle.step + right.step) / 2 - slope_right / (2 * curvature)
+
+
+LINE_SEARCHES = {
+    # The paper names golden section but not its tolerance; 1e-2 is what an inexact search needs.
+    "golden": GoldenSection(tolerance=1e-2),
+    # As exact as losses allow: the last trial is always that of the parabola.
+    "golden-tight": GoldenSection(tolerance=1e-8),
+}
+
+
+def resolve(line_search: str | LineSearch, tolerance: float | None = None) -> LineSearch:
+    """A line search from its name, with another tolerance where one is given.
+
+    Raises `InputError` for an unknown name or a tolerance out of range.
+
+    >>> resolve("golden", tolerance=1e-3)
+    GoldenSection(tolerance=0.001, max_evaluations=100)
+    """
+    if isinstance(line_search, str):
+        line_search = LINE_SEARCHES[check_choice("line_search", line_search, LINE_SEARCHES)]
+    return line_search if tolerance is None else replace(line_search, tolerance=tolerance)

@@ -1,0 +1,22 @@
+"""Training losses: functions of a batch's outputs and targets, averaged over the batch."""
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error against one-hot targets, averaged over examples and classes.
+
+    L = (1/(B·M)) Σ_b Σ_m (outputs[b, m] − [targets[b] = m])², the loss of all the paper's
+    experiments (section 5); with softmax outputs it lies between 0 and 2/M.
+
+    Parameters: `outputs` [B, M]; `targets` class labels [B] (int64), or real targets [B, M].
+    Returns a scalar tensor of the outputs' dtype.
+
+    >>> import torch
+    >>> mse(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    tensor(1.)
+    """
+    if not targets.is_floating_point():
+        targets = functional.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+    return functional.mse_loss(outputs, targets)

@@ -1,0 +1,263 @@
+"""The networks of the paper: four small vision transformers and one VGG-style convolution net.
+
+Sizes are fixed by the overdetermination Q = K M / P that the paper prints for every network and
+data set: with the sizes below all 15 values come out to every printed digit. `_BUILDERS` is the
+registry: a further model is one function (channels, classes) -> nn.Module and one entry.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from twophase.errors import check_choice, check_integer
+
+IMAGE_SIZE = 32
+_PATCH, _WIDTH, _LAYERS, _HEADS = 8, 64, 3, 4
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Scaled dot-product attention [B, T, width] -> [B, T, width], the width split over heads."""
+    split = (t.unflatten(-1, (_HEADS, -1)).transpose(1, 2) for t in (queries, keys, values))
+    return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention without biases.
+
+        softmax(X W_q (X W_k)^T / sqrt(d)) X W_v per head of size d, then W_o
+
+    Maps [B, T, 64] to [B, T, 64]; four 64 x 64 matrices. Source: Vaswani et al., 2017.
+
+    >>> SelfAttention()(torch.zeros(2, 17, 64)).shape
+    torch.Size([2, 17, 64])
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value, self.output = (
+            nn.Linear(_WIDTH, _WIDTH, bias=False) for _ in range(4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(_attend(self.query(x), self.key(x), self.value(x)))
+
+
+class SharedKeySelfAttention(nn.Module):
+    """Self-attention in which one matrix makes both keys and queries, W_k = W_q.
+
+        softmax(X W_q (X W_q)^T / sqrt(d)) X W_v per head of size d, then W_o
+
+    Maps [B, T, 64] to [B, T, 64]; three 64 x 64 matrices. Source: the paper's "wkewq".
+
+    >>> parameter_count(SharedKeySelfAttention()) == 3 * 64 * 64
+    True
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.value, self.output = (
+            nn.Linear(_WIDTH, _WIDTH, bias=False) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.query(x)
+        return self.output(_attend(queries, queries, self.value(x)))
+
+
+class SharedKeyTokenAttention(nn.Module):
+    """Self-attention with W_k = W_q whose values are the tokens themselves: no W_v, no W_o.
+
+        softmax(X W_q (X W_q)^T / sqrt(d)) X_h for head h, the d columns X_h of X
+
+    Maps [B, T, 64] to [B, T, 64]; one 64 x 64 matrix. Source: the paper's "wkewq-wvwo1".
+
+    >>> parameter_count(SharedKeyTokenAttention()) == 64 * 64
+    True
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Linear(_WIDTH, _WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.query(x)
+        return _attend(queries, queries, x)
+
+
+class EncoderLayer(nn.Module):
+    """A transformer layer of attention followed by a multilayer perceptron (MLP), pre-norm.
+
+        y = x + attention(norm1(x));  layer(x) = y + mlp(norm2(y)),  mlp: 64 -> 256 -> gelu -> 64
+
+    Maps [B, T, 64] to [B, T, 64]. Source: Dosovitskiy et al., 2021.
+
+    >>> EncoderLayer(SelfAttention())(torch.zeros(2, 17, 64)).shape
+    torch.Size([2, 17, 64])
+    """
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(_WIDTH), nn.LayerNorm(_WIDTH)
+        self.attention = attention
+        self.mlp = nn.Sequential(
+            nn.Linear(_WIDTH, 4 * _WIDTH), nn.GELU(), nn.Linear(4 * _WIDTH, _WIDTH)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class AttentionLayer(nn.Module):
+    """A transformer layer without MLP.
+
+        layer(x) = norm2(x + attention(norm1(x)))
+
+    The paper prints no formula, but the parameter counts behind its Table 1 demand two LayerNorms
+    per layer with and without MLP. The second one has nothing left to feed, so here it
+    normalises what the layer hands on. Maps [B, T, 64] to [B, T, 64].
+
+    >>> parameter_count(AttentionLayer(SelfAttention())) == 4 * 64 * 64 + 2 * 2 * 64
+    True
+    """
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(_WIDTH), nn.LayerNorm(_WIDTH)
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm2(x + self.attention(self.norm1(x)))
+
+
+def sinusoidal_positions(length: int, width: int) -> Tensor:
+    """The fixed positional encoding of Vaswani et al., 2017, a tensor [length, width].
+
+        P[t, 2i] = sin(t / 10000^(2i / width)),  P[t, 2i + 1] = cos(t / 10000^(2i / width))
+
+    `width` is even; the numbers are computed in float64 and returned in the default dtype.
+
+    >>> sinusoidal_positions(2, 4)
+    tensor([[0.0000, 1.0000, 0.0000, 1.0000], [0.8415, 0.5403, 0.0100, 0.9999]])
+    """
+    time = torch.arange(length, dtype=torch.float64)[:, None]
+    angles = time * torch.exp(torch.arange(0, width, 2).double() * (-math.log(10000) / width))
+    return torch.stack((angles.sin(), angles.cos()), -1).flatten(1).to(torch.get_default_dtype())
+
+
+class VisionTransformer(nn.Module):
+    """A vision transformer that returns class probabilities.
+
+    The 16 patches of 8 x 8 pixels and a learned class token, 17 tokens of width 64, pass three
+    layers; softmax of a linear map of the class token gives the probabilities. `layer` makes one
+    layer. The positional encoding is sinusoidal and not trained. Maps [B, channels, 32, 32] to
+    [B, classes]. Source: Dosovitskiy et al., 2021, with the sizes that the paper's Q demands.
+
+    >>> network = VisionTransformer(1, 10, lambda: AttentionLayer(SharedKeyTokenAttention()))
+    >>> network(torch.zeros(5, 1, 32, 32)).shape
+    torch.Size([5, 10])
+    """
+
+    def __init__(self, channels: int, classes: int, layer: Callable[[], nn.Module]):
+        super().__init__()
+        tokens = 1 + (IMAGE_SIZE // _PATCH) ** 2
+        self.embedding = nn.Linear(channels * _PATCH**2, _WIDTH)
+        self.class_token = nn.Parameter(0.02 * torch.randn(_WIDTH))
+        self.register_buffer("positions", sinusoidal_positions(tokens, _WIDTH))
+        self.layers = nn.Sequential(*(layer() for _ in range(_LAYERS)))
+        self.head = nn.Linear(_WIDTH, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = images.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH))
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        class_token = self.class_token.expand(len(images), 1, -1)
+        tokens = torch.cat((class_token, self.embedding(patches)), 1) + self.positions
+        return self.head(self.layers(tokens)[:, 0]).softmax(-1)
+
+
+def _vit(
+    layer: type[nn.Module], attention: type[nn.Module], channels: int, classes: int
+) -> nn.Module:
+    return VisionTransformer(channels, classes, lambda: layer(attention()))
+
+
+def _vgg5(channels: int, classes: int) -> nn.Module:
+    def block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+        return nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+
+    return nn.Sequential(
+        *block(channels, 32),
+        *block(32, 64),
+        *block(64, 64),
+        nn.Flatten(),
+        nn.Linear(64 * (IMAGE_SIZE // 8) ** 2, 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+        nn.Softmax(-1),
+    )
+
+
+_BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "vit-mlp": partial(_vit, EncoderLayer, SelfAttention),
+    "vit-nomlp": partial(_vit, AttentionLayer, SelfAttention),
+    "vit-nomlp-wkewq": partial(_vit, AttentionLayer, SharedKeySelfAttention),
+    "vit-nomlp-wkewq-wvwo1": partial(_vit, AttentionLayer, SharedKeyTokenAttention),
+    "vgg5-max-relu": _vgg5,
+}
+
+MODELS = tuple(_BUILDERS)
+
+
+def build(name: str, channels: int, classes: int, seed: int) -> nn.Module:
+    """Return a freshly initialised network of the paper.
+
+    `name` is one of `MODELS`; the network maps images [B, channels, 32, 32] to probabilities
+    [B, classes]: MNIST has 1 channel and 10 classes, CIFAR 3 channels and 10 or 100. The same
+    `seed` gives the same float32 weights on the CPU, and torch's global random numbers stay as
+    they were. Weights follow PyTorch's defaults, the class token is normal with deviation 0.02.
+
+    Raises `InputError` for an unknown name, fewer than 1 channel or 2 classes, a negative seed.
+
+    >>> network = build("vit-nomlp-wkewq-wvwo1", channels=1, classes=10, seed=0)
+    >>> network(torch.zeros(5, 1, 32, 32)).shape
+    torch.Size([5, 10])
+    """
+    builder = _BUILDERS[check_choice("model", name, MODELS)]
+    check_integer("channels", channels, 1)
+    check_integer("classes", classes, 2)
+    check_integer("seed", seed, 0)
+    # Only the CPU's generator is saved, seeded and used: torch.manual_seed would reseed GPUs too.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        return builder(channels, classes)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return P, the number of trainable parameters.
+
+    >>> parameter_count(build("vit-mlp", channels=1, classes=10, seed=0))
+    154058
+    """
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def overdetermination(examples: int, outputs: int, parameters: int) -> float:
+    """Return Q, the number of constraints per trainable parameter.
+
+        Q = K M / P
+
+    with K training examples, M outputs and P parameters; below 1 there are infinitely many
+    solutions, most of which do not generalise. Source: the paper's equation 7. Raises
+    `InputError` if an argument is not a whole number of at least 1.
+
+    >>> round(overdetermination(examples=60000, outputs=10, parameters=154058), 1)
+    3.9
+    """
+    check_integer("examples", examples, 1)
+    check_integer("outputs", outputs, 1)
+    check_integer("parameters", parameters, 1)
+    return examples * outputs / parameters

@@ -1,0 +1,395 @@
+"""A loss as a function of ONE flat parameter vector: all that CG and line search ever see."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from twophase.errors import InputError, NonFiniteError, check_integer
+
+Closure = Callable[[], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Passes:
+    """Work done, in sweeps over the training set: a forward pass is 1, a backward pass 2 more.
+
+    >>> Passes(forward=14, backward=1).total
+    16
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.forward + 2 * self.backward
+
+
+class Point(NamedTuple):
+    """A parameter vector with the loss and the gradient there."""
+
+    x: Tensor
+    value: float
+    gradient: Tensor
+
+
+class Objective(Protocol):
+    """What the second phase minimises; toys, closures and data sets differ only behind it.
+
+    `resolution` is the relative change of the value below which two values cannot be told apart.
+    """
+
+    passes: Passes
+    resolution: float
+
+    def value(self, x: Tensor) -> float: ...
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]: ...
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """Inner product of two flat vectors, in float64 so that small float32 gradients keep theirs.
+
+    >>> dot(torch.tensor([1e-25]), torch.tensor([1e-25])) > 0
+    True
+    """
+    return torch.dot(a.double(), b.double()).item()
+
+
+def norm(a: Tensor) -> float:
+    """Euclidean norm of a flat vector, in float64."""
+    return dot(a, a) ** 0.5
+
+
+def round_off(dtype: torch.dtype) -> float:
+    """Relative change that a value computed and returned in `dtype` can resolve (4 ulp)."""
+    return 4 * torch.finfo(dtype).eps
+
+
+class ParameterVector:
+    """The parameters of a model as one flat vector of length P, to read and to write.
+
+    Parameters that do not require a gradient stay as they are. Raises `InputError` when no
+    parameter is left, when dtypes or devices are mixed, or when the dtype is neither float32 nor
+    float64 (a line search cannot resolve a minimum in half precision).
+
+    >>> vector = ParameterVector(nn.Linear(3, 2).parameters())
+    >>> vector.read().shape
+    torch.Size([8])
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]):
+        self.parameters = [p for p in parameters if p.requires_grad]
+        if not self.parameters:
+            raise InputError("params", [], "at least one parameter that requires a gradient")
+        kinds = sorted({f"{p.dtype} on {p.device}" for p in self.parameters})
+        if len(kinds) > 1:
+            raise InputError("params", ", ".join(kinds), "parameters of one dtype on one device")
+        if self.parameters[0].dtype not in (torch.float32, torch.float64):
+            raise InputError("params", kinds[0], "parameters in float32 or float64")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parameters[0].dtype
+
+    def read(self) -> Tensor:
+        """A copy of the parameters, shape [P]."""
+        return torch.cat([p.detach().reshape(-1) for p in self.parameters])
+
+    @torch.no_grad()
+    def write(self, x: Tensor) -> None:
+        """Set the parameters to the vector `x`, shape [P]."""
+        for parameter, part in zip(self.parameters, self._split(x), strict=True):
+            parameter.copy_(part.view_as(parameter))
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """Gradient of a scalar, shape [P]; zero where the scalar does not depend on a parameter."""
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return torch.cat(
+            [
+                torch.zeros_like(p).reshape(-1) if g is None else g.to_dense().reshape(-1)
+                for p, g in zip(self.parameters, gradients, strict=True)
+            ]
+        )
+
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(x, [p.numel() for p in self.parameters])
+
+
+class FunctionObjective:
+    """A differentiable function of a vector, such as the toys, as an objective.
+
+    >>> objective = FunctionObjective(lambda x: (x**2).sum())
+    >>> objective.value_and_gradient(torch.tensor([3.0], dtype=torch.float64))
+    (9.0, tensor([6.], dtype=torch.float64))
+    >>> objective.passes.total
+    3
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        self.function = function
+        self.passes = Passes()
+        self.resolution = round_off(torch.float64)
+
+    @torch.no_grad()
+    def value(self, x: Tensor) -> float:
+        self.passes.forward += 1
+        return self.function(x).item()
+
+    @torch.enable_grad()
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        self.passes.forward += 1
+        self.passes.backward += 1
+        leaf = x.detach().requires_grad_()
+        value = self.function(leaf)
+        (gradient,) = torch.autograd.grad(value, leaf)
+        return value.item(), gradient
+
+
+class ClosureObjective:
+    """A torch closure that computes and returns the loss, and does NOT call backward.
+
+    Its resolution follows from the dtype of the loss that the closure returns, at best that of
+    the parameters.
+    """
+
+    def __init__(self, vector: ParameterVector, closure: Closure):
+        self.vector = vector
+        self.closure = closure
+        self.passes = Passes()
+        self.resolution = round_off(vector.dtype)
+
+    @torch.no_grad()
+    def value(self, x: Tensor) -> float:
+        self.passes.forward += 1
+        self.vector.write(x)
+        return self._loss().item()
+
+    @torch.enable_grad()
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        self.passes.forward += 1
+        self.passes.backward += 1
+        self.vector.write(x)
+        loss = self._loss()
+        if not loss.requires_grad:
+            raise InputError(
+                "closure", "a loss without a graph", "a loss computed from the parameters"
+            )
+        try:
+            return loss.item(), self.vector.gradient(loss)
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise InputError(
+                "closure", "one that calls backward", "one that only returns the loss"
+            ) from error
+
+    def _loss(self) -> Tensor:
+        loss = self.closure()
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError("closure", kind, "a closure that returns the loss as a scalar tensor")
+        self.resolution = max(round_off(loss.dtype), round_off(self.vector.dtype))
+        return loss.reshape(())
+
+
+class Score(NamedTuple):
+    """Mean loss over a set, and the share of examples classified correctly (None: no classes)."""
+
+    loss: float
+    accuracy: float | None
+
+
+class FullBatch:
+    """The mean loss of a model over a whole data set, evaluated in chunks.
+
+    L(x) = (1/K) Σ_k loss(model_x(input_k), target_k). The model's outputs are converted to float64
+    before the loss, and chunks are summed in float64 whatever the model's dtype: near a minimum a
+    line search compares values that differ by less than float32 resolves.
+
+    Parameters
+    ----------
+    model, loss: any `nn.Module`, and a loss with mean reduction, `loss(outputs, targets)`.
+    inputs, targets: tensors [K, ...] on the model's device.
+    chunk_size: examples per forward pass; bounds the memory, changes results by rounding only.
+
+    Raises `InputError` where `ParameterVector` does or `chunk_size` is below 1.
+
+    >>> model = nn.Linear(2, 1)
+    >>> full = FullBatch(model, nn.functional.mse_loss, torch.ones(5, 2), torch.ones(5, 1), 2)
+    >>> value, gradient = full.value_and_gradient(full.vector.read())
+    >>> gradient.shape
+    torch.Size([3])
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, chunk_size: int = 512
+    ):
+        self.model, self.loss = model, loss
+        self.inputs, self.targets = inputs, targets
+        self.chunk_size = check_integer("chunk_size", chunk_size, 1)
+        self.vector = ParameterVector(model.parameters())
+        self.passes = Passes()
+        # Noise of a float32 network along a line is far below float32's own spacing, since
+        # rounding errors average out over the examples; float64 has no such margin.
+        averaged = self.vector.dtype == torch.float32
+        self.resolution = round_off(self.vector.dtype) / (32 if averaged else 1)
+
+    def value(self, x: Tensor) -> float:
+        """Loss at `x`: one forward pass."""
+        return self._forward(x, _ignore)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """Loss and gradient at `x`: one forward and backward pass."""
+        return self._forward_backward(x, _ignore)
+
+    def score(self, x: Tensor) -> Score:
+        """Loss and accuracy at `x`: one forward pass."""
+        hits = HitCount()
+        loss = self._forward(x, hits)
+        return Score(loss, hits.share())
+
+    def measure(self, x: Tensor) -> tuple[Point, float | None]:
+        """Point and accuracy at `x`: one forward and backward pass."""
+        hits = HitCount()
+        return Point(x, *self._forward_backward(x, hits)), hits.share()
+
+    @torch.no_grad()
+    def _forward(self, x: Tensor, tally: Callable[[Tensor, Tensor], None]) -> float:
+        self.passes.forward += 1
+        self.vector.write(x)
+        return sum(part.detach() for part in self._parts(tally)).item()
+
+    @torch.enable_grad()
+    def _forward_backward(
+        self, x: Tensor, tally: Callable[[Tensor, Tensor], None]
+    ) -> tuple[float, Tensor]:
+        self.passes.forward += 1
+        self.passes.backward += 1
+        self.vector.write(x)
+        value, gradient = 0.0, torch.zeros_like(x)
+        for part in self._parts(tally):
+            gradient += self.vector.gradient(part)
+            value = value + part.detach()
+        return value.item(), gradient
+
+    def _parts(self, tally: Callable[[Tensor, Tensor], None]) -> Iterator[Tensor]:
+        """Each chunk's contribution to the mean loss, a float64 scalar."""
+        count = len(self.inputs)
+        chunks = zip(
+            self.inputs.split(self.chunk_size), self.targets.split(self.chunk_size), strict=True
+        )
+        for inputs, targets in chunks:
+            outputs = self.model(inputs)
+            tally(outputs, targets)
+            yield self.loss(_float64(outputs), _float64(targets)) * (len(inputs) / count)
+
+
+class HitCount:
+    """Counts the examples whose largest output is at the target class."""
+
+    def __init__(self):
+        self.hits: Tensor | None = None
+        self.examples = 0
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> None:
+        if targets.is_floating_point() or targets.ndim != 1:
+            return
+        hits = (outputs.detach().argmax(dim=1) == targets).sum()
+        self.hits = hits if self.hits is None else self.hits + hits
+        self.examples += len(targets)
+
+    def share(self) -> float | None:
+        return None if self.hits is None else self.hits.item() / self.examples
+
+
+def start(objective: Objective, x: Tensor) -> Point:
+    """Evaluate the first point of a CG run, after checking that the objective repeats itself.
+
+    Costs one forward pass more than a gradient. Raises `InputError` when a module with dropout or
+    BatchNorm runs in training mode or when `check_repeats` does, `NonFiniteError` when loss or
+    gradient is not finite.
+    """
+    with _reject_unrepeatable_modules():
+        point = evaluate(objective, x)
+    check_repeats(objective, point)
+    return point
+
+
+def check_repeats(objective: Objective, point: Point) -> None:
+    """Raise `InputError` when a second evaluation at a point disagrees; one forward pass."""
+    again = objective.value(point.x)
+    if not abs(again - point.value) <= 100 * objective.resolution * abs(point.value):
+        raise InputError(
+            "model",
+            f"one with the losses {point.value:.9g} and {again:.9g} at the same parameters",
+            "one that repeats itself: no dropout, no augmentation (call model.eval())",
+        )
+
+
+def evaluate(objective: Objective, x: Tensor) -> Point:
+    """Evaluate loss and gradient at `x`; raise `NonFiniteError` when they are not finite."""
+    point = Point(x, *objective.value_and_gradient(x))
+    check_finite(point.value, norm(point.gradient))
+    return point
+
+
+def check_finite(loss: float, grad_norm: float, where: str = "") -> None:
+    """Raise `NonFiniteError` unless both numbers are finite.
+
+    >>> check_finite(0.5, float("nan"), " after epoch 3")
+    Traceback (most recent call last):
+    twophase.errors.NonFiniteError: gradient norm: nan is not allowed after epoch 3; ...
+    """
+    for field, number in (("loss", loss), ("gradient norm", grad_norm)):
+        if not abs(number) < float("inf"):
+            raise NonFiniteError(
+                f"{field}: {number} is not allowed{where}; use data, initial weights and "
+                "a learning rate that keep it finite"
+            )
+
+
+@contextmanager
+def _reject_unrepeatable_modules() -> Iterator[None]:
+    """While active, raise `InputError` when a module runs whose output is not its parameters' own.
+
+    A hook on all modules sees what a closure calls, where no model is at hand to inspect.
+    """
+    handle = nn.modules.module.register_module_forward_pre_hook(_reject_if_unrepeatable)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_modules(model: nn.Module) -> None:
+    """Raise `InputError` when a module of the model is dropout or BatchNorm in training mode.
+
+    >>> check_modules(nn.Sequential(nn.Linear(2, 2), nn.Dropout()).eval())
+    """
+    for module in model.modules():
+        _reject_if_unrepeatable(module)
+
+
+def _reject_if_unrepeatable(module: nn.Module, _inputs: object = None) -> None:
+    drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    if module.training and (drops or batch_norm):
+        raise InputError(
+            "model",
+            f"{type(module).__name__} in training mode",
+            "a model without dropout and BatchNorm in training mode under CG (call model.eval())",
+        )
+
+
+def _float64(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _ignore(_outputs: Tensor, _targets: Tensor) -> None:
+    pass

@@ -1,0 +1,137 @@
+"""Conjugate gradient as a `torch.optim.Optimizer`, for any model and training code."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twophase.cg import CGSettings, Iteration, Memory, Status, iterate
+from twophase.errors import InputError
+from twophase.line_search import LineSearch, resolve
+from twophase.objective import Closure, ClosureObjective, ParameterVector, evaluate, norm, start
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did: status and message, the loss after it, the gradient norm before it.
+
+    `step_size` multiplies the direction; `evaluations` counts the forward passes of the line
+    search, `passes` all work of the step (forward 1, forward with backward 3).
+    """
+
+    status: Status
+    message: str
+    loss: float
+    gradient_norm: float
+    step_size: float
+    evaluations: int
+    passes: int
+
+
+class ConjugateGradient(torch.optim.Optimizer):
+    """Nonlinear conjugate gradient with a line search; no learning rate.
+
+    d = −g + β · d_previous over ALL parameters of all groups as one vector, then x ← x + t · d with
+    t from the line search (see `twophase.cg.iterate`; the paper's section 4). `step` takes a
+    closure that computes and returns the loss of the full batch and does NOT call backward: a
+    trial point then costs a forward pass only. The iterates do not depend on the scale of the loss
+    or on how the parameters are cut into tensors or groups.
+
+    Parameters
+    ----------
+    params: parameters or parameter groups, float32 or float64, of one dtype on one device. A group
+        is a set of parameters and takes no options: there is one direction for all of them.
+    beta: "FR", "PR" or "PR+" (default; see `CGSettings`).
+    line_search: a name in `twophase.line_search.LINE_SEARCHES` or a `LineSearch`. Default
+        "golden": golden section to a relative tolerance of 1e-2; "golden-tight" goes to 1e-8.
+    tolerance: replaces the line search's relative tolerance, in (0, 1).
+    restart_every: iterations after which the direction is steepest descent; None: only if needed.
+    zero_gradient_norm: gradient norm at or below which a step changes nothing; default 0.
+
+    Attributes: `result`, the last step's `StepResult` (None before the first).
+
+    `state_dict` holds the previous vector, gradient and direction (three vectors of length P) and
+    resumes exactly under the same constructor arguments. If the parameters were changed between
+    two steps, or a group was added, the next direction is the steepest descent.
+
+    Raises `InputError` for arguments out of range, for a closure that returns no scalar or calls
+    backward, and at the first step when the model has dropout or BatchNorm in training mode or
+    does not repeat itself; `NonFiniteError` when the loss or its gradient is not finite at the
+    start of a step. Whatever is raised, the parameters are those before the step.
+
+    >>> model = torch.nn.Linear(2, 1)
+    >>> inputs, targets = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[1.0], [2.0]])
+    >>> optimizer = ConjugateGradient(model.parameters())
+    >>> for _ in range(5):
+    ...     loss = optimizer.step(lambda: torch.nn.functional.mse_loss(model(inputs), targets))
+    >>> loss.item() < 1e-4
+    True
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        beta: str = "PR+",
+        line_search: str | LineSearch = "golden",
+        tolerance: float | None = None,
+        restart_every: int | None = None,
+        zero_gradient_norm: float = 0.0,
+    ):
+        self.settings = CGSettings(
+            beta, resolve(line_search, tolerance), restart_every, zero_gradient_norm
+        )
+        self.result: StepResult | None = None
+        super().__init__(params, defaults={})
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Add parameters to the one vector; the next direction is the steepest descent."""
+        options = sorted(set(param_group) - {"params", "param_names"})
+        if options:
+            raise InputError(
+                "params", ", ".join(options), "groups without options: one direction serves all"
+            )
+        super().add_param_group(param_group)
+        self.state.clear()
+
+    def step(self, closure: Closure) -> Tensor:
+        """One CG iteration; returns the loss AFTER it, a float64 scalar tensor.
+
+        `closure()` returns the loss as a scalar tensor and does not call backward.
+        """
+        if not callable(closure):
+            raise InputError("closure", closure, "a function that returns the loss")
+        vector = ParameterVector(p for group in self.param_groups for p in group["params"])
+        x = vector.read()
+        objective = ClosureObjective(vector, closure)
+        try:
+            iteration = self._iterate(objective, x)
+        except BaseException:
+            vector.write(x)
+            raise
+        vector.write(iteration.x)
+        return torch.tensor(iteration.value, dtype=torch.float64)
+
+    def _iterate(self, objective: ClosureObjective, x: Tensor) -> Iteration:
+        saved = self._saved()
+        point = (evaluate if saved else start)(objective, x)
+        memory = Memory(**saved["memory"]) if saved.get("memory") else None
+        if memory is not None and not torch.equal(memory.x, x):
+            memory = None
+        iteration = iterate(objective, point, memory, self.settings)
+        saved["memory"] = iteration.memory._asdict() if iteration.memory else None
+        saved["iterations"] = saved.get("iterations", 0) + 1
+        self.result = StepResult(
+            iteration.status,
+            iteration.message,
+            iteration.value,
+            norm(point.gradient),
+            iteration.step,
+            iteration.evaluations,
+            objective.passes.total,
+        )
+        return iteration
+
+    def _saved(self) -> dict:
+        """All state, kept with the first parameter as torch's own L-BFGS does."""
+        return self.state[self.param_groups[0]["params"][0]]

@@ -1,0 +1,258 @@
+"""Figures: every function draws on the axes that it is given and returns them."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+import seaborn as sns
+import torch
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from twophase.toys import FlowPath, Loss, Profile, least_eigenvalue
+
+# Okabe and Ito's colours for all kinds of colour vision, without their yellow, which is too faint
+# for lines on white; neighbours differ in lightness, too.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#000000")
+BLUE, VERMILION = COLORS[0], COLORS[4]
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 3)), (0, (3, 1)))
+CONVEX_SHADE = "#CFE3F1"
+GREY = "#666666"
+
+# pixels at 100 dots per inch: 900 is the width of a page of the report
+WIDE = 9.0
+
+
+def use_style() -> None:
+    """Set the style of every figure: ticks without a grid, sans serif, text of 10 points and more.
+
+    Lines differ by colour AND dash by default, so that they can be told apart in grey, too.
+
+    >>> from matplotlib import pyplot as plt
+    >>> with plt.rc_context():
+    ...     use_style()
+    ...     plt.rcParams["font.size"]
+    11.0
+    """
+    sns.set_theme(
+        style="ticks",
+        font="DejaVu Sans",
+        rc={
+            "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=DASHES),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.linewidth": 0.8,
+            "axes.labelsize": 11,
+            "axes.titlesize": 11,
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 100,
+            "figure.figsize": (WIDE, 4.0),
+            "font.size": 11,
+            "legend.fontsize": 10,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "xtick.labelsize": 10,
+            "xtick.major.size": 4,
+            "xtick.major.width": 0.8,
+            "ytick.labelsize": 10,
+            "ytick.major.size": 4,
+            "ytick.major.width": 0.8,
+        },
+    )
+
+
+# ---- the toys: convex and non-convex regions ----------------------------------------------------
+
+
+def convexity_curve(
+    ax: Axes, x: Tensor, y: Tensor, convex: Tensor, color: str, marker: str = "", label: str = ""
+) -> Axes:
+    """Draw a curve: its convex parts as a thick solid line, the others thin and dashed.
+
+    Args:
+        ax: axes to draw on.
+        x, y: the curve, shape [n].
+        convex: where the loss is convex, shape [n], bool.
+        color: of the whole curve.
+        marker: set at a few points, to tell curves apart without colour.
+        label: in the legend; `convexity_legend` explains the line styles.
+
+    >>> from matplotlib.figure import Figure
+    >>> ax = Figure().subplots()
+    >>> x = np.array([0.0, 1.0, 2.0])
+    >>> ax = convexity_curve(ax, x, x**2, x < 1.5, color="black", label="loss")
+    >>> [line.get_linestyle() for line in ax.lines]
+    ['-', '--', 'None']
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    first = 0
+    for inside, group in groupby(np.asarray(convex).tolist()):
+        last = first + len(list(group))
+        # one point more, so that neighbouring parts touch
+        ax.plot(x[first : last + 1], y[first : last + 1], color=color, **_line(inside))
+        first = last
+    spacing = {"marker": marker, "markersize": 6, "markevery": 0.1}
+    ax.plot(x, y, linestyle="none", color=color, label=label, **spacing)
+    return ax
+
+
+def convexity_legend(ax: Axes, **kwargs) -> Axes:
+    """Add a legend: the labelled curves of `convexity_curve`, and what the line styles mean.
+
+    Args:
+        ax: axes with labelled curves.
+        **kwargs: passed on to `Axes.legend`.
+    """
+    curves, labels = ax.get_legend_handles_labels()
+    styles = [Line2D([], [], color="black", **_line(inside)) for inside in (True, False)]
+    ax.legend([*curves, *styles], [*labels, "convex", "not convex"], **kwargs)
+    return ax
+
+
+def profile_losses(ax: Axes, profiles: Sequence[Profile], labels: Sequence[str]) -> Axes:
+    """Draw losses over one parameter, with their convex parts and their minima (Figure 1).
+
+    Args:
+        ax: axes to draw on.
+        profiles: one for each curve, at most seven.
+        labels: of the curves, in the same order.
+    """
+    for profile, label, color, marker in zip(profiles, labels, COLORS, MARKERS, strict=False):
+        convexity_curve(ax, profile.x, profile.loss, profile.convex, color, marker, label)
+    _minima(ax, profiles, label="minimum")
+    ax.set(xlabel="scaling parameter $p$", ylabel="loss $L(p)$")
+    return ax
+
+
+def profile_grad_norms(ax: Axes, branches: Sequence[Profile], labels: Sequence[str]) -> Axes:
+    """Draw the gradient norm over the loss along branches of losses (Figure 2).
+
+    A descent runs from right to left.
+
+    Args:
+        ax: axes to draw on.
+        branches: from `Profile.branch`, at most seven.
+        labels: of the curves, in the same order.
+    """
+    for branch, label, color, marker in zip(branches, labels, COLORS, MARKERS, strict=False):
+        convexity_curve(ax, branch.loss, branch.grad_norm, branch.convex, color, marker, label)
+    ax.set(xlabel="loss $L$ (descent: right to left)", ylabel="gradient norm $|dL/dp|$")
+    return ax
+
+
+def profile_regions(ax: Axes, profile: Profile) -> Axes:
+    """Draw one loss over x, its convex regions shaded and its minima marked (Figure 4).
+
+    Args:
+        ax: axes to draw on.
+        profile: of the loss.
+    """
+    for index, (lower, upper) in enumerate(profile.convex_regions):
+        label = "convex region" if index == 0 else None
+        ax.axvspan(lower, upper, facecolor=CONVEX_SHADE, edgecolor=BLUE, label=label)
+    ax.plot(profile.x, profile.loss, color="black", linestyle="-", label="loss")
+    _minima(ax, [profile], label="local minimum")
+    ax.set(xlabel="parameter $x$", ylabel="loss $L(x)$")
+    return ax
+
+
+def level_curves(
+    ax: Axes, loss: Loss, half_width: float, levels: Sequence[float], points: int = 121
+) -> Axes:
+    """Draw level curves of a loss over two parameters around the origin; shade where it is convex.
+
+    Args:
+        ax: axes to draw on.
+        loss: from w of shape [..., 2] to L of shape [...].
+        half_width: both parameters go from minus this to plus this.
+        levels: losses to draw, ascending; evenly spaced ones show the gradient norm as density.
+        points: of the grid along each axis.
+    """
+    ticks = torch.linspace(-half_width, half_width, points, dtype=torch.float64)
+    grid = torch.cartesian_prod(ticks, ticks)
+    # the first factor of the product is the vertical axis of a contour plot's array
+    across = grid.flip(1)
+    curvature = least_eigenvalue(loss, across).reshape(points, points).numpy()
+    losses = loss(across).reshape(points, points).numpy()
+    if curvature.max() > 0:
+        ax.contourf(ticks, ticks, curvature, levels=[0, curvature.max()], colors=[CONVEX_SHADE])
+    ax.contour(ticks, ticks, losses, levels=levels, colors=GREY, linewidths=0.8)
+    ax.set(xlabel="parameter $w_1$", ylabel="parameter $w_2$", aspect="equal")
+    ax.locator_params(nbins=5)
+    return ax
+
+
+def flow_path(ax: Axes, path: FlowPath) -> Axes:
+    """Draw a descent path over two parameters, with the points that `flow_grad_norm` marks, too.
+
+    Args:
+        ax: axes to draw on, for example with `level_curves`.
+        path: over two parameters.
+    """
+    w1, w2 = path.points.T
+    convexity_curve(ax, w1, w2, path.convex, VERMILION)
+    return _milestones(ax, path, w1, w2)
+
+
+def flow_grad_norm(ax: Axes, path: FlowPath) -> Axes:
+    """Draw the gradient norm along a descent path over the length of the path.
+
+    Args:
+        ax: axes to draw on.
+        path: over any number of parameters.
+    """
+    convexity_curve(ax, path.length, path.grad_norm, path.convex, VERMILION)
+    _milestones(ax, path, path.length, path.grad_norm)
+    ax.set(xlabel="length of the path from its start", ylabel=r"gradient norm $\|g\|$")
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def flow_curvatures(ax: Axes, path: FlowPath) -> Axes:
+    """Draw the curvature along the gradient and the Hessian's least eigenvalue along a path.
+
+    The first is minus the slope of the curve that `flow_grad_norm` draws; the loss is convex where
+    the second is positive.
+
+    Args:
+        ax: axes to draw on.
+        path: over any number of parameters.
+    """
+    ax.axhline(0, color=GREY, linestyle="-", linewidth=0.8)
+    along, least = path.curvature_along_gradient, path.least_eigenvalue
+    ax.plot(path.length, along, color=BLUE, linestyle="-", label="along the gradient")
+    ax.plot(path.length, least, color=VERMILION, linestyle=":", label="least eigenvalue")
+    ax.set(xlabel="length of the path from its start", ylabel="curvature")
+    return ax
+
+
+def _line(convex: bool) -> dict[str, object]:
+    return {"linestyle": "-", "linewidth": 2.8} if convex else {"linestyle": "--", "linewidth": 1.3}
+
+
+def _minima(ax: Axes, profiles: Sequence[Profile], label: str) -> None:
+    points = [(at, np.interp(at, p.x, p.loss)) for p in profiles for at in p.minima]
+    if points:
+        _mark(ax, *zip(*points, strict=True), marker="*", face="white", size=11, label=label)
+
+
+def _milestones(ax: Axes, path: FlowPath, x: Tensor, y: Tensor) -> Axes:
+    marks = [
+        ("start", 0, "o", "white", 8),
+        ("largest gradient norm", path.peak, "D", "white", 8),
+        ("entry into the convex region", path.convex_entry, "s", "black", 7),
+        ("end, near the minimum", len(x) - 1, "*", "white", 13),
+    ]
+    for label, index, marker, face, size in marks:
+        # a path that ends before the convex region has no entry
+        if index < len(x):
+            _mark(ax, x[index], y[index], marker, face, size, label)
+    return ax
+
+
+def _mark(ax: Axes, x: object, y: object, marker: str, face: str, size: float, label: str) -> None:
+    edge = {"markeredgecolor": "black", "markerfacecolor": face, "markersize": size}
+    ax.plot(x, y, ls="none", marker=marker, zorder=5, clip_on=False, label=label, **edge)

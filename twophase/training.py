@@ -1,0 +1,458 @@
+"""The two-phase loop: Adam, the switch, then CG; one record per epoch.
+
+The loop knows phases only by what `Phase` promises, so that another optimizer, another line search
+or another switch rule changes nothing here.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import NamedTuple, Protocol
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from twophase.adam import Adam, AdamSettings
+from twophase.cg import CGSettings, Memory, Status, iterate
+from twophase.data import Dataset, Examples
+from twophase.device import clock, resolve_device
+from twophase.errors import InputError, check_choice, check_integer
+from twophase.losses import mse
+from twophase.objective import (
+    FullBatch,
+    Loss,
+    Point,
+    check_finite,
+    check_modules,
+    check_repeats,
+    norm,
+)
+from twophase.progress import track
+from twophase.switch import FixedEpoch, GradientNormPeak, SwitchRule
+
+# Full-batch loss and gradient: a forward pass counts 1, a backward pass 2.
+GRADIENT_PASSES = 3
+
+STRATEGIES: dict[str, tuple[str, ...]] = {
+    "adam": ("adam",),
+    "cg": ("cg",),
+    "adam+cg": ("adam", "cg"),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One epoch: an Adam epoch is a sweep of mini-batches, a CG epoch is one iteration.
+
+    Losses, accuracies (share in 0..1, None without classes) and the gradient norm (loss per unit
+    of parameter, of the full training loss) are those at the end of the epoch. `passes` counts the
+    epoch's optimisation in sweeps over the training set (forward 1, forward with backward 3), and
+    `seconds` its wall time; `monitor_passes` counts what was spent on the training set beyond that
+    to fill the record, above all Adam's gradient norm. `step_size` and `evaluations` are the line
+    search's. `note` says why a phase ended.
+    """
+
+    epoch: int
+    phase: str
+    train_loss: float
+    train_accuracy: float | None
+    validation_loss: float | None
+    validation_accuracy: float | None
+    grad_norm: float
+    step_size: float | None
+    evaluations: int
+    passes: int
+    monitor_passes: int
+    seconds: float
+    note: str
+
+
+class Work(NamedTuple):
+    """What a phase did in one epoch."""
+
+    x: Tensor
+    step_size: float | None
+    evaluations: int
+    passes: int
+    monitor_passes: int
+    status: Status
+    message: str
+
+
+class Phase(Protocol):
+    """What the loop asks of an optimizer."""
+
+    def epoch(self, point: Point) -> Work:
+        """Advance from a point by one epoch."""
+        ...
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class AdamPhase:
+    """Mini-batch epochs of Adam over the objective's data."""
+
+    def __init__(self, objective: FullBatch, settings: AdamSettings, seed: int):
+        self.objective = objective
+        generator = torch.Generator().manual_seed(seed)
+        self.adam = Adam(objective.model, objective.loss, settings, generator)
+
+    def epoch(self, point: Point) -> Work:
+        self.adam.epoch(self.objective.inputs, self.objective.targets)
+        # Adam itself needs no gradient norm: that measurement is the switch rule's cost.
+        return Work(
+            self.objective.vector.read(),
+            step_size=None,
+            evaluations=0,
+            passes=GRADIENT_PASSES,
+            monitor_passes=GRADIENT_PASSES,
+            status=Status.MOVED,
+            message="",
+        )
+
+    def state_dict(self) -> dict:
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.adam.load_state_dict(state)
+
+
+class CGPhase:
+    """Full-batch CG iterations; the gradient at the end of one starts the next."""
+
+    def __init__(self, objective: FullBatch, settings: CGSettings):
+        self.objective, self.settings = objective, settings
+        self.memory: Memory | None = None
+        self.checked = False
+
+    def epoch(self, point: Point) -> Work:
+        monitor_passes = self._check(point)
+        iteration = iterate(self.objective, point, self.memory, self.settings)
+        self.memory = iteration.memory
+        return Work(
+            iteration.x,
+            iteration.step,
+            iteration.evaluations,
+            GRADIENT_PASSES + iteration.evaluations,
+            monitor_passes,
+            iteration.status,
+            iteration.message,
+        )
+
+    def _check(self, point: Point) -> int:
+        """Before the first iteration, check that the loss repeats itself; passes spent."""
+        if self.checked:
+            return 0
+        check_repeats(self.objective, point)
+        self.checked = True
+        return 1
+
+    def state_dict(self) -> dict:
+        memory = self.memory._asdict() if self.memory else None
+        return {"memory": memory, "checked": self.checked}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.memory = Memory(**state["memory"]) if state["memory"] else None
+        self.checked = state["checked"]
+
+
+class Trainer:
+    """Two-phase training, epoch by epoch; see `fit` for the arguments and errors.
+
+    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+    >>> trainer = Trainer(nn.Linear(1, 1), (inputs, 3 * inputs), strategy="cg")
+    >>> first, second = trainer.epoch(), trainer.epoch()
+    >>> second.train_loss < first.train_loss, first.phase
+    (True, 'cg')
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset | Examples | tuple[Tensor, Tensor],
+        *,
+        strategy: str = "adam+cg",
+        switch: SwitchRule | int | None = None,
+        loss: Loss = mse,
+        adam: AdamSettings | None = None,
+        cg: CGSettings | None = None,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        chunk_size: int = 512,
+    ):
+        names = STRATEGIES[check_choice("strategy", strategy, STRATEGIES)]
+        if "cg" in names:
+            check_modules(model)
+        self.device = resolve_device(device)
+        self.model = model.to(self.device)
+        train, validation = _splits(data)
+        train = train.to(self.device)
+        self.objective = FullBatch(self.model, loss, train.inputs, train.targets, chunk_size)
+        self.validation = None
+        if validation is not None:
+            validation = validation.to(self.device)
+            self.validation = FullBatch(
+                self.model, loss, validation.inputs, validation.targets, chunk_size
+            )
+        build: dict[str, Callable[[], Phase]] = {
+            "adam": lambda: AdamPhase(self.objective, adam or AdamSettings(), seed),
+            "cg": lambda: CGPhase(self.objective, cg or CGSettings()),
+        }
+        self.phases = {name: build[name]() for name in names}
+        self.names = names
+        self.rule = _rule(switch, strategy)
+        self.history: list[Record] = []
+        self.swap_epoch: int | None = None
+        self.status = Status.MOVED
+        self.message = ""
+        self._current = 0
+        self._point: Point | None = None
+        self._point_seconds = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether CG has found that it can do no more."""
+        return self.status is not Status.MOVED
+
+    def epoch(self) -> Record:
+        """Train for one epoch of the current phase and return its record.
+
+        Raises:
+            NonFiniteError: the training loss or its gradient is not finite after the epoch.
+        """
+        number, name = len(self.history) + 1, self.names[self._current]
+        if self._point is None:
+            self._measure(self.objective.vector.read(), f" before epoch {number}")
+        began = clock(self.device)
+        work = self.phases[name].epoch(self._point)
+        seconds = clock(self.device) - began
+        if name == "cg":
+            seconds += self._point_seconds  # the gradient that this iteration started from
+        self.status, self.message = work.status, work.message
+        accuracy = self._measure(work.x, f" after epoch {number} ({name})")
+        record = self._record(number, name, work, accuracy, seconds)
+        self.history.append(record)
+        return record
+
+    def state_dict(self) -> dict:
+        """Everything that the coming epochs depend on: tensors, numbers and strings only.
+
+        A trainer of another strategy that shares the epochs so far can load it and branch off.
+        """
+        return {
+            "history": [asdict(record) for record in self.history],
+            "x": self.objective.vector.read(),
+            "phases": {name: phase.state_dict() for name, phase in self.phases.items()},
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a state; the switch rule is replayed over its records.
+
+        Raises:
+            InputError: the records' phases are not those that this strategy and rule would take.
+        """
+        self.objective.vector.write(state["x"].to(self.device))
+        for name, phase in state["phases"].items():
+            if name in self.phases:
+                self.phases[name].load_state_dict(phase)
+        self.history, self.swap_epoch, self._current, self._point = [], None, 0, None
+        self.rule = self.rule and self.rule.fresh()
+        for fields in state["history"]:
+            record = Record(**fields)
+            name = self.names[self._current]
+            if record.phase != name:
+                raise InputError(
+                    "state", f"epoch {record.epoch} in phase {record.phase}", f"one in phase {name}"
+                )
+            self._switch(record.epoch, record.train_loss, record.grad_norm)
+            self.history.append(record)
+
+    def _measure(self, x: Tensor, where: str) -> float | None:
+        """Make `x` the current point; return the training accuracy there."""
+        began = clock(self.device)
+        with _evaluating(self.model):
+            self._point, accuracy = self.objective.measure(x)
+        self._point_seconds = clock(self.device) - began
+        check_finite(self._point.value, norm(self._point.gradient), where)
+        return accuracy
+
+    def _record(
+        self, number: int, name: str, work: Work, accuracy: float | None, seconds: float
+    ) -> Record:
+        loss, grad_norm = self._point.value, norm(self._point.gradient)
+        validation_loss = validation_accuracy = None
+        if self.validation is not None:
+            with _evaluating(self.model):
+                validation_loss, validation_accuracy = self.validation.score(work.x)
+        return Record(
+            number,
+            name,
+            loss,
+            accuracy,
+            validation_loss,
+            validation_accuracy,
+            grad_norm,
+            work.step_size,
+            work.evaluations,
+            work.passes,
+            work.monitor_passes,
+            seconds,
+            self._switch(number, loss, grad_norm) or (work.message if self.ended else ""),
+        )
+
+    def _switch(self, epoch: int, loss: float, grad_norm: float) -> str:
+        """Ask the rule after an epoch of the first phase; the reason if it switches."""
+        if self._current + 1 >= len(self.names):
+            return ""
+        decision = self.rule.update(loss, grad_norm)
+        if not decision.switch:
+            return ""
+        self._current += 1
+        self.swap_epoch = epoch
+        return f"switch: {decision.reason}"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The outcome of `fit`.
+
+    Attributes:
+        records: one `Record` per epoch.
+        status: "completed" when all epochs were run, else why CG ended before.
+        message: the status in a sentence.
+        swap_epoch: the last epoch of Adam before CG; None where there was no swap.
+    """
+
+    records: tuple[Record, ...]
+    status: str
+    message: str
+    swap_epoch: int | None
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The records as a table, a row per epoch."""
+        return pd.DataFrame([asdict(record) for record in self.records])
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset | Examples | tuple[Tensor, Tensor],
+    *,
+    epochs: int,
+    strategy: str = "adam+cg",
+    switch: SwitchRule | int | None = None,
+    loss: Loss = mse,
+    adam: AdamSettings | None = None,
+    cg: CGSettings | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    chunk_size: int = 512,
+    on_epoch: Callable[[Record], None] | None = None,
+) -> Fit:
+    """Train a model in two phases: Adam until the rule says switch, then CG (Algorithm 1).
+
+    The model is trained in place, in the mode (train or eval) it comes in; losses and norms are
+    measured in eval mode.
+
+    Args:
+        model: any module with float32 or float64 parameters of one dtype. A strategy with CG
+            needs one without dropout or BatchNorm in training mode.
+        data: a `Dataset` with training and validation examples, or training examples
+            (inputs [K, ...], targets [K, ...]).
+        epochs: at least 1. An Adam epoch costs 3 passes over the data, a CG epoch (one iteration)
+            3 and its line search's evaluations.
+        strategy: "adam", "cg" or "adam+cg" (the paper's Figure 6).
+        switch: a rule, or the number of Adam epochs; for "adam+cg" only. Default
+            `GradientNormPeak(0.9)`, the paper's.
+        loss: mean loss of a batch, `loss(outputs, targets)`; default `twophase.mse`, the paper's.
+        adam, cg: settings of the phases; defaults `AdamSettings()` and `CGSettings()`.
+        seed: of the order of mini-batches.
+        device: "auto" (CUDA if there, else CPU), "cpu", "cuda" or "cuda:N".
+        chunk_size: examples per forward pass of a full-batch evaluation; bounds the memory.
+        on_epoch: called with each record.
+
+    Returns:
+        A `Fit` with one record per epoch.
+
+    Raises:
+        InputError: an argument is out of range, or the model does not repeat itself.
+        NonFiniteError: the loss is no longer finite; the message names the epoch.
+
+    Source: the paper, section 4, Algorithm 1.
+
+    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+    >>> result = fit(nn.Linear(1, 1), (inputs, 3 * inputs), epochs=8, switch=3)
+    >>> result.swap_epoch, result.history.phase.tolist().count("adam")
+    (3, 3)
+    """
+    check_integer("epochs", epochs, 1)
+    if isinstance(switch, FixedEpoch):
+        switch = switch.epoch
+    if isinstance(switch, int) and check_integer("switch", switch, 1) >= epochs:
+        raise InputError("switch", switch, f"an epoch below the number of epochs, {epochs}")
+    trainer = Trainer(
+        model,
+        data,
+        strategy=strategy,
+        switch=switch,
+        loss=loss,
+        adam=adam,
+        cg=cg,
+        seed=seed,
+        device=device,
+        chunk_size=chunk_size,
+    )
+    return run(trainer, epochs, on_epoch)
+
+
+def run(trainer: Trainer, epochs: int, on_epoch: Callable[[Record], None] | None = None) -> Fit:
+    """Train until `epochs` records are there or CG has ended, and show the progress.
+
+    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+    >>> run(Trainer(nn.Linear(1, 1), (inputs, inputs), strategy="adam"), epochs=2).status
+    'completed'
+    """
+    for record in track(_epochs(trainer, epochs), epochs - len(trainer.history), "epoch"):
+        if on_epoch is not None:
+            on_epoch(record)
+    status, message = str(trainer.status), trainer.message
+    if not trainer.ended:
+        status, message = "completed", f"all {epochs} epochs were run"
+    return Fit(tuple(trainer.history), status, message, trainer.swap_epoch)
+
+
+def _epochs(trainer: Trainer, epochs: int) -> Iterator[Record]:
+    while len(trainer.history) < epochs and not trainer.ended:
+        yield trainer.epoch()
+
+
+def _splits(data: Dataset | Examples | tuple[Tensor, Tensor]) -> tuple[Examples, Examples | None]:
+    if isinstance(data, Dataset):
+        return data.train, data.validation
+    return (data if isinstance(data, Examples) else Examples(*data)), None
+
+
+def _rule(switch: SwitchRule | int | None, strategy: str) -> SwitchRule | None:
+    """A rule with nothing seen yet, so that one object can serve several runs."""
+    if len(STRATEGIES[strategy]) == 1:
+        if switch is not None:
+            raise InputError("switch", switch, f"none with strategy {strategy}: it has one phase")
+        return None
+    if switch is None:
+        return GradientNormPeak()
+    return FixedEpoch(switch) if isinstance(switch, int) else switch.fresh()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the time of a measurement; each module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
