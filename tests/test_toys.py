@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twophase import toys
-from twophase.errors import InputError
+from twophase.errors import InputError, NonFiniteError
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -142,12 +142,23 @@ def test_a_point_where_the_slope_only_touches_zero_is_no_minimum():
     assert toys.profile(lambda x: x**3, -1.0, 1.0, 201).convex_regions[0].lower == pytest.approx(0)
 
 
+@pytest.mark.parametrize("at", [0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.9])
+def test_rounding_errors_on_a_flat_point_make_no_minimum(at):
+    # (x − at)³ multiplied out: on the grid point its slope is rounding error of either sign
+    def loss(x):
+        return x**3 - 3 * at * x**2 + 3 * at**2 * x
+
+    found = toys.profile(loss, 0.0, 1.0, points=11)
+    assert found.minima == ()
+    assert found.convex_regions == (pytest.approx((at, 1.0)),)
+
+
 def test_a_minimum_exactly_on_a_grid_point_is_found_once():
     assert toys.profile(torch.square, -1.0, 1.0, 201).minima == pytest.approx((0,), abs=1e-12)
 
 
 def test_maxima_are_not_minima_and_a_concave_or_straight_loss_has_no_convex_region():
-    for loss in (lambda x: -(x**2), lambda x: 2 * x + (0 * x) ** 2):
+    for loss in (lambda x: -(x**2), lambda x: 2 * x):
         found = toys.profile(loss, -1.0, 1.0)
         assert found.minima == () and found.convex_regions == ()
 
@@ -363,6 +374,11 @@ def test_a_path_without_a_convex_region_has_no_entry():
     )
     assert path.convex_entry == len(path.points)
     assert path.length[-1] == 1.0
+
+
+def test_a_path_that_leaves_the_range_of_its_loss_is_an_error_not_a_short_path():
+    with pytest.raises(NonFiniteError, match=r"descent from \[2.0, 1.0\]"):
+        toys.gradient_flow(lambda w: (w[..., 0] - 1).sqrt() + w[..., 0], vector(2.0, 1.0))
 
 
 # ---- what a user can get wrong

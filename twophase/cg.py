@@ -227,9 +227,7 @@ def minimize(
 
 
 def _minimum(point: Point, iterations: int, status: Status) -> Minimum:
-    return Minimum(
-        point.x, point.value, norm(point.gradient), iterations, status, MESSAGES[status]
-    )
+    return Minimum(point.x, point.value, norm(point.gradient), iterations, status, MESSAGES[status])
 
 
 def _direction(gradient: Tensor, memory: Memory | None, settings: CGSettings) -> Direction:

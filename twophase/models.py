@@ -185,11 +185,24 @@ def _vit(
     return VisionTransformer(channels, classes, lambda: layer(attention()))
 
 
+class _ChannelsLast(nn.Module):
+    """Lay images out as [B, H, W, channels] in memory; shape and values stay."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.device.type != "cpu":
+            return images
+        # max_pool2d dominates on a CPU and is about twice as fast in this layout. With 1 channel
+        # .contiguous(memory_format=torch.channels_last) would do nothing: strides are ambiguous.
+        rows = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+        return rows.permute(0, 3, 1, 2)
+
+
 def _vgg5(channels: int, classes: int) -> nn.Module:
     def block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
         return nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
 
     return nn.Sequential(
+        _ChannelsLast(),
         *block(channels, 32),
         *block(32, 64),
         *block(64, 64),

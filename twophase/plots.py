@@ -48,6 +48,8 @@ def use_style() -> None:
             "axes.labelsize": 11,
             "axes.titlesize": 11,
             "figure.constrained_layout.use": True,
+            "figure.constrained_layout.hspace": 0.05,
+            "figure.constrained_layout.wspace": 0.05,
             "figure.dpi": 100,
             "figure.figsize": (WIDE, 4.0),
             "font.size": 11,
@@ -160,7 +162,7 @@ def profile_regions(ax: Axes, profile: Profile) -> Axes:
 
 
 def level_curves(
-    ax: Axes, loss: Loss, half_width: float, levels: Sequence[float], points: int = 121
+    ax: Axes, loss: Loss, half_width: float, levels: Sequence[float], points: int = 201
 ) -> Axes:
     """Draw level curves of a loss over two parameters around the origin; shade where it is convex.
 
@@ -224,7 +226,7 @@ def flow_curvatures(ax: Axes, path: FlowPath) -> Axes:
     ax.axhline(0, color=GREY, linestyle="-", linewidth=0.8)
     along, least = path.curvature_along_gradient, path.least_eigenvalue
     ax.plot(path.length, along, color=BLUE, linestyle="-", label="along the gradient")
-    ax.plot(path.length, least, color=VERMILION, linestyle=":", label="least eigenvalue")
+    ax.plot(path.length, least, color=VERMILION, linestyle="--", label="least eigenvalue")
     ax.set(xlabel="length of the path from its start", ylabel="curvature")
     return ax
 

@@ -151,7 +151,7 @@ def _replace(path: Path, state: Progress) -> None:
 
 @contextmanager
 def show_status(status: Callable[[], str], stream: TextIO) -> Iterator[Callable[[str], None]]:
-    """Show a changing status while the block runs; yields a function that prints a lasting line.
+    r"""Show a changing status while the block runs; yields a function that prints a lasting line.
 
     In a terminal one line is rewritten twice a second; elsewhere the status is printed every 20
     seconds.
@@ -165,7 +165,7 @@ def show_status(status: Callable[[], str], stream: TextIO) -> Iterator[Callable[
     >>> with show_status(lambda: "half way", stream) as say:
     ...     say("finished")
     >>> stream.getvalue()
-    'finished\\n'
+    'half way\nfinished\n'
     """
     terminal = stream.isatty()
     ended = threading.Event()
@@ -177,20 +177,19 @@ def show_status(status: Callable[[], str], stream: TextIO) -> Iterator[Callable[
             stream.write(text)
             stream.flush()
 
+    def show() -> None:
+        line = status()
+        write(_REWRITE + line[: get_terminal_size().columns - 1] if terminal else line + "\n")
+
     def repeat() -> None:
         while not ended.wait(_SECONDS_BETWEEN_LOOKS if terminal else _SECONDS_BETWEEN_LINES):
-            line = status()
-            if terminal:
-                line = _REWRITE + line[: get_terminal_size().columns - 1]
-            write(line if terminal else line + "\n")
+            show()
 
-    def say(text: str) -> None:
-        write((_REWRITE if terminal else "") + text + "\n")
-
+    show()
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
-        yield say
+        yield lambda text: write((_REWRITE if terminal else "") + text + "\n")
     finally:
         ended.set()
         thread.join()

@@ -1,22 +1,19 @@
 """Runs every numbered notebook and leaves one HTML report for each, with an index."""
 
 import json
+import logging
 import os
 import platform
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import nbformat
 import papermill
-import torch
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -24,12 +21,14 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
+from twophase import provenance
+from twophase.device import device_name, resolve_device
 from twophase.errors import InputError, TwoPhaseError, check_choice
+from twophase.files import write_atomically, write_json
 from twophase.notebook import assignments, resolve_preset
 from twophase.progress import PROGRESS_VARIABLE, Progress, read_progress, show_status
 from twophase.templates import contents_html, opening, page_html
 
-_PACKAGES = ("twophase", "torch", "torchvision", "numpy", "pandas", "scikit-learn", "matplotlib")
 # a busy machine with a cold disk can take minutes to import what a kernel needs
 _KERNEL_START_SECONDS = 300
 _RECORDS = "index.json"
@@ -77,7 +76,7 @@ def build(
     twophase.errors.InputError: preset: 'fast' is not allowed; use one of auto, smoke, quick, paper
     """
     preset = resolve_preset(preset)
-    device = _checked_device(device)
+    resolve_device(device)
     root = _project_folder(project)
     sources = [_read(path) for path in _numbered_notebooks(root / "notebooks")]
     chosen = _choose(sources, notebooks)
@@ -85,26 +84,22 @@ def build(
     _check_parameters(chosen, wanted)
     folder = _output_folder(root / "reports" if out is None else Path(out))
 
-    job = _Job(root, folder, preset, wanted, device)
+    # its log repeats, in more lines, what the status and the index say
+    logging.getLogger("papermill").addHandler(logging.NullHandler())
+    job = _Job(folder, preset, wanted, device)
     records = _load_records(folder)
     with TemporaryDirectory(prefix=".unfinished-", dir=folder) as scratch:
         for number, source in enumerate(chosen, 1):
-            expected = [
-                _expected_seconds(preset, other, records.get(other.name, _Record()))
-                for other in chosen[number - 1 :]
-            ]
-            task = _Task(source.name, f"[{number}/{len(chosen)}]", time.monotonic(), expected)
+            task = _Task(
+                source.name,
+                position=f"[{number}/{len(chosen)}]",
+                began=time.monotonic(),
+                expected=[_expected_seconds(preset, s, records) for s in chosen[number - 1 :]],
+            )
             record = records.get(source.name, _Record())
             records[source.name] = _run(job, source, record, task, Path(scratch))
             _write_contents(folder, sources, records)
-    failures = {
-        source.name: records[source.name].failure
-        for source in chosen
-        if records[source.name].failure
-    }
-    if failures:
-        listed = "; ".join(f"{name}, {failure.error}" for name, failure in failures.items())
-        raise ReportError(f"{len(failures)} of {len(chosen)} notebooks failed: {listed}")
+    _raise_for_failures({source.name: records[source.name].failure for source in chosen})
     return folder / "index.html"
 
 
@@ -128,7 +123,6 @@ class _Source:
 class _Job:
     """What one call of `build` asks for, the same for all notebooks."""
 
-    project: Path
     folder: Path
     preset: str
     parameters: Mapping[str, object]
@@ -185,19 +179,19 @@ def _numbered_notebooks(folder: Path) -> list[Path]:
 def _read(path: Path) -> _Source:
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (ValueError, OSError, nbformat.reader.NotJSONError) as error:
+        declared = {
+            name
+            for cell in notebook.cells
+            if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", ())
+            for name, _ in assignments(cell.source)
+        }
+    except Exception as error:  # nbformat lets through whatever a malformed file provokes
         raise InputError("notebook", path.name, "a Jupyter notebook that can be read") from error
-    about = opening(notebook, path.stem)
-    declared = {
-        name
-        for cell in notebook.cells
-        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", ())
-        for name, _ in assignments(cell.source)
-    }
     if "preset" not in declared:
         raise InputError(
             "notebook", path.name, "one with a cell tagged 'parameters' that sets preset"
         )
+    about = opening(notebook, path.stem)
     expected = notebook.metadata.get("twophase", {}).get("seconds", {})
     return _Source(path, about.title, about.question, frozenset(declared), expected)
 
@@ -205,23 +199,15 @@ def _read(path: Path) -> _Source:
 def _choose(sources: list[_Source], names: Sequence[str] | None) -> list[_Source]:
     if names is None:
         return sources
-    known = {key: source for source in sources for key in (source.name, source.name[:2])}
-    wanted = {known[check_choice("notebook", name, known)].name for name in names}
-    return [source for source in sources if source.name in wanted]
+    known = [key for source in sources for key in (source.name, source.name[:2])]
+    wanted = {check_choice("notebook", name, known) for name in names}
+    return [source for source in sources if wanted & {source.name, source.name[:2]}]
 
 
 def _check_parameters(sources: Sequence[_Source], parameters: Mapping[str, object]) -> None:
     known = sorted(frozenset().union(*(source.parameters for source in sources)) - {"preset"})
     for name in parameters:
         check_choice("parameter", name, known)
-
-
-def _checked_device(device: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        check_choice("device", device, ("auto", "cpu", "cuda"))
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("device", device, "auto or cpu: torch finds no CUDA device here")
-    return device
 
 
 def _output_folder(folder: Path) -> Path:
@@ -251,7 +237,7 @@ def _run(job: _Job, source: _Source, record: _Record, task: _Task, scratch: Path
                 seconds=time.monotonic() - task.began,
                 failure=None,
             )
-            _publish(job, source, done, notebook, scratch)
+            _publish(job, source, done, notebook)
         # one notebook's trouble, whatever it is, must not cost the reports of the others
         except Exception as error:
             failure = _Failure(_now(), job.preset, _one_line(error, unfinished.with_suffix(".log")))
@@ -306,65 +292,52 @@ def _kernel_manager(**launch: object) -> type[AsyncKernelManager]:
     return Manager
 
 
-def _publish(
-    job: _Job, source: _Source, record: _Record, notebook: NotebookNode, scratch: Path
-) -> None:
-    device = _device_name(job.device)
-    summary = f"{record.finished} · preset {record.preset} · {_duration(record.seconds)} · {device}"
-    provenance = _provenance(job, source, record, device)
-    page = page_html(notebook, source.title, source.path.parent, summary, provenance)
+def _publish(job: _Job, source: _Source, record: _Record, notebook: NotebookNode) -> None:
+    device = device_name(resolve_device(job.device))
+    took = _duration(record.seconds)
+    summary = f"{record.finished} · preset {record.preset} · {took} · {device}"
+    facts = {
+        "Notebook": f"{source.path.name}, with {_listed(_injected(job, source), ' = ')}",
+        "Finished": f"{record.finished}, after {took}",
+        "Device": device,
+        "System": platform.platform(),
+        "Versions": _listed(provenance.versions(), " "),
+        "Revision": provenance.git_revision() or "not known",
+    }
+    page = page_html(notebook, source.title, source.path.parent, summary, facts)
     for part in (notebook, *notebook.cells):
         # names of temporary files, and times that differ from run to run
         part.metadata.pop("papermill", None)
     executed = nbformat.writes(notebook) + "\n"
-    _replace_text(scratch, job.folder / f"{source.name}.html", page)
-    _replace_text(scratch, job.folder / "notebooks" / source.path.name, executed)
-
-
-def _provenance(job: _Job, source: _Source, record: _Record, device: str) -> dict[str, str]:
-    parameters = ", ".join(f"{name} = {value}" for name, value in _injected(job, source).items())
-    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
-    revision = _git_revision(job.project)
-    return {
-        "Notebook": f"{source.path.name}, with {parameters}",
-        "Finished": f"{record.finished}, after {_duration(record.seconds)}",
-        "Device": device,
-        "System": platform.platform(),
-        "Versions": f"Python {platform.python_version()}, {versions}",
-    } | ({"Revision": revision} if revision else {})
-
-
-def _device_name(device: str) -> str:
-    if device == "cpu" or not torch.cuda.is_available():
-        return f"CPU, {os.cpu_count()} cores"
-    return torch.cuda.get_device_name(None if device == "auto" else device)
-
-
-def _git_revision(folder: Path) -> str:
-    try:
-        revision, changes = (
-            subprocess.run(
-                ["git", "-C", folder, *command], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for command in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain"))
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return f"{revision}, with changes that are not committed" if changes else revision
+    write_atomically(job.folder / f"{source.name}.html", page)
+    write_atomically(job.folder / "notebooks" / source.path.name, executed)
 
 
 def _one_line(error: Exception, log: Path) -> str:
     if isinstance(error, PapermillExecutionError):
         cell = f"cell [{error.exec_count}] {_first_line(error.source)!r}"
         return f"{cell}: {error.ename}: {_first_line(error.evalue)}".rstrip(": ")
+    what = f"{type(error).__name__}: {_first_line(str(error))}".rstrip(": ")
     if isinstance(error, DeadKernelError):
-        words = log.read_text(errors="replace").strip().splitlines() or ["no message"]
-        return f"the kernel died (out of memory?): {words[-1]}"
-    return f"{type(error).__name__}: {_first_line(str(error))}".rstrip(": ")
+        what = "the kernel died (out of memory?)"
+    return ": ".join([what, *_last_words(log)])
+
+
+def _last_words(log: Path) -> list[str]:
+    """The last line that a kernel wrote to its own stderr, but for its remarks on the network."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return [line.strip() for line in lines if line.strip() and "[IPKernelApp]" not in line][-1:]
 
 
 def _first_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[0]
+
+
+def _raise_for_failures(failures: Mapping[str, _Failure | None]) -> None:
+    failed = {name: failure.error for name, failure in failures.items() if failure}
+    if failed:
+        listed = "; ".join(f"{name}, {error}" for name, error in failed.items())
+        raise ReportError(f"{len(failed)} of {len(failures)} notebooks failed: {listed}")
 
 
 # -- the index
@@ -397,15 +370,8 @@ def _write_contents(
         for record in [records.get(source.name, _Record())]
     ]
     stored = {name: asdict(record) for name, record in records.items()}
-    with TemporaryDirectory(prefix=".unfinished-", dir=folder) as scratch:
-        _replace_text(Path(scratch), folder / _RECORDS, json.dumps(stored, indent=1) + "\n")
-        _replace_text(Path(scratch), folder / "index.html", contents_html(rows, _now()))
-
-
-def _replace_text(scratch: Path, target: Path, text: str) -> None:
-    unfinished = scratch / f"{target.name}.unfinished"
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, target)
+    write_json(folder / _RECORDS, stored)
+    write_atomically(folder / "index.html", contents_html(rows, _now()))
 
 
 # -- words
@@ -428,7 +394,8 @@ def _status(task: _Task, progress: Progress | None) -> str:
     return " · ".join(parts)
 
 
-def _expected_seconds(preset: str, source: _Source, record: _Record) -> float | None:
+def _expected_seconds(preset: str, source: _Source, records: Mapping[str, _Record]) -> float | None:
+    record = records.get(source.name, _Record())
     if record.finished and record.preset == preset:
         return record.seconds
     return source.expected.get(preset)
@@ -439,6 +406,10 @@ def _duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _listed(facts: Mapping[str, object], between: str) -> str:
+    return ", ".join(f"{name}{between}{value}" for name, value in facts.items())
 
 
 def _now() -> str:

@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 from torch import Tensor
 
-from twophase.errors import InputError, check_integer, check_number
+from twophase.errors import InputError, NonFiniteError, check_integer, check_number
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -413,9 +413,9 @@ def derivatives(loss: Loss, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     leaf = x.detach().requires_grad_()
     values = loss(leaf)
     # the loss is elementwise, so the gradient of the sum holds every element's own derivative
-    (slope,) = torch.autograd.grad(values.sum(), leaf, create_graph=True)
-    (curvature,) = torch.autograd.grad(slope.sum(), leaf)
-    return values.detach(), slope.detach(), curvature
+    slope = _derivative(values, leaf)
+    curvature = _derivative(slope, leaf)
+    return values.detach(), slope.detach(), curvature.detach()
 
 
 def is_unimodal(values: Tensor) -> bool:
@@ -504,7 +504,7 @@ def gradient_flow(
     eigenvalue of H may be negative there.
 
     Args:
-        loss: from w of shape [..., n] to L of shape [...].
+        loss: smooth, from w of shape [..., n] to L of shape [...].
         start: shape [n].
         stop_norm: the path ends where ‖g‖ has fallen to this.
         max_length: or where it is this long.
@@ -512,6 +512,7 @@ def gradient_flow(
 
     Raises:
         InputError: the gradient at `start` is zero, or a number is out of range.
+        NonFiniteError: the path runs into a place where the loss has no gradient.
 
     >>> bowl = Quadratic.random([1.0, 1.0], torch.Generator().manual_seed(0))
     >>> path = gradient_flow(bowl, bowl.minimizer + torch.tensor([3.0, 4.0]), stop_norm=1.0)
@@ -522,18 +523,18 @@ def gradient_flow(
     check_number("max_length", max_length, above=0)
     check_integer("points", points, 2)
     start = start.to(torch.float64)
-    if not torch.func.grad(loss)(start).norm() > 0:
+    if not _gradients(loss, start).norm() > 0:
         raise InputError("start", start.tolist(), "a point where the gradient is not zero")
 
-    def gradient(_length: float, w: np.ndarray) -> np.ndarray:
-        return torch.func.grad(loss)(torch.from_numpy(w)).numpy()
+    def gradient(w: np.ndarray) -> np.ndarray:
+        return _gradients(loss, torch.from_numpy(w)).numpy()
 
-    def velocity(length: float, w: np.ndarray) -> np.ndarray:
-        g = gradient(length, w)
+    def velocity(_length: float, w: np.ndarray) -> np.ndarray:
+        g = gradient(w)
         return -g / np.linalg.norm(g)
 
-    def excess(length: float, w: np.ndarray) -> float:
-        return float(np.linalg.norm(gradient(length, w))) - stop_norm
+    def excess(_length: float, w: np.ndarray) -> float:
+        return float(np.linalg.norm(gradient(w))) - stop_norm
 
     excess.terminal, excess.direction = True, -1
     # LSODA, because the narrow floor of a valley makes the flow stiff
@@ -547,6 +548,8 @@ def gradient_flow(
         rtol=1e-8,
         atol=1e-10,
     )
+    if not np.isfinite(flow.y).all():
+        raise NonFiniteError(f"the loss is not finite on the descent from {start.tolist()}")
     length = torch.linspace(0.0, float(flow.t[-1]), points, dtype=torch.float64)
     return _measured(loss, torch.from_numpy(flow.sol(length.numpy()).T), length)
 
@@ -604,13 +607,27 @@ def _root(function: Loss, lower: float, upper: float) -> float:
     return brentq(at, lower, upper, xtol=1e-13)
 
 
+def _derivative(values: Tensor, leaf: Tensor) -> Tensor:
+    """Gradient of the sum of `values`, zero where they do not depend on `leaf`."""
+    if not values.requires_grad:
+        return torch.zeros_like(leaf)
+    (gradient,) = torch.autograd.grad(values.sum(), leaf, create_graph=True, materialize_grads=True)
+    return gradient
+
+
+def _gradients(loss: Loss, points: Tensor) -> Tensor:
+    leaf = points.detach().requires_grad_()
+    return _derivative(loss(leaf), leaf).detach()
+
+
 def _hessians(loss: Loss, points: Tensor) -> Tensor:
-    # reverse mode twice: the first forward-mode call of torch.func.hessian warns and is slow
-    return torch.func.vmap(torch.func.jacrev(torch.func.grad(loss)))(points)
+    leaf = points.detach().requires_grad_()
+    columns = _derivative(loss(leaf), leaf).unbind(dim=-1)
+    return torch.stack([_derivative(column, leaf).detach() for column in columns], dim=-2)
 
 
 def _measured(loss: Loss, points: Tensor, length: Tensor) -> FlowPath:
-    gradients = torch.func.vmap(torch.func.grad(loss))(points)
+    gradients = _gradients(loss, points)
     along = torch.einsum("ki,kij,kj->k", gradients, _hessians(loss, points), gradients)
     return FlowPath(
         points=points,

@@ -6,7 +6,7 @@ or another switch rule changes nothing here.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple, Protocol
 
 import pandas as pd
@@ -22,6 +22,7 @@ from twophase.losses import mse
 from twophase.objective import (
     FullBatch,
     Loss,
+    ParameterVector,
     Point,
     check_finite,
     check_modules,
@@ -188,12 +189,13 @@ class Trainer:
             check_modules(model)
         self.device = resolve_device(device)
         self.model = model.to(self.device)
+        dtype = ParameterVector(model.parameters()).dtype
         train, validation = _splits(data)
-        train = train.to(self.device)
+        train = train.to(self.device, dtype)
         self.objective = FullBatch(self.model, loss, train.inputs, train.targets, chunk_size)
         self.validation = None
         if validation is not None:
-            validation = validation.to(self.device)
+            validation = validation.to(self.device, dtype)
             self.validation = FullBatch(
                 self.model, loss, validation.inputs, validation.targets, chunk_size
             )
@@ -267,8 +269,8 @@ class Trainer:
                 raise InputError(
                     "state", f"epoch {record.epoch} in phase {record.phase}", f"one in phase {name}"
                 )
-            self._switch(record.epoch, record.train_loss, record.grad_norm)
-            self.history.append(record)
+            reason = self._switch(record.epoch, record.train_loss, record.grad_norm)
+            self.history.append(replace(record, note=reason or record.note))
 
     def _measure(self, x: Tensor, where: str) -> float | None:
         """Make `x` the current point; return the training accuracy there."""
@@ -361,7 +363,7 @@ def fit(
         model: any module with float32 or float64 parameters of one dtype. A strategy with CG
             needs one without dropout or BatchNorm in training mode.
         data: a `Dataset` with training and validation examples, or training examples
-            (inputs [K, ...], targets [K, ...]).
+            (inputs [K, ...], targets [K, ...]). Floating-point tensors take the model's dtype.
         epochs: at least 1. An Adam epoch costs 3 passes over the data, a CG epoch (one iteration)
             3 and its line search's evaluations.
         strategy: "adam", "cg" or "adam+cg" (the paper's Figure 6).

@@ -28,28 +28,26 @@ _TITLE = re.compile(r"^# +(.+)$", re.MULTILINE)
 _INLINE_FORMULA = re.compile(r"(?<!\\)\$([^$]+)(?<!\\)\$")
 # what latex2mathml passes on as if it were a letter: a command it lacks, or a stray alignment
 _NOT_UNDERSTOOD = re.compile(r"<m[ion]>(\\\w+|&)</m[ion]>")
+_FUNCTION = r"<mi>(?:(?:sin|cos|tan)h?|log|ln|exp)</mi>"
 # what it gets wrong, and what it ought to write
 _MENDS = (
-    # relations and signs set as letters have no space around them
-    (re.compile(r"<mi>(?:&#x0007E;|~)</mi>"), "<mo>&#x0223C;</mo>"),
-    (re.compile(r"<mi>(&#x000B1;|±)</mi>"), r"<mo>\1</mo>"),
+    # relations and signs that are set as letters have no space around them
+    (re.compile(r"<mi>~</mi>"), "<mo>∼</mo>"),
+    (re.compile(r"<mi>±</mi>"), "<mo>±</mo>"),
     # a minus after a relation, a comma or an opening bracket is a sign, not a subtraction
     (
-        re.compile(
-            r"((?:<mi />|<mo[^>]*>(?:\[|&#x(?:00028|0002C|0003[CDE]|0226[45]|0223C|02248|000[BD]7);)"
-            r"</mo>))<mo>&#x02212;</mo>"
-        ),
-        r'\1<mo form="prefix">&#x02212;</mo>',
+        re.compile(r"(<mi />|<mo[^>]*>(?:[=≤≥∼≈(\[,·×+]|&lt;|&gt;)</mo>)<mo>−</mo>"),
+        r'\1<mo form="prefix">−</mo>',
     ),
-    # as in TeX, a thin space between a function's name and an argument or factor beside it
+    # the sign for a prime is small and raised by itself
     (
-        re.compile(r"(<mi>(?:a?(?:sin|cos|tan)h?|log|ln|exp)</mi>)(?=<m(?!o|space))"),
-        r'\1<mspace width="0.167em"></mspace>',
+        re.compile(r"<msup>(<m[io][^>]*>[^<]*</m[io]>)<mi>([′″‴])</mi></msup>"),
+        r'\1<mo lspace="0" rspace="0">\2</mo>',
     ),
-    (
-        re.compile(r"(</mi>|</mn>|</mrow>)(?=<mi>(?:(?:sin|cos|tan)h?|log|ln|exp)</mi>)"),
-        r'\1<mspace width="0.167em"></mspace>',
-    ),
+    (re.compile(r"<mo>/</mo>"), '<mo lspace="0" rspace="0">/</mo>'),
+    # as in TeX, a thin space between a function's name and what stands beside it
+    (re.compile(rf"({_FUNCTION})(?=<m(?!o|space))"), r'\1<mspace width="0.167em" />'),
+    (re.compile(rf"(</m(?:i|n|row)>)(?={_FUNCTION})"), r'\1<mspace width="0.167em" />'),
 )
 
 
@@ -140,7 +138,7 @@ def formula_html(latex: str, display: str = "inline") -> str:
     # the converter knows the outer environments only, which look the same
     known = re.sub(r"\{(aligned|gathered)\}", r"{align*}", latex.strip())
     try:
-        mathml = convert(known, display=display)
+        mathml = _readable(convert(known, display=display))
     except Exception:  # its errors have no common base
         mathml = ""
     if not mathml or _NOT_UNDERSTOOD.search(mathml):
@@ -148,6 +146,15 @@ def formula_html(latex: str, display: str = "inline") -> str:
     for wrong, right in _MENDS:
         mathml = wrong.sub(right, mathml)
     return f'<div class="formula">{mathml}</div>' if display == "block" else mathml
+
+
+def _readable(mathml: str) -> str:
+    """The characters themselves for their numbers, but for the three that HTML reserves."""
+    return re.sub(
+        r"&#x([0-9A-F]+);",
+        lambda match: html.escape(chr(int(match[1], 16)), quote=False),
+        mathml,
+    )
 
 
 class _Renderer(IPythonRenderer):

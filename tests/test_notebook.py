@@ -1,0 +1,273 @@
+"""Parameters are checked by name and type; figures and tables are plain, complete HTML."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from twophase import notebook
+from twophase.errors import InputError
+from twophase.notebook import PRESET_VARIABLE, assignments, parameters, resolve_preset
+
+TABLES = {
+    "smoke": {"epochs": 2, "rates": [0.1]},
+    "quick": {"epochs": 20, "rates": [0.1, 0.2]},
+    "paper": {"epochs": 500, "rates": [0.1, 0.2]},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_preset_from_outside(monkeypatch):
+    monkeypatch.delenv(PRESET_VARIABLE, raising=False)
+
+
+def check(namespace, **declared):
+    return parameters({"preset": "smoke"} | namespace, TABLES, **declared)
+
+
+@pytest.mark.parametrize("name", ["smoke", "quick", "paper"])
+def test_a_preset_fills_in_what_is_asked_of_it(name):
+    p = parameters({"preset": name, "epochs": "preset", "seed": 3}, TABLES, epochs=int, seed=int)
+    assert (p.preset, p.epochs, p.seed) == (name, TABLES[name]["epochs"], 3)
+    assert p.rates == TABLES[name]["rates"], "entries that are no parameters can be used, too"
+
+
+def test_a_number_goes_before_the_preset():
+    assert check({"epochs": 7}, epochs=int).epochs == 7
+
+
+def test_auto_is_the_environment_and_then_quick(monkeypatch):
+    assert resolve_preset("auto") == "quick"
+    monkeypatch.setenv(PRESET_VARIABLE, "paper")
+    assert resolve_preset("auto") == "paper"
+    assert resolve_preset("smoke") == "smoke"
+    monkeypatch.setenv(PRESET_VARIABLE, "papre")
+    with pytest.raises(InputError, match=r"TWOPHASE_PRESET: 'papre'.*did you mean 'paper'"):
+        resolve_preset("auto")
+
+
+def test_the_result_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        check({"epochs": 7}, epochs=int).epochs = 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (int, 3, 3),
+        (float, 0.5, 0.5),
+        (float, 3, 3.0),
+        (float, "1e-3", 1e-3),
+        (str, "digits", "digits"),
+        (str, "preset", None),
+        (bool, True, True),
+        (list, [1, 2], [1, 2]),
+        (("adam", "cg"), "cg", "cg"),
+        (int, True, None),
+        (int, 3.0, None),
+        (int, "3", None),
+        (int, "preset", None),
+        (float, True, None),
+        (float, "fast", None),
+        (float, "preset", None),
+        (float, float("nan"), None),
+        (float, "inf", None),
+        (float, None, None),
+        (float, [1], None),
+        (str, 3, None),
+        (bool, 1, None),
+        (bool, "True", None),
+        (list, (1, 2), None),
+        (("adam", "cg"), "sgd", None),
+    ],
+)
+def test_types(kind, value, expected):
+    if expected is None:
+        with pytest.raises(InputError) as caught:
+            check({"field": value}, field=kind)
+        assert caught.value.field == "field"
+        assert "\n" not in str(caught.value)
+    else:
+        result = check({"field": value}, field=kind).field
+        assert result == expected
+        assert type(result) is type(expected)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_float_arrives_the_same_as_number_and_as_text(value):
+    assert check({"x": value}, x=float).x == value
+    assert check({"x": repr(value)}, x=float).x == value
+
+
+def test_a_missing_parameter():
+    with pytest.raises(InputError, match="seed: None is not allowed; use a value in the param"):
+        check({}, seed=int)
+
+
+def injected(source):
+    return {"In": ["", "preset = 'auto'\nepochs = 3", f"# Parameters\n{source}"]}
+
+
+def test_an_unknown_injected_parameter_is_an_error_that_names_a_near_match():
+    with pytest.raises(InputError) as caught:
+        check({"epochs": 3} | injected("epochs = 3\nepoch = 5\n"), epochs=int)
+    message = str(caught.value)
+    assert message.startswith("parameter epoch: 5 is not allowed; use one of the parameters")
+    assert "did you mean 'epochs'?" in message
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "-1", "[1, 2]", "{'a': None}", "1e-3"])
+def test_every_value_that_papermill_writes_is_understood(value):
+    assert check({"x": [1]} | injected(f"x = {value}"), x=list).x == [1]
+    with pytest.raises(InputError, match="^parameter y: "):
+        check({"x": [1]} | injected(f"y = {value}"), x=list)
+
+
+def test_the_cell_can_be_run_again_after_the_rest():
+    later = [
+        "import math",
+        "rest = 1\nfor i in range(3):\n    rest += i",
+        "# Parameters of the net",
+    ]
+    namespace = injected("epochs = 3")
+    namespace["In"] += [*later, "p = notebook.parameters(...)"]
+    assert check({"epochs": 3} | namespace, epochs=int).epochs == 3
+
+
+def test_an_injected_cell_that_was_mended_counts_no_more():
+    namespace = injected("epoch = 3")
+    namespace["In"].append("# Parameters\nepochs = 3")
+    assert check({"epochs": 3} | namespace, epochs=int).epochs == 3
+
+
+def test_the_names_that_papermill_writes_are_those_that_are_checked():
+    from papermill.translators import PythonTranslator
+
+    values = {"epochs": 3, "rate": 1e-3, "nothing": None, "deep": {"a": [True, "x"]}}
+    source = PythonTranslator.codify(values, "Parameters")
+    assert notebook._is_injected(source)
+    assert dict(assignments(source)) == values
+
+
+def test_assignments_see_annotations_that_papermill_does_not():
+    source = "a: int | None = None  # b = 3\nc = d = 'x'\nif a:\n    e = 1\nf: int\n"
+    assert dict(assignments(source)) == {"a": None, "c": "x", "d": "x"}
+
+
+# -- what is shown
+
+
+class Tags(HTMLParser):
+    """Checks that tags are balanced, and collects attributes and texts."""
+
+    def __init__(self, markup):
+        super().__init__()
+        self.open, self.attributes, self.texts = [], {}, {}
+        self.feed(markup)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes.setdefault(tag, []).append(dict(attributes))
+        if tag != "img":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+
+def shown(monkeypatch):
+    calls = []
+    monkeypatch.setattr(notebook, "display", calls.append)
+    return calls
+
+
+def test_say_shows_markdown(monkeypatch):
+    calls = shown(monkeypatch)
+    notebook.say("**2** epochs")
+    assert calls[0]._repr_markdown_() == "**2** epochs"
+
+
+def test_a_figure_is_shown_once_with_its_caption_as_alternative_text(monkeypatch):
+    calls = shown(monkeypatch)
+    fig, _ = plt.subplots(figsize=(4, 3))
+    notebook.figure(fig, 'Where $a<b$ & "c", for `vit-mlp`.')
+    assert not plt.fignum_exists(fig.number)
+    tags = Tags(calls[0].data)
+    (image,) = tags.attributes["img"]
+    assert image["alt"] == 'Where a<b & "c", for vit-mlp.'
+    assert "".join(tags.texts["figcaption"]) == 'Where $a<b$ & "c", for .'
+    assert tags.texts["code"] == ["vit-mlp"]
+    picture = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
+    assert picture.startswith(b"\x89PNG")
+    assert 300 < int(image["width"]) < 400, "about four inches of 96 pixels"
+
+
+def test_a_figure_that_pyplot_does_not_know(monkeypatch):
+    calls = shown(monkeypatch)
+    fig = Figure(figsize=(2, 2))
+    fig.add_subplot()
+    notebook.figure(fig, "Empty.")
+    assert len(calls) == 1
+
+
+def rows(frame, caption="Caption."):
+    tags = Tags(notebook._table_html(frame, caption))
+    return tags, tags.texts["th"], tags.texts.get("td", [])
+
+
+def test_a_table_keeps_text_and_aligns_numbers_to_the_right():
+    frame = pd.DataFrame({"model <1>": ["a", "b"], "P": [154058, 2], "share": ["1.5 %", "–"]})
+    tags, head, cells = rows(frame)
+    assert head == ["model <1>", "P", "share"]
+    assert cells == ["a", "154058", "1.5 %", "b", "2", "–"]
+    aligned = [re.search(r"left|right", cell["style"])[0] for cell in tags.attributes["td"]]
+    assert aligned == ["left", "right", "right"] * 2
+
+
+def test_an_index_that_says_something_is_a_column():
+    named = pd.DataFrame({"loss": [1.5]}, index=pd.Index(["adam"], name="method"))
+    assert rows(named)[1:] == (["method", "loss"], ["adam", "1.5"])
+    twofold = pd.DataFrame({("loss", "train"): [1.0]}, index=[7])
+    assert rows(twofold)[1:] == (["index", "loss train"], ["7", "1"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.123456, "0.1235"),
+        (-0.5, "−0.5"),
+        (1234.5678, "1235"),
+        (12345.678, "12,346"),
+        (-12345.678, "−12,346"),
+        (1.2e-9, "1.2×10<sup>−9</sup>"),
+        (-3.25e12, "−3.25×10<sup>12</sup>"),
+        (0.0, "0"),
+        (np.float32(0.25), "0.25"),
+        (float("nan"), "–"),
+        (None, "–"),
+        (float("inf"), "inf"),
+        (True, "True"),
+        (512, "512"),
+    ],
+)
+def test_how_a_number_reads(value, text):
+    assert notebook._text(value) == text
+
+
+@given(st.floats(min_value=1e-300, max_value=1e300))
+def test_a_number_reads_to_four_digits(value):
+    text = notebook._number(value)
+    mantissa, _, exponent = text.replace(",", "").removesuffix("</sup>").partition("×10<sup>")
+    read = float(f"{mantissa}e{exponent.replace('−', '-') or 0}")
+    assert read == pytest.approx(value, rel=6e-4)

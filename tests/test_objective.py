@@ -1,0 +1,133 @@
+"""The objective against autograd and float64: values, gradients, chunks, passes, checks."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from twophase.errors import InputError, NonFiniteError
+from twophase.losses import mse
+from twophase.objective import (
+    FullBatch,
+    FunctionObjective,
+    ParameterVector,
+    check_modules,
+    dot,
+    start,
+)
+
+
+def classifier(dtype=torch.float64):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3), nn.Softmax(dim=1)).to(dtype)
+
+
+def labelled(count=40, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(count, 4, generator=generator, dtype=dtype)
+    return inputs, torch.randint(3, (count,), generator=generator)
+
+
+def test_mse_is_its_definition():
+    outputs = torch.tensor([[0.2, 0.8], [0.5, 0.5], [1.0, 0.0]], dtype=torch.float64)
+    labels = torch.tensor([0, 1, 0])
+    by_hand = (0.8**2 + 0.8**2 + 0.5**2 + 0.5**2 + 0 + 0) / (3 * 2)
+    assert mse(outputs, labels).item() == pytest.approx(by_hand, rel=1e-15)
+    one_hot = nn.functional.one_hot(labels).double()
+    assert mse(outputs, one_hot).item() == mse(outputs, labels).item()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 40, 1000])
+def test_value_and_gradient_are_those_of_the_whole_batch(chunk_size):
+    model, (inputs, targets) = classifier(), labelled()
+    full = FullBatch(model, mse, inputs, targets, chunk_size)
+    value, gradient = full.value_and_gradient(full.vector.read())
+    loss = mse(model(inputs), targets)
+    expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, model.parameters())])
+    assert value == pytest.approx(loss.item(), rel=1e-14)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-16)
+    assert full.value(full.vector.read()) == pytest.approx(value, rel=1e-14)
+
+
+def test_the_gradient_is_the_slope_of_the_value():
+    model, (inputs, targets) = classifier(), labelled()
+    full = FullBatch(model, mse, inputs, targets)
+    x = full.vector.read()
+    _, gradient = full.value_and_gradient(x)
+    direction = torch.randn(len(x), generator=torch.Generator().manual_seed(2), dtype=x.dtype)
+    h = 1e-6
+    slope = (full.value(x + h * direction) - full.value(x - h * direction)) / (2 * h)
+    assert slope == pytest.approx(dot(gradient, direction), rel=1e-6)
+
+
+def test_float32_losses_are_summed_in_float64():
+    """10⁵ equal losses: their float64 mean is one loss; a float32 sum is off by more."""
+    model, count = nn.Linear(1, 1), 100_000
+    inputs, targets = torch.ones(count, 1), torch.zeros(count, 1)
+    full = FullBatch(model, mse_loss, inputs, targets, chunk_size=1000)
+    exact = model(inputs[:1]).double().square().item()
+    assert full.value(full.vector.read()) == pytest.approx(exact, rel=1e-13)
+
+
+def test_score_and_measure_count_hits():
+    model, (inputs, targets) = classifier(), labelled()
+    full = FullBatch(model, mse, inputs, targets, chunk_size=7)
+    x = full.vector.read()
+    hits = (model(inputs).argmax(dim=1) == targets).double().mean().item()
+    point, accuracy = full.measure(x)
+    assert accuracy == full.score(x).accuracy == hits
+    assert point.value == full.value_and_gradient(x)[0]
+
+
+def test_there_is_no_accuracy_without_classes():
+    inputs = torch.ones(5, 2)
+    full = FullBatch(nn.Linear(2, 1), mse_loss, inputs, torch.ones(5, 1))
+    assert full.score(full.vector.read()).accuracy is None
+
+
+def test_passes_are_counted():
+    model, (inputs, targets) = classifier(), labelled()
+    full = FullBatch(model, mse, inputs, targets, chunk_size=7)
+    x = full.vector.read()
+    full.value(x)
+    assert full.passes.total == 1
+    full.value_and_gradient(x)
+    assert full.passes.total == 1 + 3
+
+
+def test_the_vector_is_the_parameters_in_order():
+    model = classifier()
+    vector = ParameterVector(model.parameters())
+    x = vector.read()
+    assert torch.equal(x, nn.utils.parameters_to_vector(model.parameters()).detach())
+    vector.write(x + 1)
+    assert torch.equal(vector.read(), x + 1)
+    assert torch.equal(x, vector.read() - 1), "read must copy"
+
+
+def test_inner_products_do_not_underflow():
+    tiny = torch.full((4,), 1e-30)
+    assert dot(tiny, tiny) == pytest.approx(4e-60)
+
+
+def test_a_start_that_does_not_repeat_itself_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    noisy = FunctionObjective(lambda x: (x**2).sum() + torch.rand((), generator=generator))
+    with pytest.raises(InputError, match="at the same parameters"):
+        start(noisy, torch.ones(2, dtype=torch.float64))
+
+
+def test_a_start_that_is_not_finite_is_refused():
+    with pytest.raises(NonFiniteError, match="gradient norm: nan"):
+        start(FunctionObjective(lambda x: x.abs().sqrt().sum() * 0), torch.zeros(1).double())
+
+
+@pytest.mark.parametrize("module", [nn.Dropout(0.5), nn.BatchNorm2d(3), nn.Dropout2d(0.1)])
+def test_modules_that_break_cg_are_named(module):
+    with pytest.raises(InputError, match=f"model: '{type(module).__name__} in training mode'"):
+        check_modules(nn.Sequential(nn.Linear(2, 2), nn.Sequential(module)))
+    check_modules(nn.Sequential(module).eval())
+
+
+def test_modules_that_do_not_break_cg_pass():
+    check_modules(nn.Sequential(nn.Dropout(0.0), nn.LayerNorm(2), nn.GroupNorm(1, 2)))

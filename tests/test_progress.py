@@ -1,0 +1,134 @@
+"""Progress: items pass unchanged, the file is renewed seldom and can always be read."""
+
+import io
+import json
+import time
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twophase import progress
+from twophase.progress import PROGRESS_VARIABLE, Progress, read_progress, show_status, track
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    path = tmp_path / "progress.json"
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(path))
+    return path
+
+
+@given(st.lists(st.integers()))
+def test_items_pass_unchanged(items):
+    assert list(track(items)) == items
+    assert list(track(iter(items), total=len(items))) == items
+
+
+def test_the_file_tells_how_far_the_loop_is(file):
+    assert read_progress(file) is None
+    loop = track(["a", "b", "c"], label="adam")
+    next(loop)
+    assert read_progress(file) == Progress("adam", 0, 3, 0.0)
+    assert list(loop) == ["b", "c"]
+    state = read_progress(file)
+    assert (state.label, state.done, state.total) == ("adam", 3, 3)
+    assert state.elapsed >= 0
+    assert [path.name for path in file.parent.iterdir()] == ["progress.json"]
+
+
+def test_a_loop_without_a_length_has_no_total(file):
+    list(track(iter("abc")))
+    assert read_progress(file).total is None
+    assert read_progress(file).left is None
+
+
+def test_the_file_is_written_at_most_five_times_a_second(file, monkeypatch):
+    clock = iter(tick / 100 for tick in range(10_000))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    written = []
+    monkeypatch.setattr(progress, "_replace", lambda path, state: written.append(state.elapsed))
+    for _ in track(range(1000)):
+        pass
+    first, *middle, last = written
+    assert first == 0.0 and last == pytest.approx(10.0)
+    assert all(after - before >= 0.2 for before, after in pairwise([first, *middle]))
+    assert len(middle) > 40
+
+
+def test_an_interrupted_loop_leaves_its_last_state(file):
+    with pytest.raises(ZeroDivisionError):
+        for item in track([1, 0], label="cg"):
+            1 / item
+    assert read_progress(file).done == 1
+
+
+def test_nothing_is_printed_where_the_file_is_written(file, capsys):
+    list(track(range(3)))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_nothing_is_printed_where_nobody_looks(capsys):
+    list(track(range(3)))
+    assert capsys.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_a_bar_with_the_time_left(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    list(track(range(4), label="adam"))
+    assert "adam" in terminal.getvalue()
+    assert "4/4" in terminal.getvalue()
+    assert "<" in terminal.getvalue(), "elapsed<left"
+
+
+def test_a_folder_that_vanishes_does_not_end_the_loop(tmp_path, monkeypatch):
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(tmp_path / "gone" / "progress.json"))
+    assert list(track(range(3))) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"label": "x"}', '{"other": 1}'])
+def test_a_file_that_is_no_progress_reads_as_none(tmp_path, text):
+    path = tmp_path / "progress.json"
+    path.write_text(text)
+    assert read_progress(path) is None
+
+
+def test_the_file_is_one_line_of_json(file):
+    list(track(range(2), label="adam"))
+    (line,) = file.read_text().splitlines()
+    assert json.loads(line).keys() == {"label", "done", "total", "elapsed"}
+
+
+@given(st.integers(1, 1000), st.integers(0, 1000), st.floats(0, 1e6))
+def test_time_left_is_proportional(done, more, elapsed):
+    left = Progress("", done, done + more, elapsed).left
+    assert left == pytest.approx(elapsed * more / done)
+
+
+def test_a_terminal_shows_one_line_that_changes():
+    terminal = Terminal()
+    statuses = iter(["first", "second", "x" * 1000, *["last"] * 1000])
+    with show_status(lambda: next(statuses), terminal) as say:
+        deadline = time.monotonic() + 20
+        while "xxx" not in terminal.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        say("done")
+    text = terminal.getvalue()
+    assert text.index("first") < text.index("second") < text.index("xxx") < text.index("done\n")
+    assert text.count("\n") == 1, "the status never begins a new line"
+    assert max(len(part) for part in text.split("\r")) < 1000, "it is cut to the terminal's width"
+
+
+def test_a_closed_stream_does_not_end_the_work():
+    stream = io.StringIO()
+    with show_status(lambda: "status", stream) as say:
+        stream.close()
+        say("done")

@@ -1,0 +1,251 @@
+"""The two-phase loop: Algorithm 1 step by step, records, resume and branches, errors."""
+
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import twophase
+from twophase.adam import AdamSettings
+from twophase.cg import CGSettings, iterate
+from twophase.data import Dataset, Examples
+from twophase.errors import InputError, NonFiniteError
+from twophase.line_search import GoldenSection, SearchStatus
+from twophase.objective import FullBatch, evaluate
+from twophase.switch import GradientNormPeak
+from twophase.training import Trainer, fit, run
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2), nn.Softmax(dim=1))
+
+
+def rings(count=96, seed=1):
+    """Points inside and outside the unit circle: two classes."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = 1.5 * torch.randn(count, 2, generator=generator)
+    return Examples(inputs, (inputs.norm(dim=1) > 1.5).long())
+
+
+def dataset():
+    return Dataset("rings", rings(), rings(40, seed=2), classes=2)
+
+
+ADAM = AdamSettings(learning_rate=0.01, batch_size=20)
+
+
+def flat(model):
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def without_seconds(result):
+    return result.history.drop(columns="seconds")
+
+
+def test_the_adam_phase_is_a_plain_torch_loop():
+    """The loop a user would write, over the same batches: equal to the last bit."""
+    data = rings()
+    ours = network()
+    fit(ours, data, epochs=3, strategy="adam", adam=ADAM, seed=7, device="cpu")
+    plain = network()
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(7)
+    for _ in range(3):
+        order = torch.randperm(96, generator=generator)
+        for first in range(0, 96, 20):
+            batch = order[first : first + 20]
+            one_hot = functional.one_hot(data.targets[batch], 2).float()
+            loss = functional.mse_loss(plain(data.inputs[batch]), one_hot)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert torch.equal(flat(ours), flat(plain))
+
+
+def test_the_cg_phase_is_cg_on_the_full_batch():
+    data = rings()
+    ours = network()
+    result = fit(ours, data, epochs=5, strategy="cg", device="cpu")
+    model = network()
+    objective = FullBatch(model, twophase.mse, data.inputs, data.targets)
+    point, memory = evaluate(objective, objective.vector.read()), None
+    for record in result.records:
+        iteration = iterate(objective, point, memory, CGSettings())
+        point, memory = evaluate(objective, iteration.x), iteration.memory
+        assert (record.train_loss, record.evaluations) == (point.value, iteration.evaluations)
+    assert torch.equal(flat(ours), point.x)
+
+
+def test_switches_as_algorithm_1_says():
+    result = fit(network(), rings(), epochs=60, switch=GradientNormPeak(0.95), adam=ADAM)
+    history = result.history
+    rule = GradientNormPeak(0.95)
+    fired = next(r.epoch for r in result.records if rule.update(r.train_loss, r.grad_norm).switch)
+    assert result.swap_epoch == fired < 60
+    assert (history.phase[:fired] == "adam").all()
+    assert (history.phase[fired:] == "cg").all()
+    assert history.note[fired - 1].startswith("switch: at or below 0.95 of its peak")
+
+
+def test_records_hold_what_they_say():
+    model, data = network(), dataset()
+    result = fit(model, data, epochs=6, switch=3, adam=ADAM)
+    last = result.records[-1]
+    train = FullBatch(model, twophase.mse, data.train.inputs, data.train.targets)
+    (_, loss, gradient), accuracy = train.measure(train.vector.read())
+    validation = FullBatch(model, twophase.mse, data.validation.inputs, data.validation.targets)
+    assert last.train_loss == loss
+    assert last.train_accuracy == accuracy
+    assert last.grad_norm == pytest.approx(gradient.norm().item(), rel=1e-6)
+    assert (last.validation_loss, last.validation_accuracy) == validation.score(
+        validation.vector.read()
+    )
+    assert [r.phase for r in result.records] == ["adam"] * 3 + ["cg"] * 3
+    assert [r.epoch for r in result.records] == [1, 2, 3, 4, 5, 6]
+    assert all(r.passes == 3 and r.monitor_passes == 3 for r in result.records[:3])
+    assert all(r.passes == 3 + r.evaluations > 3 for r in result.records[3:])
+    assert [r.monitor_passes for r in result.records[3:]] == [1, 0, 0]
+    assert all(r.seconds > 0 for r in result.records)
+    assert (result.status, result.swap_epoch) == ("completed", 3)
+
+
+def test_passes_are_what_the_objective_counted():
+    trainer = Trainer(network(), rings(), strategy="cg")
+    result = run(trainer, 4)
+    counted = trainer.objective.passes.total
+    # the gradient after the last epoch starts no further iteration
+    assert counted == sum(r.passes + r.monitor_passes for r in result.records) + 3
+
+
+def test_cg_never_raises_the_loss():
+    result = fit(network(), rings(), epochs=30, strategy="cg")
+    losses = result.history.train_loss
+    assert (losses.diff()[1:] < 0).all()
+
+
+@pytest.mark.parametrize("strategy", ["adam", "cg", "adam+cg"])
+def test_one_seed_gives_one_history(strategy):
+    switch = 4 if strategy == "adam+cg" else None
+    first, second = (
+        fit(network(), dataset(), epochs=8, strategy=strategy, switch=switch, seed=3, adam=ADAM)
+        for _ in range(2)
+    )
+    assert without_seconds(first).equals(without_seconds(second))
+
+
+def saved(state):
+    """A state that went through a file without pickled code."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("epochs", [2, 4, 6])
+def test_a_state_resumes_exactly(epochs):
+    settings = dict(switch=4, adam=ADAM, seed=5)
+    straight = Trainer(network(), dataset(), **settings)
+    expected = run(straight, 9)
+    first = Trainer(network(), dataset(), **settings)
+    run(first, epochs)
+    second = Trainer(network(seed=1), dataset(), **settings)
+    second.load_state_dict(saved(first.state_dict()))
+    assert without_seconds(run(second, 9)).equals(without_seconds(expected))
+    assert torch.equal(flat(second.model), flat(straight.model))
+
+
+def test_a_branch_equals_the_run_in_one_piece():
+    prefix = Trainer(network(), dataset(), strategy="adam", adam=ADAM)
+    run(prefix, 4)
+    branch = Trainer(network(seed=1), dataset(), switch=4, adam=ADAM)
+    branch.load_state_dict(prefix.state_dict())
+    whole = fit(network(), dataset(), epochs=9, switch=4, adam=ADAM)
+    assert without_seconds(run(branch, 9)).equals(without_seconds(whole))
+    with pytest.raises(InputError, match="^state: 'epoch 3 in phase adam'"):
+        Trainer(network(), dataset(), switch=2).load_state_dict(prefix.state_dict())
+
+
+def test_a_rule_can_serve_several_runs():
+    rule = GradientNormPeak(0.95)
+    first, second = (fit(network(), rings(), epochs=50, switch=rule, adam=ADAM) for _ in range(2))
+    assert first.swap_epoch == second.swap_epoch
+    assert rule.peak == 0
+
+
+def test_cg_that_can_do_no_more_ends_the_run():
+    class Stuck(GoldenSection):
+        def __call__(self, line, first_step):
+            return line.failure(SearchStatus.RESOLUTION)
+
+    result = fit(network(), rings(), epochs=9, strategy="cg", cg=CGSettings(line_search=Stuck()))
+    assert (result.status, len(result.records)) == ("resolution", 1)
+    assert "arithmetic" in result.message == result.records[-1].note
+
+
+def test_the_models_mode_is_kept_and_measured_in_eval_mode():
+    model = nn.Sequential(nn.Dropout(0.5), network())
+    result = fit(model, rings(), epochs=1, strategy="adam", adam=ADAM)
+    assert model.training
+    exact = FullBatch(model.eval(), twophase.mse, *vars(rings()).values())
+    assert result.records[0].train_loss == exact.value(exact.vector.read())
+
+
+def test_a_model_that_breaks_cg_is_refused_before_training():
+    model = nn.Sequential(nn.Dropout(0.5), network())
+    before = flat(model)
+    with pytest.raises(InputError, match="Dropout in training mode"):
+        fit(model, rings(), epochs=5)
+    assert torch.equal(flat(model), before)
+
+
+@pytest.mark.parametrize("strategy", ["adam", "cg"])
+def test_a_loss_that_turns_nan_names_the_epoch(strategy):
+    calls = []
+
+    def loss(outputs, targets):
+        calls.append(1)
+        spoiled = math.nan if len(calls) > 12 else 1.0
+        return spoiled * twophase.mse(outputs, targets)
+
+    with pytest.raises(
+        NonFiniteError, match=rf"loss: nan is not allowed after epoch \d \({strategy}"
+    ):
+        fit(network(), rings(), epochs=9, strategy=strategy, loss=loss, adam=ADAM)
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("epochs", {"epochs": 0}),
+        ("epochs", {"epochs": 1.5}),
+        ("strategy", {"strategy": "adam+sgd"}),
+        ("switch", {"switch": 0}),
+        ("switch", {"switch": 9}),
+        ("switch", {"switch": 3, "strategy": "cg"}),
+        ("chunk_size", {"chunk_size": 0}),
+        ("device", {"device": "tpu"}),
+    ],
+)
+def test_arguments_out_of_range_name_themselves(field, arguments):
+    with pytest.raises(InputError, match=f"^{field}: .* is not allowed; use "):
+        fit(network(), rings(), **({"epochs": 9} | arguments))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_follows_the_cpu():
+    here, there = (
+        fit(
+            network().double(),
+            rings().to(device, torch.float64),
+            epochs=8,
+            switch=4,
+            adam=ADAM,
+            device=device,
+        ).history.train_loss
+        for device in ("cpu", "cuda")
+    )
+    assert here.to_numpy() == pytest.approx(there.to_numpy(), rel=1e-6)
