@@ -243,7 +243,9 @@ def page():
     axes.set(xlabel="loss")
     picture = shown._figure_html(fig, "The norm $\\|g\\|$ of `vit`.")
     plt.close(fig)
-    table = shown._table_html(pd.DataFrame({"$P$": [3], "cost": ["5 $"]}), "Counts $Q$.")
+    table = shown._table_html(
+        pd.DataFrame({"$P$": [3], "cost": ["5 $"]}), "Counts $Q$, `$HOME/$PATH`."
+    )
     outputs = [
         new_output("stream", name="stdout", text="printed <text>"),
         new_output("stream", name="stderr", text="a warning"),
@@ -291,7 +293,7 @@ def test_formulas_are_mathml_and_code_is_left_alone(page):
     parsed = Page(page)
     assert parsed.tags.count("math") == 6, "two of prose, two captions, a heading, a sentence"
     assert page.count('<div class="formula"><math') == 1
-    for kept in ("$5 and $6", "$1 and $2", "5 $"):
+    for kept in ("$5 and $6", "$1 and $2", "5 $", "$HOME/$PATH"):
         assert kept in parsed.visible
     assert "$7 or $8" in parsed.visible
     assert "not-typeset" not in re.sub(r"(?s)<style>.*?</style>", "", page)

@@ -6,27 +6,28 @@ Every search has one signature, `search(line, first_step) -> SearchResult`, so t
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from twophase.errors import check_choice, check_integer, check_number
-from twophase.objective import Objective
+from twophase.objective import Objective, norm
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 GOLDEN_FRACTION = 2 - GOLDEN_RATIO
 # Numerical Recipes' GLIMIT: a parabola may extend a bracket by this factor at most.
 MAX_EXTRAPOLATION = 100.0
-# Losses that differ relatively by less than resolution to this power (1e-6 in float64) place a
-# minimum better as three points of a parabola than by comparison, which noise makes a coin toss.
-# 2/3 balances noise against the cubic term of a general function; a smaller power, a wider
-# parabola, suits the almost quadratic lines near a minimum, where it matters.
-COMPARABLE_POWER = 0.4
+# Losses whose relative difference is below the resolution to this power (3e-5 in float64) may place
+# a minimum as three points of a parabola. 2/3 would balance noise against the cubic term of a
+# general function; a smaller power, a wider parabola, suits the almost quadratic lines near a
+# minimum, where it matters, and costs fewer trials.
+PARABOLA_POWER = 0.3
+# Times the resolution: differences beyond this are no rounding error.
+CLEAR = 10.0
 # One contraction by a parabola keeps the new trial within these parts of the old one.
 CONTRACTION = (0.01, 0.5)
-# Times the resolution: a promised gain beyond this is no rounding error.
-BROKEN_PROMISE = 100.0
 
 
 class SearchStatus(StrEnum):
@@ -83,10 +84,11 @@ class Line:
         """Absolute change of the loss that cannot be told from none at the start of the line."""
         return self.objective.resolution * abs(self.start.value)
 
-    def comparable(self, left: Trial, middle: Trial, right: Trial) -> bool:
-        """Whether the losses of a bracket differ enough for comparisons to place the minimum."""
-        difference = max(left.value, right.value) - middle.value
-        return difference > self.objective.resolution**COMPARABLE_POWER * abs(middle.value)
+    @cached_property
+    def smallest_step(self) -> float:
+        """Step whose change of the parameters is lost in their own rounding errors."""
+        length = norm(self.direction)
+        return 16 * torch.finfo(self.x.dtype).eps * norm(self.x) / length if length > 0 else 0.0
 
     def trial(self, step: float) -> Trial:
         """The loss at a step: one forward pass."""
@@ -115,8 +117,8 @@ class GoldenSection:
     ratio or a limited parabola, and shrinks by parabolas when the first step is too long. Golden
     section narrows it until c − a <= 2 · tolerance · b (Press et al., Numerical Recipes in C, 2nd
     ed., sections 10.0 and 10.1; the paper's section 4 uses it in the second phase). Where the
-    losses in the bracket get too close to compare before that, the vertex of the parabola through
-    it is the last trial. Only losses are used: a trial is one forward pass. The returned step never
+    losses would get too close to compare before that, the vertex of the parabola through the
+    bracket is the last trial. Only losses are used: a trial is one forward pass. The returned step never
     raises the loss.
 
     Parameters
@@ -161,8 +163,9 @@ class GoldenSection:
         promised = broken = 0.0
         while not trial.value < line.start.value:
             broken = max(broken, promised)
+            lost = abs(line.slope) * trial.step <= line.resolution
             spent = line.evaluations >= self.max_evaluations
-            if spent or abs(line.slope) * trial.step <= line.resolution:
+            if lost or spent or trial.step <= line.smallest_step:
                 return line.failure(_why_no_descent(line, trial, broken))
             step, promised = _contraction(line, trial)
             above, trial = trial, line.trial(step)
@@ -187,7 +190,7 @@ class GoldenSection:
         if right.value < middle.value:
             return right, SearchStatus.LIMIT
         while right.step - left.step > 2 * self.tolerance * middle.step:
-            if not line.comparable(left, middle, right):
+            if self._beyond_comparison(line, left, middle, right):
                 return self._finish_by_parabola(line, left, middle, right), SearchStatus.MINIMUM
             if line.evaluations >= self.max_evaluations:
                 return middle, SearchStatus.LIMIT
@@ -204,6 +207,16 @@ class GoldenSection:
                 else:
                     left = trial
         return middle, SearchStatus.MINIMUM
+
+    def _beyond_comparison(self, line: Line, left: Trial, middle: Trial, right: Trial) -> bool:
+        """Whether noise would decide the last comparisons on the way to the tolerance."""
+        noise = line.objective.resolution
+        level = abs(middle.value)
+        difference = max(left.value, right.value) - middle.value
+        # losses differ by the square of the width of the bracket
+        narrowing = 2 * self.tolerance * middle.step / (right.step - left.step)
+        resolved = narrowing**2 * difference > CLEAR * noise * level
+        return not resolved and difference <= noise**PARABOLA_POWER * level
 
     def _finish_by_parabola(self, line: Line, left: Trial, middle: Trial, right: Trial) -> Trial:
         """The vertex of the parabola through the bracket, unless its loss is clearly higher."""
@@ -222,7 +235,7 @@ def _why_no_descent(line: Line, trial: Trial, broken: float) -> SearchStatus:
     """
     if math.isinf(trial.value):
         return SearchStatus.NOT_FINITE
-    if broken > BROKEN_PROMISE * line.resolution:
+    if broken > CLEAR * line.resolution:
         return SearchStatus.NO_DESCENT
     return SearchStatus.RESOLUTION
 
@@ -236,7 +249,8 @@ def _contraction(line: Line, trial: Trial) -> tuple[float, float]:
     excess = trial.value - line.start.value - line.slope * trial.step
     part = -line.slope * trial.step / (2 * excess) if excess > 0 else 0.0
     step = trial.step * min(max(part, low), high)
-    return step, abs(line.slope) * step / 2 if part >= low else 0.0
+    trusted = part >= low and step > line.smallest_step
+    return step, abs(line.slope) * step / 2 if trusted else 0.0
 
 
 def _extrapolation(left: Trial, middle: Trial, right: Trial) -> float:

@@ -101,15 +101,14 @@ def parameters(
         if name not in namespace:
             raise InputError(name, None, "a value in the parameters cell")
     preset = resolve_preset(namespace["preset"])
-    table = dict(presets.get(preset, {}))
-    values = table | {"preset": preset}
+    table = presets.get(preset, {})
+    values = {"preset": preset}
     for name in names[1:]:
         value = namespace[name]
-        from_preset = isinstance(value, str) and value == "preset" and name in table
-        values[name] = _converted(
-            name, table[name] if from_preset else value, declared[name], name in table
-        )
-    values = {"preset": preset} | {name: values[name] for name in names[1:]} | values
+        if isinstance(value, str) and value == "preset" and name in table:
+            value = table[name]
+        values[name] = _converted(name, value, declared[name], name in table)
+    values |= {name: value for name, value in table.items() if name not in values}
     return make_dataclass("Parameters", values, frozen=True)(**values)
 
 

@@ -51,7 +51,8 @@ def build(
     A notebook runs in this Python environment, in its own folder, into a temporary file. Its
     page, the executed notebook (in `out/notebooks`) and the index are replaced in one step when
     they are whole. Where a notebook fails its old page stays, the index says so, and the others
-    still run. Progress goes to stderr.
+    still run. Progress goes to stderr; the time left is known where a notebook has run with this
+    preset before, or gives it in its metadata: `"twophase": {"seconds": {"quick": 90}}`.
 
     Args:
         preset: smoke, quick, paper, or auto (see `twophase.notebook.resolve_preset`).
