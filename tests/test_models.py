@@ -212,6 +212,27 @@ def test_patches_are_the_8_by_8_squares_in_reading_order():
     torch.testing.assert_close(seen[0][1, 0], model.class_token + model.positions[0])
 
 
+def test_probabilities_are_the_softmax_of_the_class_tokens_head():
+    model = VisionTransformer(1, 10, nn.Identity)
+    first = model.class_token + model.positions[0]
+    expected = (model.head.weight @ first + model.head.bias).softmax(0)
+    torch.testing.assert_close(model(images()), expected.expand(4, -1))
+
+
+def test_vgg5_is_conv_relu_maxpool_three_times_and_two_linear_layers():
+    model, x = build("vgg5-max-relu", 3, 10, seed=0), images(channels=3)
+    expected = x
+    convolutions = [m for m in model if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [32, 64, 64]
+    for layer in convolutions:
+        expected = F.conv2d(expected, layer.weight, layer.bias, padding=1).relu()
+        expected = expected.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5))
+    first, second = (m for m in model if isinstance(m, nn.Linear))
+    hidden = (expected.flatten(1) @ first.weight.T + first.bias).relu()
+    expected = (hidden @ second.weight.T + second.bias).softmax(1)
+    torch.testing.assert_close(model(x), expected)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_hessian_vector_product_matches_difference_of_gradients(name):
     model = build(name, channels=1, classes=10, seed=0).double()

@@ -193,6 +193,7 @@ def test_a_branch_needs_one_minimum_and_a_known_side():
         ([1, 2, 3], False),
         ([3, 2, 1], False),
         ([1, 3, 3, 2], False),
+        ([1, 1, 3, 2], False),
         ([1, 3, 2, 2.5], False),
         ([2, 1, 3, 2], False),
     ],

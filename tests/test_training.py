@@ -162,11 +162,23 @@ def test_a_branch_equals_the_run_in_one_piece():
     prefix = Trainer(network(), dataset(), strategy="adam", adam=ADAM)
     run(prefix, 4)
     branch = Trainer(network(seed=1), dataset(), switch=4, adam=ADAM)
-    branch.load_state_dict(prefix.state_dict())
+    state = prefix.state_dict()
+    run(prefix, 6)
+    branch.load_state_dict(state)
     whole = fit(network(), dataset(), epochs=9, switch=4, adam=ADAM)
     assert without_seconds(run(branch, 9)).equals(without_seconds(whole))
     with pytest.raises(InputError, match="^state: 'epoch 3 in phase adam'"):
-        Trainer(network(), dataset(), switch=2).load_state_dict(prefix.state_dict())
+        Trainer(network(), dataset(), switch=2).load_state_dict(state)
+
+
+def test_a_state_is_a_snapshot():
+    trainer = Trainer(network(), dataset(), strategy="adam", adam=ADAM)
+    run(trainer, 2)
+    state = trainer.state_dict()
+    straight = run(trainer, 5)
+    again = Trainer(network(seed=1), dataset(), strategy="adam", adam=ADAM)
+    again.load_state_dict(state)
+    assert without_seconds(run(again, 5)).equals(without_seconds(straight))
 
 
 def test_a_rule_can_serve_several_runs():

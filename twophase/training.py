@@ -6,6 +6,7 @@ or another switch rule changes nothing here.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -242,12 +243,13 @@ class Trainer:
     def state_dict(self) -> dict:
         """Everything that the coming epochs depend on: tensors, numbers and strings only.
 
-        A trainer of another strategy that shares the epochs so far can load it and branch off.
+        It is a copy that further epochs do not change. A trainer of another strategy that shares
+        the epochs so far can load it and branch off.
         """
         return {
             "history": [asdict(record) for record in self.history],
             "x": self.objective.vector.read(),
-            "phases": {name: phase.state_dict() for name, phase in self.phases.items()},
+            "phases": {name: deepcopy(phase.state_dict()) for name, phase in self.phases.items()},
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -417,7 +419,8 @@ def run(trainer: Trainer, epochs: int, on_epoch: Callable[[Record], None] | None
     >>> run(Trainer(nn.Linear(1, 1), (inputs, inputs), strategy="adam"), epochs=2).status
     'completed'
     """
-    for record in track(_epochs(trainer, epochs), epochs - len(trainer.history), "epoch"):
+    label = f"epochs of {'+'.join(trainer.names)}"
+    for record in track(_epochs(trainer, epochs), epochs - len(trainer.history), label):
         if on_epoch is not None:
             on_epoch(record)
     status, message = str(trainer.status), trainer.message

@@ -1,0 +1,161 @@
+"""Figures of optimization runs: every function draws on the axes it is given and returns them."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+
+from twophase.line_search import Trial
+from twophase.plots import BLUE, COLORS, DASHES, GREY, VERMILION
+
+PHASE_STYLES = {
+    "adam": {"color": BLUE, "linestyle": "-"},
+    "cg": {"color": VERMILION, "linestyle": "--"},
+}
+PHASE_NAMES = {"adam": "Adam", "cg": "CG"}
+
+
+def grad_norm_over_loss(ax: Axes, history: pd.DataFrame) -> Axes:
+    """Draw the gradient norm over the training loss, phase by phase (the paper's Figure 5).
+
+    Training runs from right to left. The swap is marked with a diamond, the start with a circle.
+
+    Args:
+        ax: axes to draw on.
+        history: columns phase, train_loss, grad_norm; a row per epoch.
+    """
+    for phase, rows in history.groupby("phase", sort=False):
+        first = rows.index[0]
+        # one point more, so that the phases touch
+        part = history.loc[max(first - 1, history.index[0]) : rows.index[-1]]
+        label = f"{PHASE_NAMES[phase]}, {len(rows)} epochs"
+        ax.plot(part.train_loss, part.grad_norm, label=label, lw=1.5, **PHASE_STYLES[phase])
+        if first > history.index[0]:
+            _mark(ax, part.iloc[0], "D", "swap")
+    _mark(ax, history.iloc[0], "o", "after epoch 1")
+    ax.set(xlabel="training loss (training: right to left)", ylabel=r"gradient norm $\|g\|$")
+    ax.set_xlim(left=0)
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def loss_curves(
+    ax: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str
+) -> Axes:
+    """Draw training losses on a logarithmic axis, a line for each label.
+
+    Args:
+        ax: axes to draw on.
+        curves: for each label the abscissae and the losses.
+        xlabel: with its unit.
+    """
+    for index, (label, (x, losses)) in enumerate(curves.items()):
+        style = {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)]}
+        ax.plot(x, losses, label=label, **style)
+    ax.set(xlabel=xlabel, ylabel="training loss (mean squared error)", yscale="log")
+    return ax
+
+
+def convergence(
+    ax: Axes,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+) -> Axes:
+    """Draw how a positive quantity goes to zero, on a logarithmic axis, a line for each label.
+
+    Args:
+        ax: axes to draw on.
+        curves: for each label the abscissae and the values; zeros are left out.
+        xlabel, ylabel: with their units.
+    """
+    for index, (label, (x, values)) in enumerate(curves.items()):
+        positive = np.where(np.asarray(values) > 0, values, np.nan)
+        style = {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)]}
+        ax.plot(x, positive, label=label, **style)
+    ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log")
+    return ax
+
+
+def line_search_trials(
+    ax: Axes,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    trials: Sequence[Trial],
+    numbered: tuple[float, float],
+) -> Axes:
+    """Draw the loss along a line above the lowest trial, and the trials of a search.
+
+    Args:
+        ax: axes to draw on.
+        loss: from steps [n] to losses [n].
+        trials: as they were tried.
+        numbered: the steps between which trials get their numbers; closer ones would overlap.
+    """
+    steps = np.array([trial.step for trial in trials])
+    losses = np.array([trial.value for trial in trials])
+    lowest = losses.min()
+    grid = torch.linspace(0, 1.05 * steps.max(), 1000, dtype=torch.float64)
+    ax.plot(grid, loss(grid) - lowest, color=GREY, linestyle="-", label="loss along the line")
+    ax.plot(
+        steps, losses - lowest, "o", color=VERMILION, ms=5, ls="none", label="trial: a forward pass"
+    )
+    for number, (step, value) in enumerate(zip(steps, losses - lowest, strict=True), 1):
+        if numbered[0] <= step <= numbered[1]:
+            # alternating heights keep the numbers of neighbours apart
+            offset = (0, 8 + 12 * (number % 3))
+            ax.annotate(str(number), (step, value), offset, textcoords="offset points", ha="center")
+    ax.set(xlabel="step $t$ along the direction", ylabel="loss above the lowest trial")
+    ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    return ax
+
+
+def grad_norm_over_epochs(
+    ax: Axes, history: pd.DataFrame, factor: float, swap_epoch: int | None
+) -> Axes:
+    """Draw the gradient norm over the epochs with the level at which Algorithm 1 switches.
+
+    Args:
+        ax: axes to draw on.
+        history: columns epoch, phase, grad_norm.
+        factor: of the peak so far, the paper's gn_fact.
+        swap_epoch: the last epoch of Adam; None: no line.
+    """
+    for phase, rows in history.groupby("phase", sort=False):
+        ax.plot(
+            rows.epoch,
+            rows.grad_norm,
+            marker="o",
+            ms=3,
+            label=PHASE_NAMES[phase],
+            **PHASE_STYLES[phase],
+        )
+    level = factor * history.grad_norm.cummax()
+    adam = history.phase == "adam"
+    ax.plot(
+        history.epoch[adam],
+        level[adam],
+        color=GREY,
+        linestyle=":",
+        label=f"{factor:g} × the peak so far",
+    )
+    if swap_epoch is not None:
+        ax.axvline(swap_epoch, color="black", linestyle="-", lw=0.8, label="swap")
+    ax.set(xlabel="epoch", ylabel=r"gradient norm $\|g\|$")
+    return ax
+
+
+def _mark(ax: Axes, record: pd.Series, marker: str, label: str) -> None:
+    ax.plot(
+        record.train_loss,
+        record.grad_norm,
+        marker,
+        ms=8,
+        ls="none",
+        zorder=5,
+        label=label,
+        markerfacecolor="white",
+        markeredgecolor="black",
+        clip_on=False,
+    )
