@@ -1,4 +1,4 @@
-"""The command line: `python -m twophase report | run | download`."""
+"""The command line: `python -m twophase report | run | plot | download`."""
 
 import argparse
 import sys
@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
     _add_report(commands)
     _add_run(commands)
+    _add_plot(commands)
     _add_download(commands)
     return parser
 
@@ -50,14 +51,15 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("report", help="execute the notebooks, write HTML reports")
     parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
     parser.add_argument("--out", type=Path, default=None, help="folder; default: reports/")
-    parser.add_argument("--notebooks", nargs="*", default=None, help="their numbers; default: all")
+    parser.add_argument("--notebooks", nargs="+", help="their numbers; default: all")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.set_defaults(command=_report)
 
 
 def _report(options: argparse.Namespace) -> None:
     from twophase import report
 
-    index = report.build(options.preset, options.out, options.notebooks)
+    index = report.build(options.preset, options.out, options.notebooks, device=options.device)
     print(f"reports: {index}")
 
 
@@ -101,6 +103,22 @@ def _run(options: argparse.Namespace) -> None:
     )
 
 
+def _add_plot(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("plot", help="draw a run's gradient norm over its loss")
+    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("--out", type=Path, default=None, help="PNG; default: in that folder")
+    parser.set_defaults(command=_plot)
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from twophase import runs, training_plots
+
+    history, summary = runs.read(options.run)
+    out = options.out or options.run / "grad_norm_over_loss.png"
+    training_plots.save_grad_norm_over_loss(history, summary, out)
+    print(f"figure: {out}")
+
+
 def _add_download(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("download", help="fetch a data set, or mend a damaged one")
     parser.add_argument("dataset", help="mnist, fashion-mnist, cifar10 or cifar100")
@@ -111,7 +129,7 @@ def _add_download(commands: argparse._SubParsersAction) -> None:
 def _download(options: argparse.Namespace) -> None:
     from twophase import data
 
-    data.download(options.dataset, options.data)
+    print(f"{options.dataset}: complete in {data.download(options.dataset, options.data)}")
 
 
 def _number(name: str, kind: type):

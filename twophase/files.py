@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that whatever happens there is the old file or the new one, whole.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that whatever happens there is the old file or the new one, whole.
 
-    The text goes to a temporary file beside it, which is flushed to the disk and renamed.
+    Text is encoded as UTF-8. The content goes to a temporary file beside it, which is flushed to
+    the disk and renamed.
 
     Raises:
         OSError: the folder cannot be written to or the disk is full; the old file is intact.
@@ -21,8 +22,8 @@ def write_atomically(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

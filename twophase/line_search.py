@@ -118,8 +118,8 @@ class GoldenSection:
     section narrows it until c − a <= 2 · tolerance · b (Press et al., Numerical Recipes in C, 2nd
     ed., sections 10.0 and 10.1; the paper's section 4 uses it in the second phase). Where the
     losses would get too close to compare before that, the vertex of the parabola through the
-    bracket is the last trial. Only losses are used: a trial is one forward pass. The returned step never
-    raises the loss.
+    bracket is the last trial. Only losses are used: a trial is one forward pass. The returned step
+    never raises the loss.
 
     Parameters
     ----------

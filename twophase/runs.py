@@ -81,6 +81,18 @@ def run(
     return summary
 
 
+def read(folder: Path) -> tuple[pd.DataFrame, dict]:
+    """The history and the summary of a finished run.
+
+    Raises:
+        InputError: the folder holds no finished run.
+    """
+    summary = folder / "summary.json"
+    if not summary.exists():
+        raise InputError("run", str(folder), "the folder of a finished run, with a summary.json")
+    return pd.read_csv(folder / "history.csv"), json.loads(summary.read_text(encoding="utf-8"))
+
+
 def _finished(config: RunConfig, out: Path) -> dict | None:
     """The summary of the same run if `out` holds it; an error if it holds another run."""
     written = out / "config.json"

@@ -1,14 +1,18 @@
 """Figures of optimization runs: every function draws on the axes it is given and returns them."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from twophase.files import write_atomically
 from twophase.line_search import Trial
-from twophase.plots import BLUE, COLORS, DASHES, GREY, VERMILION
+from twophase.plots import BLUE, COLORS, DASHES, GREY, VERMILION, WIDE, use_style
 
 PHASE_STYLES = {
     "adam": {"color": BLUE, "linestyle": "-"},
@@ -144,6 +148,24 @@ def grad_norm_over_epochs(
         ax.axvline(swap_epoch, color="black", linestyle="-", lw=0.8, label="swap")
     ax.set(xlabel="epoch", ylabel=r"gradient norm $\|g\|$")
     return ax
+
+
+def save_grad_norm_over_loss(history: pd.DataFrame, summary: Mapping, out: Path) -> None:
+    """Save `grad_norm_over_loss` of a run as a PNG, titled with its data set, model and seed.
+
+    Args:
+        history, summary: from `twophase.runs.read`.
+        out: the file, replaced whole.
+    """
+    use_style()
+    figure, ax = plt.subplots(figsize=(WIDE, 4.6))
+    grad_norm_over_loss(ax, history)
+    ax.set_title("{dataset}, {model}, seed {seed}".format(**summary))
+    ax.legend(loc="upper right")
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    plt.close(figure)
+    write_atomically(out, content.getvalue())
 
 
 def _mark(ax: Axes, record: pd.Series, marker: str, label: str) -> None:

@@ -1,0 +1,191 @@
+"""Runs and the command line: folders, repeatability, errors in one line with exit code 2."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from twophase import models
+from twophase.__main__ import main
+from twophase.config import RunConfig
+from twophase.errors import InputError
+from twophase.runs import run
+
+QUICK = ["--train-examples", "64", "--epochs", "4", "--swap-epoch", "2"]
+
+
+def twophase(capsys, *arguments):
+    """Exit code, what was printed, and the lines on stderr."""
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err.splitlines()
+
+
+def history(folder):
+    return pd.read_csv(folder / "history.csv")
+
+
+def test_a_run_leaves_config_history_and_summary(tmp_path, capsys):
+    out = tmp_path / "run"
+    code, printed, _ = twophase(capsys, "run", *QUICK, "--seed", "3", "--out", str(out))
+    assert code == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json",
+        "history.csv",
+        "summary.json",
+    ]
+    config = json.loads((out / "config.json").read_text())
+    assert RunConfig(**config) == RunConfig(train_examples=64, epochs=4, swap_epoch=2, seed=3)
+    table = history(out)
+    assert table.epoch.tolist() == [1, 2, 3, 4]
+    assert table.phase.tolist() == ["adam", "adam", "cg", "cg"]
+    assert {"train_loss", "grad_norm", "passes", "seconds"} <= set(table.columns)
+    summary = json.loads((out / "summary.json").read_text())
+    last = table.iloc[-1]
+    for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
+        assert summary[name] == last[name]
+    assert summary["parameters"] == 17930
+    assert summary["q"] == models.overdetermination(64, 10, 17930)
+    assert (summary["swap_epoch"], summary["status"], summary["seed"]) == (2, "completed", 3)
+    assert summary["passes"] == table.passes.sum()
+    assert {"versions", "device", "git_revision"} <= set(summary)
+    assert "completed after 4 epochs" in printed
+
+
+def test_two_runs_with_one_seed_differ_in_seconds_only(tmp_path, capsys):
+    for name in ("first", "second"):
+        assert twophase(capsys, "run", *QUICK, "--out", str(tmp_path / name))[0] == 0
+    first, second = (history(tmp_path / n).drop(columns="seconds") for n in ("first", "second"))
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+def test_a_finished_run_is_not_repeated_nor_overwritten(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    twophase(capsys, "run", *QUICK, "--out", out)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert twophase(capsys, "run", *QUICK, "--out", out)[0] == 0
+    code, _, errors = twophase(capsys, "run", *QUICK, "--seed", "1", "--out", out)
+    assert code == 2
+    assert errors == [
+        f"twophase: error: out: {out!r} is not allowed; "
+        "use a folder without another run (there seed is 0, here 1)"
+    ]
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_loss_that_turns_nan_leaves_nothing_that_looks_finished(tmp_path, capsys):
+    code, _, errors = twophase(
+        capsys, "run", *QUICK, "--learning-rate", "1e38", "--out", str(tmp_path)
+    )
+    assert code == 2
+    assert len(errors) == 1
+    assert "loss: nan is not allowed after epoch" in errors[0]
+    assert not (tmp_path / "summary.json").exists()
+    assert not (tmp_path / "history.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("--model", "vit-mpl", "did you mean 'vit-mlp'?"),
+        ("--dataset", "minst", "digits, mnist, fashion-mnist, cifar10, cifar100"),
+        ("--strategy", "adam+sgd", "one of adam, cg, adam+cg"),
+        ("--epochs", "0", "a whole number of at least 1"),
+        ("--epochs", "-3", "a whole number of at least 1"),
+        ("--epochs", "ten", "a whole number"),
+        ("--seed", "-1", "a whole number of at least 0"),
+        ("--factor", "1.5", "above 0 and of at most 1"),
+        ("--factor", "nan", "a finite number"),
+        ("--tolerance", "0", "above 0 and below 1"),
+        ("--batch-size", "0", "a whole number of at least 1"),
+        ("--learning-rate", "-1", "above 0"),
+        ("--swap-epoch", "4", "below the number of epochs, 4"),
+        ("--restart-every", "0", "a whole number of at least 1"),
+        ("--train-examples", "5000", "from 1 to 1437"),
+        ("--beta", "HS", "one of FR, PR, PR+"),
+        ("--line-search", "wolfe", "one of golden, golden-tight"),
+        ("--device", "tpu", "auto, cpu or cuda"),
+    ],
+)
+def test_bad_input_is_one_line_with_field_value_and_what_is_allowed(
+    tmp_path, capsys, option, value, allowed
+):
+    out = tmp_path / "run"
+    code, _, errors = twophase(capsys, "run", *QUICK, option, value, "--out", str(out))
+    assert code == 2
+    assert len(errors) == 1
+    assert option.strip("-").replace("-", "_") in errors[0].replace("-", "_")
+    assert value in errors[0]
+    assert allowed in errors[0]
+    assert not out.exists()
+
+
+def test_one_phase_takes_no_swap_epoch(tmp_path, capsys):
+    code, _, errors = twophase(
+        capsys, "run", "--strategy", "cg", "--swap-epoch", "2", "--out", str(tmp_path)
+    )
+    assert (code, len(errors)) == (2, 1)
+    assert "swap_epoch: 2 is not allowed; use none with strategy cg" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["rnu"], "invalid choice: 'rnu'"),
+        (["run"], "--out"),
+        (["run", "--out", "x", "--epcohs", "3"], "unrecognized arguments: --epcohs 3"),
+        (["report", "--preset", "fast"], "preset: 'fast' is not allowed; use one of"),
+        (["download", "minst"], "dataset: 'minst' is not allowed"),
+    ],
+)
+def test_the_command_line_is_explained_in_one_line(capsys, arguments, message):
+    code, _, errors = twophase(capsys, *arguments)
+    assert (code, len(errors)) == (2, 1)
+    assert message in errors[0]
+
+
+def test_a_missing_data_set_names_the_file_and_the_mend(tmp_path, capsys):
+    code, _, errors = twophase(
+        capsys, "run", "--dataset", "mnist", "--data", str(tmp_path), "--out", str(tmp_path / "run")
+    )
+    assert (code, len(errors)) == (2, 1)
+    assert "train-images-idx3-ubyte" in errors[0]
+    assert "python -m twophase download mnist" in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_a_file_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code, _, errors = twophase(capsys, "run", *QUICK, "--out", str(tmp_path / "file" / "run"))
+    assert (code, len(errors)) == (2, 1)
+    assert str(tmp_path / "file") in errors[0]
+
+
+def test_a_damaged_config_is_another_run(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="^out: .* without another run"):
+        run(RunConfig(epochs=1), tmp_path)
+
+
+def test_the_module_is_a_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "twophase", "run", "--epochs", "0", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_plot_draws_a_finished_run(tmp_path, capsys):
+    out = tmp_path / "run"
+    code, _, errors = twophase(capsys, "plot", str(out))
+    assert (code, len(errors)) == (2, 1)
+    assert "use the folder of a finished run" in errors[0]
+    twophase(capsys, "run", *QUICK, "--out", str(out))
+    assert twophase(capsys, "plot", str(out))[0] == 0
+    assert (out / "grad_norm_over_loss.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,93 @@
+"""Figures of runs: what the axes hold, not how it looks."""
+
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from twophase import training_plots
+from twophase.line_search import Trial
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+@pytest.fixture
+def history():
+    return pd.DataFrame(
+        {
+            "epoch": [1, 2, 3, 4, 5],
+            "phase": ["adam", "adam", "adam", "cg", "cg"],
+            "train_loss": [0.09, 0.08, 0.05, 0.03, 0.02],
+            "grad_norm": [0.02, 0.10, 0.08, 0.05, 0.01],
+        }
+    )
+
+
+def lines(ax):
+    return {line.get_label(): line for line in ax.lines}
+
+
+def labels(ax):
+    return ax.get_xlabel(), ax.get_ylabel()
+
+
+def test_grad_norm_over_loss_has_a_part_per_phase_that_meet_at_the_swap(ax, history):
+    drawn = lines(training_plots.grad_norm_over_loss(ax, history))
+    adam, cg = drawn["Adam, 3 epochs"], drawn["CG, 2 epochs"]
+    assert adam.get_xdata().tolist() == [0.09, 0.08, 0.05]
+    assert cg.get_xdata().tolist() == [0.05, 0.03, 0.02]
+    assert cg.get_ydata().tolist() == [0.08, 0.05, 0.01]
+    assert (drawn["swap"].get_xdata()[0], drawn["swap"].get_ydata()[0]) == (0.05, 0.08)
+    assert drawn["after epoch 1"].get_xdata()[0] == 0.09
+    assert labels(ax) == ("training loss (training: right to left)", r"gradient norm $\|g\|$")
+
+
+def test_grad_norm_over_loss_of_one_phase_has_no_swap(ax, history):
+    drawn = lines(training_plots.grad_norm_over_loss(ax, history[:3]))
+    assert "swap" not in drawn
+
+
+def test_loss_curves_are_logarithmic_and_told_apart_without_colour(ax):
+    curves = {name: ([1, 2], [0.1, 0.01]) for name in "abcde"}
+    drawn = lines(training_plots.loss_curves(ax, curves, "passes"))
+    assert list(drawn) == list("abcde")
+    assert len({str(line._unscaled_dash_pattern) for line in drawn.values()}) == 5
+    assert ax.get_yscale() == "log"
+    assert labels(ax) == ("passes", "training loss (mean squared error)")
+
+
+def test_convergence_leaves_out_zeros(ax):
+    drawn = lines(training_plots.convergence(ax, {"CG": ([0, 1, 2], [1, 0.1, 0])}, "x", "y"))
+    assert pd.isna(drawn["CG"].get_ydata()[2])
+    assert labels(ax) == ("x", "y")
+
+
+def test_line_search_trials_are_numbered_in_their_order(ax):
+    trials = [Trial(0.5, 1.25), Trial(2.0, 2.0), Trial(1.0, 1.0)]
+    training_plots.line_search_trials(ax, lambda t: (t - 1) ** 2 + 1, trials, numbered=(0.4, 1.5))
+    assert [text.get_text() for text in ax.texts] == ["1", "3"]
+    points = lines(ax)["trial: a forward pass"]
+    assert points.get_xdata().tolist() == [0.5, 2.0, 1.0]
+    assert points.get_ydata().tolist() == [0.25, 1.0, 0.0]
+    curve = lines(ax)["loss along the line"]
+    expected = (torch.as_tensor(curve.get_xdata()) - 1) ** 2
+    assert curve.get_ydata() == pytest.approx(expected.numpy())
+
+
+def test_grad_norm_over_epochs_shows_the_level_of_the_rule(ax, history):
+    drawn = lines(training_plots.grad_norm_over_epochs(ax, history, 0.9, swap_epoch=3))
+    assert drawn["0.9 × the peak so far"].get_ydata() == pytest.approx([0.018, 0.09, 0.09])
+    assert drawn["CG"].get_xdata().tolist() == [4, 5]
+    assert drawn["swap"].get_xdata()[0] == 3
+
+
+def test_a_runs_figure_is_a_whole_png(tmp_path, history):
+    out = tmp_path / "figure.png"
+    summary = {"dataset": "digits", "model": "vit-mlp", "seed": 0}
+    training_plots.save_grad_norm_over_loss(history, summary, out)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert out.read_bytes().endswith(b"IEND\xaeB`\x82")
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
