@@ -13,13 +13,13 @@ from twophase.objective import Loss
 class AdamSettings:
     """Settings of the Adam phase.
 
-    Parameters
-    ----------
-    learning_rate: above 0. Default 1e-3, torch's default; the paper does not print its own.
-    batch_size: examples per mini-batch, at least 1. Default 512, the paper's choice (section 4).
-    betas, eps: of Adam (Kingma and Ba, 2015), torch's defaults.
+    Args:
+        learning_rate: above 0. Default 1e-3, torch's own; the paper does not print its rate.
+        batch_size: examples per mini-batch, at least 1. Default 512, the paper's (section 4).
+        betas, eps: of Adam (Kingma and Ba, 2015), torch's defaults.
 
-    Raises `InputError` for values out of range.
+    Raises:
+        InputError: a value is out of range.
 
     >>> AdamSettings(batch_size=0)
     Traceback (most recent call last):

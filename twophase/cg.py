@@ -71,18 +71,18 @@ BETA_RULES: dict[str, BetaRule] = {
 class CGSettings:
     """How CG chooses directions and steps; it has no learning rate.
 
-    Parameters
-    ----------
-    beta: "FR" (Fletcher–Reeves), "PR" (Polak–Ribière) or "PR+". Default "PR+": the paper names the
-        first two and not its choice; PR+ is the one with a convergence theory for inexact searches.
-    line_search: any `LineSearch`. Default golden section with a relative tolerance of 1e-2.
-    restart_every: iterations after which the direction is the steepest descent again; None: only
-        where the direction is no descent direction.
-    zero_gradient_norm: gradient norm (loss per unit of parameter) at or below which CG has
-        converged. Default 0: nothing but an exact zero, since any other depends on the loss's
-        scale; where the arithmetic ends before, the line search says so.
+    Args:
+        beta: "FR" (Fletcher–Reeves), "PR" (Polak–Ribière) or "PR+". Default "PR+": the paper names
+            the first two and not its choice; PR+ has a convergence theory for inexact searches.
+        line_search: any `LineSearch`. Default golden section to a relative tolerance of 1e-2.
+        restart_every: iterations after which the direction is the steepest descent again; None:
+            only where the direction is no descent direction.
+        zero_gradient_norm: gradient norm (loss per unit of parameter) at or below which CG has
+            converged. Default 0: nothing but an exact zero, since any other depends on the loss's
+            scale; where the arithmetic ends before, the line search says so.
 
-    Raises `InputError` for values out of range.
+    Raises:
+        InputError: a value is out of range.
 
     >>> CGSettings(beta="HS")
     Traceback (most recent call last):
@@ -163,9 +163,15 @@ def iterate(
     d is no descent direction (d'g >= 0), and where the search along d has failed (Press et al.,
     Numerical Recipes in C, section 10.6; Nocedal and Wright, section 5.2).
 
-    Parameters: `point` has x [P], the loss and the gradient [P] at x; `memory` is the previous
-    iteration's, None for the first. Cost: the evaluations of the search; the gradient at the new
-    vector is the caller's to compute, and the next iteration's `point`.
+    Args:
+        objective: the loss.
+        point: x [P] with the loss and the gradient [P] there.
+        memory: the previous iteration's; None for the first.
+        settings: how to choose direction and step.
+
+    Returns:
+        The `Iteration`. Its cost is the evaluations of the search; the gradient at the new vector
+        is the caller's to compute, and the next iteration's `point`.
 
     >>> from twophase.objective import FunctionObjective
     >>> bowl = FunctionObjective(lambda x: (x**2).sum())
@@ -205,8 +211,12 @@ def minimize(
 ) -> Minimum:
     """Minimise an objective from the vector x [P] by at most `max_iterations` CG iterations.
 
-    Status `moved` in the result means that the bound on iterations was reached. Raises
-    `InputError` for a bound below 1 and `NonFiniteError` where the loss is not finite.
+    Returns:
+        The `Minimum`; its status `moved` means that the bound on iterations was reached.
+
+    Raises:
+        InputError: the bound is below 1.
+        NonFiniteError: the loss is not finite at an iterate.
 
     >>> from twophase.objective import FunctionObjective
     >>> bowl = FunctionObjective(lambda x: ((x - 1) ** 2).sum())

@@ -121,16 +121,17 @@ class GoldenSection:
     bracket is the last trial. Only losses are used: a trial is one forward pass. The returned step
     never raises the loss.
 
-    Parameters
-    ----------
-    tolerance: of the step, relative, in (0, 1). Default 1e-2: about 14 forward passes a search.
-        A tight one, 1e-4 or less, comes close to an exact search.
-    max_evaluations: bound on the forward passes of a search, at least 3; default 100, twice what
-        the tightest tolerance needs from a sensible first step.
+    Failures are data: status `no descent` (the loss rises however short the step), `not finite`, or
+    `resolution` (what the step gains is below the resolution of the arithmetic).
 
-    Raises `InputError` for values out of range. Failures are data: status `no descent` (the loss
-    rises however short the step), `not finite`, or `resolution` (what the step gains is below the
-    resolution of the arithmetic).
+    Args:
+        tolerance: of the step, relative, in (0, 1). Default 1e-2: about 14 forward passes a search;
+            a tight one, 1e-8, comes close to an exact search.
+        max_evaluations: bound on the forward passes of a search, at least 3. Default 100, twice
+            what the tightest tolerance needs from a sensible first step.
+
+    Raises:
+        InputError: a value is out of range.
 
     >>> from twophase.objective import FunctionObjective
     >>> objective = FunctionObjective(lambda x: ((x - 3) ** 2).sum() + 1)
@@ -284,7 +285,8 @@ LINE_SEARCHES = {
 def resolve(line_search: str | LineSearch, tolerance: float | None = None) -> LineSearch:
     """A line search from its name, with another tolerance where one is given.
 
-    Raises `InputError` for an unknown name or a tolerance out of range.
+    Raises:
+        InputError: the name is unknown or the tolerance out of range.
 
     >>> resolve("golden", tolerance=1e-3)
     GoldenSection(tolerance=0.001, max_evaluations=100)

@@ -10,8 +10,12 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     L = (1/(B·M)) Σ_b Σ_m (outputs[b, m] − [targets[b] = m])², the loss of all the paper's
     experiments (section 5); with softmax outputs it lies between 0 and 2/M.
 
-    Parameters: `outputs` [B, M]; `targets` class labels [B] (int64), or real targets [B, M].
-    Returns a scalar tensor of the outputs' dtype.
+    Args:
+        outputs: [B, M], for example softmax probabilities.
+        targets: class labels [B] (int64), or real targets [B, M].
+
+    Returns:
+        A scalar tensor of the outputs' dtype.
 
     >>> import torch
     >>> mse(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))

@@ -74,9 +74,11 @@ def round_off(dtype: torch.dtype) -> float:
 class ParameterVector:
     """The parameters of a model as one flat vector of length P, to read and to write.
 
-    Parameters that do not require a gradient stay as they are. Raises `InputError` when no
-    parameter is left, when dtypes or devices are mixed, or when the dtype is neither float32 nor
-    float64 (a line search cannot resolve a minimum in half precision).
+    Parameters that do not require a gradient stay as they are.
+
+    Raises:
+        InputError: no parameter is left, dtypes or devices are mixed, or the dtype is neither
+            float32 nor float64 (a line search cannot resolve a minimum in half precision).
 
     >>> vector = ParameterVector(nn.Linear(3, 2).parameters())
     >>> vector.read().shape
@@ -212,13 +214,13 @@ class FullBatch:
     before the loss, and chunks are summed in float64 whatever the model's dtype: near a minimum a
     line search compares values that differ by less than float32 resolves.
 
-    Parameters
-    ----------
-    model, loss: any `nn.Module`, and a loss with mean reduction, `loss(outputs, targets)`.
-    inputs, targets: tensors [K, ...] on the model's device.
-    chunk_size: examples per forward pass; bounds the memory, changes results by rounding only.
+    Args:
+        model, loss: any `nn.Module`, and a loss with mean reduction, `loss(outputs, targets)`.
+        inputs, targets: tensors [K, ...] on the model's device.
+        chunk_size: examples per forward pass; bounds the memory, changes results by rounding only.
 
-    Raises `InputError` where `ParameterVector` does or `chunk_size` is below 1.
+    Raises:
+        InputError: `ParameterVector` refuses the parameters, or `chunk_size` is below 1.
 
     >>> model = nn.Linear(2, 1)
     >>> full = FullBatch(model, nn.functional.mse_loss, torch.ones(5, 2), torch.ones(5, 1), 2)
@@ -311,9 +313,12 @@ class HitCount:
 def start(objective: Objective, x: Tensor) -> Point:
     """Evaluate the first point of a CG run, after checking that the objective repeats itself.
 
-    Costs one forward pass more than a gradient. Raises `InputError` when a module with dropout or
-    BatchNorm runs in training mode or when `check_repeats` does, `NonFiniteError` when loss or
-    gradient is not finite.
+    It costs one forward pass more than a gradient.
+
+    Raises:
+        InputError: a module with dropout or BatchNorm runs in training mode, or `check_repeats`
+            finds another loss.
+        NonFiniteError: loss or gradient is not finite.
     """
     with _reject_unrepeatable_modules():
         point = evaluate(objective, x)

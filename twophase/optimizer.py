@@ -38,27 +38,29 @@ class ConjugateGradient(torch.optim.Optimizer):
     trial point then costs a forward pass only. The iterates do not depend on the scale of the loss
     or on how the parameters are cut into tensors or groups.
 
-    Parameters
-    ----------
-    params: parameters or parameter groups, float32 or float64, of one dtype on one device. A group
-        is a set of parameters and takes no options: there is one direction for all of them.
-    beta: "FR", "PR" or "PR+" (default; see `CGSettings`).
-    line_search: a name in `twophase.line_search.LINE_SEARCHES` or a `LineSearch`. Default
-        "golden": golden section to a relative tolerance of 1e-2; "golden-tight" goes to 1e-8.
-    tolerance: replaces the line search's relative tolerance, in (0, 1).
-    restart_every: iterations after which the direction is steepest descent; None: only if needed.
-    zero_gradient_norm: gradient norm at or below which a step changes nothing; default 0.
-
-    Attributes: `result`, the last step's `StepResult` (None before the first).
-
     `state_dict` holds the previous vector, gradient and direction (three vectors of length P) and
     resumes exactly under the same constructor arguments. If the parameters were changed between
     two steps, or a group was added, the next direction is the steepest descent.
 
-    Raises `InputError` for arguments out of range, for a closure that returns no scalar or calls
-    backward, and at the first step when the model has dropout or BatchNorm in training mode or
-    does not repeat itself; `NonFiniteError` when the loss or its gradient is not finite at the
-    start of a step. Whatever is raised, the parameters are those before the step.
+    Args:
+        params: parameters or parameter groups, float32 or float64, of one dtype on one device. A
+            group is a set of parameters and takes no options: one direction serves all.
+        beta: "FR", "PR" or "PR+" (default; see `CGSettings`).
+        line_search: a name in `twophase.line_search.LINE_SEARCHES` or a `LineSearch`. Default
+            "golden": golden section to a relative tolerance of 1e-2; "golden-tight": to 1e-8.
+        tolerance: replaces the line search's relative tolerance, in (0, 1).
+        restart_every: iterations after which the direction is steepest descent; None: if needed.
+        zero_gradient_norm: gradient norm at or below which a step changes nothing; default 0.
+
+    Attributes:
+        result: the last step's `StepResult`; None before the first.
+
+    Raises:
+        InputError: an argument is out of range; a closure returns no scalar or calls backward; at
+            the first step, the model has dropout or BatchNorm in training mode or does not repeat
+            itself.
+        NonFiniteError: the loss or its gradient is not finite at the start of a step. Whatever is
+            raised in a step, the parameters are those before it.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> inputs, targets = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[1.0], [2.0]])

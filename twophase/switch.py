@@ -31,9 +31,13 @@ class GradientNormPeak:
     object: it touches neither model nor data, and replays over a recorded trace. Beware: the small
     dip of the norm just after the initialisation can satisfy the literal rule.
 
-    Parameters: `factor` in (0, 1], the paper's gn_fact; default 0.9, the paper's value.
-    Raises `InputError` for a factor out of range, and for a loss or norm that is not finite or a
-    norm below zero.
+    Args:
+        factor: in (0, 1], the paper's gn_fact; default 0.9, the paper's value.
+        peak: the largest norm seen so far; 0 for a rule that has seen nothing.
+
+    Raises:
+        InputError: the factor is out of range; in `update`, a loss or norm is not finite or a norm
+            below zero.
 
     >>> rule = GradientNormPeak()
     >>> [rule.update(loss, norm).switch for loss, norm in [(3, 1.0), (2, 2.0), (1, 1.7)]]
@@ -67,7 +71,12 @@ class GradientNormPeak:
 class FixedEpoch:
     """Switch after a given number of epochs, as the paper's Table 1 does.
 
-    Parameters: `epoch` >= 1, the last epoch of the first phase. Raises `InputError` otherwise.
+    Args:
+        epoch: the last epoch of the first phase, at least 1.
+        seen: epochs seen so far.
+
+    Raises:
+        InputError: `epoch` is below 1.
 
     >>> rule = FixedEpoch(2)
     >>> [rule.update(1.0, 1.0).switch for _ in range(2)]
