@@ -7,7 +7,7 @@ or another switch rule changes nothing here.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import pandas as pd
@@ -330,7 +330,7 @@ class Fit:
         swap_epoch: the last epoch of Adam before CG; None where there was no swap.
     """
 
-    records: tuple[Record, ...]
+    records: tuple[Record, ...] = field(repr=False)
     status: str
     message: str
     swap_epoch: int | None
