@@ -1,7 +1,7 @@
 """Figures of optimization runs: every function draws on the axes it is given and returns them."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +30,12 @@ def grad_norm_over_loss(ax: Axes, history: pd.DataFrame) -> Axes:
         ax: axes to draw on.
         history: columns phase, train_loss, grad_norm; a row per epoch.
     """
-    for phase, rows in history.groupby("phase", sort=False):
-        first = rows.index[0]
-        # one point more, so that the phases touch
-        part = history.loc[max(first - 1, history.index[0]) : rows.index[-1]]
-        label = f"{PHASE_NAMES[phase]}, {len(rows)} epochs"
-        ax.plot(part.train_loss, part.grad_norm, label=label, lw=1.5, **PHASE_STYLES[phase])
-        if first > history.index[0]:
-            _mark(ax, part.iloc[0], "D", "swap")
+    for phase, rows in _phases(history):
+        epochs = int((history.phase == phase).sum())
+        label = f"{PHASE_NAMES[phase]}, {epochs} epochs"
+        ax.plot(rows.train_loss, rows.grad_norm, label=label, lw=1.5, **PHASE_STYLES[phase])
+        if rows.phase.iloc[0] != phase:
+            _mark(ax, rows.iloc[0], "D", "swap")
     _mark(ax, history.iloc[0], "o", "after epoch 1")
     ax.set(xlabel="training loss (training: right to left)", ylabel=r"gradient norm $\|g\|$")
     ax.set_xlim(left=0)
@@ -87,7 +85,7 @@ def line_search_trials(
     ax: Axes,
     loss: Callable[[torch.Tensor], torch.Tensor],
     trials: Sequence[Trial],
-    numbered: tuple[float, float],
+    numbered: Collection[int],
 ) -> Axes:
     """Draw the loss along a line above the lowest trial, and the trials of a search.
 
@@ -95,7 +93,7 @@ def line_search_trials(
         ax: axes to draw on.
         loss: from steps [n] to losses [n].
         trials: as they were tried.
-        numbered: the steps between which trials get their numbers; closer ones would overlap.
+        numbered: the trials, from 1, that get their number beside them; not all would fit.
     """
     steps = np.array([trial.step for trial in trials])
     losses = np.array([trial.value for trial in trials])
@@ -106,7 +104,7 @@ def line_search_trials(
         steps, losses - lowest, "o", color=VERMILION, ms=5, ls="none", label="trial: a forward pass"
     )
     for number, (step, value) in enumerate(zip(steps, losses - lowest, strict=True), 1):
-        if numbered[0] <= step <= numbered[1]:
+        if number in numbered:
             # alternating heights keep the numbers of neighbours apart
             offset = (0, 8 + 12 * (number % 3))
             ax.annotate(str(number), (step, value), offset, textcoords="offset points", ha="center")
@@ -126,15 +124,9 @@ def grad_norm_over_epochs(
         factor: of the peak so far, the paper's gn_fact.
         swap_epoch: the last epoch of Adam; None: no line.
     """
-    for phase, rows in history.groupby("phase", sort=False):
-        ax.plot(
-            rows.epoch,
-            rows.grad_norm,
-            marker="o",
-            ms=3,
-            label=PHASE_NAMES[phase],
-            **PHASE_STYLES[phase],
-        )
+    for phase, rows in _phases(history):
+        style = {"marker": "o", "markersize": 3} | PHASE_STYLES[phase]
+        ax.plot(rows.epoch, rows.grad_norm, label=PHASE_NAMES[phase], **style)
     level = factor * history.grad_norm.cummax()
     adam = history.phase == "adam"
     ax.plot(
@@ -147,6 +139,7 @@ def grad_norm_over_epochs(
     if swap_epoch is not None:
         ax.axvline(swap_epoch, color="black", linestyle="-", lw=0.8, label="swap")
     ax.set(xlabel="epoch", ylabel=r"gradient norm $\|g\|$")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     return ax
 
 
@@ -161,11 +154,17 @@ def save_grad_norm_over_loss(history: pd.DataFrame, summary: Mapping, out: Path)
     figure, ax = plt.subplots(figsize=(WIDE, 4.6))
     grad_norm_over_loss(ax, history)
     ax.set_title("{dataset}, {model}, seed {seed}".format(**summary))
-    ax.legend(loc="upper right")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     plt.close(figure)
     write_atomically(out, content.getvalue())
+
+
+def _phases(history: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each phase and its rows, with the last row of the phase before, so that lines touch."""
+    for phase, rows in history.groupby("phase", sort=False):
+        yield phase, history.loc[max(rows.index[0] - 1, history.index[0]) : rows.index[-1]]
 
 
 def _mark(ax: Axes, record: pd.Series, marker: str, label: str) -> None:
