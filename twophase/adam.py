@@ -14,7 +14,7 @@ class AdamSettings:
     """Settings of the Adam phase.
 
     Args:
-        learning_rate: above 0. Default 1e-3, torch's own; the paper does not print its rate.
+        learning_rate: above 0, at most 1e30. Default 1e-3, torch's own; the paper does not print its rate.
         batch_size: examples per mini-batch, at least 1. Default 512, the paper's (section 4).
         betas, eps: of Adam (Kingma and Ba, 2015), torch's defaults.
 
@@ -32,7 +32,8 @@ class AdamSettings:
     eps: float = 1e-8
 
     def __post_init__(self):
-        check_number("learning_rate", self.learning_rate, above=0)
+        # torch divides the rate by 1 - beta1 and wants the quotient in float32
+        check_number("learning_rate", self.learning_rate, above=0, maximum=1e30)
         check_integer("batch_size", self.batch_size, 1)
         for beta in self.betas:
             check_number("betas", beta, minimum=0, below=1)

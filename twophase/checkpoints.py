@@ -1,0 +1,90 @@
+"""Checkpoints of a run: whole or not there, verified before use, and never executed as code."""
+
+import hashlib
+import io
+import logging
+import re
+from pathlib import Path
+
+import torch
+
+from twophase.errors import DataError
+from twophase.files import write_atomically
+
+_MAGIC = b"twophase checkpoint 1\n"
+_KEPT = 2  # the newest, and the one before it in case that is damaged
+
+log = logging.getLogger("twophase")
+
+
+def save(folder: Path, epoch: int, state: dict) -> Path:
+    """Write a state as the newest checkpoint of a run, and drop all but the one before it.
+
+    Args:
+        folder: made if it is not there.
+        epoch: finished epochs that the state stands for.
+        state: tensors, numbers, strings, lists and dicts of them.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written to; older checkpoints are intact.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> path = save(folder, 3, {"x": torch.ones(2)})
+    >>> load(path)
+    {'x': tensor([1., 1.])}
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"epoch-{epoch:06d}.ckpt"
+    write(path, state)
+    for old in _numbered(folder)[:-_KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write(path: Path, state: dict) -> None:
+    """Write a state to a file of its own, which `save` does not drop."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    payload = content.getvalue()
+    digest = hashlib.sha256(payload).hexdigest().encode()
+    write_atomically(path, _MAGIC + digest + b"\n" + payload)
+
+
+def load(path: Path) -> dict:
+    """Read a state, on the CPU.
+
+    Raises:
+        DataError: the file is missing, of another version, truncated or altered.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"checkpoint {path}: {error.strerror}") from error
+    digest, separator, payload = content.removeprefix(_MAGIC).partition(b"\n")
+    whole = hashlib.sha256(payload).hexdigest().encode() == digest
+    if not content.startswith(_MAGIC) or not separator or not whole:
+        raise DataError(f"checkpoint {path} is damaged or of another version; delete it")
+    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+
+
+def latest(folder: Path) -> dict | None:
+    """The newest state that is whole; None if there is none. A damaged one is named in the log."""
+    for path in reversed(_numbered(folder)):
+        try:
+            return load(path)
+        except DataError as error:
+            log.warning("%s; the one before it is used", error)
+    return None
+
+
+def clear(folder: Path) -> None:
+    """Drop the checkpoints of a finished run."""
+    for path in _numbered(folder):
+        path.unlink(missing_ok=True)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(
+        p for p in folder.glob("epoch-*.ckpt") if re.fullmatch(r"epoch-\d+\.ckpt", p.name)
+    )
