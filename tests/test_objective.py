@@ -79,6 +79,15 @@ def test_score_and_measure_count_hits():
     assert point.value == full.value_and_gradient(x)[0]
 
 
+def test_top_accuracy_counts_the_largest_outputs():
+    model, (inputs, targets) = classifier(), labelled()
+    full = FullBatch(model, mse, inputs, targets, chunk_size=7)
+    ranks = (-model(inputs)).argsort(dim=1).argsort(dim=1)
+    in_two = ranks.gather(1, targets[:, None]) < 2
+    assert full.score(full.vector.read(), top=2).accuracy == in_two.double().mean().item()
+    assert full.score(full.vector.read(), top=3).accuracy == 1
+
+
 def test_there_is_no_accuracy_without_classes():
     inputs = torch.ones(5, 2)
     full = FullBatch(nn.Linear(2, 1), mse_loss, inputs, torch.ones(5, 1))

@@ -23,6 +23,10 @@ def twophase(capsys, *arguments):
     return code, captured.out, captured.err.splitlines()
 
 
+def visible(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def history(folder):
     return pd.read_csv(folder / "history.csv")
 
@@ -31,12 +35,9 @@ def test_a_run_leaves_config_history_and_summary(tmp_path, capsys):
     out = tmp_path / "run"
     code, printed, _ = twophase(capsys, "run", *QUICK, "--seed", "3", "--out", str(out))
     assert code == 0
-    assert sorted(path.name for path in out.iterdir()) == [
-        "config.json",
-        "history.csv",
-        "summary.json",
-    ]
+    assert visible(out) == ["config.json", "history.csv", "summary.json", "weights.pt"]
     config = json.loads((out / "config.json").read_text())
+    assert config.pop("format") == 1
     assert RunConfig(**config) == RunConfig(train_examples=64, epochs=4, swap_epoch=2, seed=3)
     table = history(out)
     assert table.epoch.tolist() == [1, 2, 3, 4]

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"twophase: error: {where}{error.strerror or error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("twophase: interrupted; nothing finished was changed", file=sys.stderr)
+        print("twophase: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
 

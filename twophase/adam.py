@@ -14,7 +14,8 @@ class AdamSettings:
     """Settings of the Adam phase.
 
     Args:
-        learning_rate: above 0, at most 1e30. Default 1e-3, torch's own; the paper does not print its rate.
+        learning_rate: above 0, at most 1e30. Default 1e-3, torch's own; the paper does not print
+            its rate.
         batch_size: examples per mini-batch, at least 1. Default 512, the paper's (section 4).
         betas, eps: of Adam (Kingma and Ba, 2015), torch's defaults.
 

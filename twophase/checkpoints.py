@@ -82,6 +82,8 @@ def clear(folder: Path) -> None:
     """Drop the checkpoints of a finished run."""
     for path in _numbered(folder):
         path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _numbered(folder: Path) -> list[Path]:

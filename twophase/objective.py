@@ -250,9 +250,9 @@ class FullBatch:
         """Loss and gradient at `x`: one forward and backward pass."""
         return self._forward_backward(x, _ignore)
 
-    def score(self, x: Tensor) -> Score:
-        """Loss and accuracy at `x`: one forward pass."""
-        hits = HitCount()
+    def score(self, x: Tensor, top: int = 1) -> Score:
+        """Loss and top-`top` accuracy at `x`: one forward pass."""
+        hits = HitCount(top)
         loss = self._forward(x, hits)
         return Score(loss, hits.share())
 
@@ -293,16 +293,18 @@ class FullBatch:
 
 
 class HitCount:
-    """Counts the examples whose largest output is at the target class."""
+    """Counts the examples whose target class is among their `top` largest outputs."""
 
-    def __init__(self):
+    def __init__(self, top: int = 1):
+        self.top = top
         self.hits: Tensor | None = None
         self.examples = 0
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> None:
         if targets.is_floating_point() or targets.ndim != 1:
             return
-        hits = (outputs.detach().argmax(dim=1) == targets).sum()
+        best = outputs.detach().topk(self.top, dim=1).indices
+        hits = (best == targets[:, None]).sum()
         self.hits = hits if self.hits is None else self.hits + hits
         self.examples += len(targets)
 

@@ -1,23 +1,34 @@
-"""A run and its folder: configuration, history, summary.
+"""A run and its folder: configuration, checkpoints, history, summary, weights.
 
-`summary.json` is written last and marks a finished run; until then the history is in
+Every finished epoch is in a checkpoint, so that a run that was stopped, however hard, goes on where
+it was. `summary.json` is written last and marks a finished run; until then the history so far is in
 `history.partial.csv`.
 """
 
+import io
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
-from twophase import data, models
+from twophase import checkpoints, data, models
 from twophase.config import RunConfig
+from twophase.data import Dataset
 from twophase.device import device_name, resolve_device
 from twophase.errors import InputError
 from twophase.files import write_atomically, write_json
 from twophase.provenance import git_revision, now, versions
-from twophase.training import Fit, Record, fit
+from twophase.switch import SwitchRule
+from twophase.training import Fit, Record, Trainer
+from twophase.training import run as train
+
+FORMAT = 1
+CHECKPOINTS = "checkpoints"
+BRANCH = "branch.ckpt"
 
 
 def run(
@@ -25,26 +36,34 @@ def run(
     out: Path,
     root: Path | None = None,
     device: str | torch.device = "auto",
+    branch_rule: SwitchRule | None = None,
+    branch_from: Path | None = None,
 ) -> dict:
-    """Train as configured and leave config.json, history.csv and summary.json in `out`.
+    """Train as configured; leave config.json, history.csv, summary.json and weights.pt in `out`.
 
-    A finished run of the same configuration is not repeated: its summary is returned.
+    A finished run of the same configuration is not repeated: its summary is returned. A run that
+    was stopped goes on after its last finished epoch; on the CPU its history and weights are then
+    equal, bit for bit, to those of a run in one piece.
 
     Args:
         config: what to train.
         out: the run's folder; made if it is not there.
         root: the data folder; None: see `twophase.data.load`.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        branch_rule: keep the state after the epoch at which this rule first says switch, so that
+            another run can branch off there.
+        branch_from: a state that another run kept, whose epochs are this run's first.
 
     Returns:
         The summary: final losses and accuracies, parameters, q, swap_epoch, status, work, time,
         versions, device, seed and git revision.
 
     Raises:
-        InputError: the folder holds another run, or the configuration does not fit the data.
+        InputError: the folder holds another run or is in use by another process, or the
+            configuration does not fit the data.
         DataError: a data file is missing or damaged.
         NonFiniteError: the loss is no longer finite; the folder has no history.csv or summary.json.
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to or the disk is full; what was there is intact.
     """
     finished = _finished(config, out)
     if finished is not None:
@@ -53,32 +72,19 @@ def run(
     dataset = data.load(
         config.dataset, root, chosen, train_examples=config.train_examples, seed=config.seed
     )
-    model = models.build(config.model, dataset.channels, dataset.classes, config.seed)
+    trainer = _trainer(config, dataset, chosen)
     out.mkdir(parents=True, exist_ok=True)
-    partial, history = out / "history.partial.csv", out / "history.csv"
-    write_json(out / "config.json", config.to_dict())
-    records: list[Record] = []
-
-    def keep(record: Record) -> None:
-        records.append(record)
-        write_atomically(partial, _csv(records))
-
-    outcome = fit(
-        model,
-        dataset,
-        epochs=config.epochs,
-        strategy=config.strategy,
-        switch=config.switch(),
-        adam=config.adam(),
-        cg=config.cg(),
-        seed=config.seed,
-        device=chosen,
-        on_epoch=keep,
-    )
-    partial.replace(history)
-    summary = _summary(config, outcome, dataset, models.parameter_count(model), chosen)
-    write_json(out / "summary.json", summary)
-    return summary
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            finished = _finished(config, out)
+            if finished is not None:
+                return finished
+            write_json(out / "config.json", {"format": FORMAT, **config.to_dict()})
+            _resume(trainer, out, branch_from)
+            outcome = train(trainer, config.epochs, _keeper(trainer, out, branch_rule))
+            return _finish(config, out, trainer, outcome, dataset)
+    except Timeout:
+        raise InputError("out", str(out), "a folder that no other process is training in") from None
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, dict]:
@@ -90,7 +96,64 @@ def read(folder: Path) -> tuple[pd.DataFrame, dict]:
     summary = folder / "summary.json"
     if not summary.exists():
         raise InputError("run", str(folder), "the folder of a finished run, with a summary.json")
-    return pd.read_csv(folder / "history.csv"), json.loads(summary.read_text(encoding="utf-8"))
+    return pd.read_csv(folder / "history.csv"), _read_json(summary)
+
+
+def _trainer(config: RunConfig, dataset: Dataset, device: torch.device) -> Trainer:
+    model = models.build(config.model, dataset.channels, dataset.classes, config.seed)
+    return Trainer(
+        model,
+        dataset,
+        strategy=config.strategy,
+        switch=config.switch(),
+        adam=config.adam(),
+        cg=config.cg(),
+        seed=config.seed,
+        device=device,
+    )
+
+
+def _resume(trainer: Trainer, out: Path, branch_from: Path | None) -> None:
+    """Put the trainer where the run was stopped, or where it branches off another run."""
+    state = checkpoints.latest(out / CHECKPOINTS)
+    if state is None and branch_from is not None:
+        state = checkpoints.load(branch_from)
+    if state is not None:
+        trainer.load_state_dict(state)
+
+
+def _keeper(
+    trainer: Trainer, out: Path, branch_rule: SwitchRule | None
+) -> Callable[[Record], None]:
+    """What keeps the trainer's state after each epoch."""
+    rule = branch_rule.fresh() if branch_rule is not None else None
+    branched = rule is None
+    for record in trainer.history:
+        branched = branched or rule.update(record.train_loss, record.grad_norm).switch
+
+    def keep(record: Record) -> None:
+        nonlocal branched
+        state = trainer.state_dict()
+        if not branched and rule.update(record.train_loss, record.grad_norm).switch:
+            checkpoints.write(out / BRANCH, state)
+            branched = True
+        checkpoints.save(out / CHECKPOINTS, record.epoch, state)
+        write_atomically(out / "history.partial.csv", _csv(trainer.history))
+
+    return keep
+
+
+def _finish(config: RunConfig, out: Path, trainer: Trainer, outcome: Fit, dataset: Dataset) -> dict:
+    write_atomically(out / "history.csv", _csv(outcome.records))
+    weights = io.BytesIO()
+    torch.save(trainer.model.state_dict(), weights)
+    write_atomically(out / "weights.pt", weights.getvalue())
+    summary = _summary(config, trainer, outcome, dataset)
+    write_json(out / "summary.json", summary)
+    # only now: until the summary is there, these are what a stopped run goes on from
+    (out / "history.partial.csv").unlink(missing_ok=True)
+    checkpoints.clear(out / CHECKPOINTS)
+    return summary
 
 
 def _finished(config: RunConfig, out: Path) -> dict | None:
@@ -98,37 +161,42 @@ def _finished(config: RunConfig, out: Path) -> dict | None:
     written = out / "config.json"
     if not written.exists():
         return None
-    try:
-        there = json.loads(written.read_text(encoding="utf-8"))
-    except ValueError:
-        there = {}
-    wanted = config.to_dict()
-    other = [name for name in wanted if there.get(name, "missing") != wanted[name]]
-    if other:
-        name = other[0]
-        raise InputError(
-            "out",
-            str(out),
-            f"a folder without another run (there {name} is {there.get(name, 'missing')}, "
-            f"here {wanted[name]})",
-        )
+    there = _read_json(written)
+    wanted = {"format": FORMAT, **config.to_dict()}
+    for name in wanted:
+        if there.get(name, "missing") != wanted[name]:
+            raise InputError(
+                "out",
+                str(out),
+                f"a folder without another run (there {name} is {there.get(name, 'missing')}, "
+                f"here {wanted[name]})",
+            )
     summary = out / "summary.json"
-    return json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
+    return (_read_json(summary) or None) if summary.exists() else None
 
 
-def _csv(records: list[Record]) -> str:
+def _read_json(path: Path) -> dict:
+    """The content of a JSON file; empty where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+
+
+def _csv(records: list[Record] | tuple[Record, ...]) -> str:
     return pd.DataFrame([asdict(record) for record in records]).to_csv(index=False)
 
 
-def _summary(
-    config: RunConfig,
-    outcome: Fit,
-    dataset: data.Dataset,
-    parameters: int,
-    device: torch.device,
-) -> dict:
+def _top5(trainer: Trainer, dataset: Dataset) -> float | None:
+    """Share of validation examples whose class is among the five largest outputs."""
+    if trainer.validation is None or dataset.classes <= 5:
+        return None
+    return trainer.validation.score(trainer.objective.vector.read(), top=5).accuracy
+
+
+def _summary(config: RunConfig, trainer: Trainer, outcome: Fit, dataset: Dataset) -> dict:
     last = outcome.records[-1]
-    examples = len(dataset.train)
+    examples, parameters = len(dataset.train), models.parameter_count(trainer.model)
     return {
         "dataset": config.dataset,
         "model": config.model,
@@ -142,6 +210,7 @@ def _summary(
         "train_accuracy": last.train_accuracy,
         "validation_loss": last.validation_loss,
         "validation_accuracy": last.validation_accuracy,
+        "validation_top5_accuracy": _top5(trainer, dataset),
         "grad_norm": last.grad_norm,
         "parameters": parameters,
         "train_examples": examples,
@@ -149,7 +218,7 @@ def _summary(
         "passes": sum(record.passes for record in outcome.records),
         "monitor_passes": sum(record.monitor_passes for record in outcome.records),
         "seconds": sum(record.seconds for record in outcome.records),
-        "device": device_name(device),
+        "device": device_name(trainer.device),
         "versions": versions(),
         "git_revision": git_revision(),
         "finished": now(),

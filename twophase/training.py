@@ -248,6 +248,8 @@ class Trainer:
         """
         return {
             "history": [asdict(record) for record in self.history],
+            "status": str(self.status),
+            "message": self.message,
             "x": self.objective.vector.read(),
             "phases": {name: deepcopy(phase.state_dict()) for name, phase in self.phases.items()},
         }
@@ -263,6 +265,7 @@ class Trainer:
             if name in self.phases:
                 self.phases[name].load_state_dict(phase)
         self.history, self.swap_epoch, self._current, self._point = [], None, 0, None
+        self.status, self.message = Status(state["status"]), state["message"]
         self.rule = self.rule and self.rule.fresh()
         for fields in state["history"]:
             record = Record(**fields)

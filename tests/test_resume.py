@@ -1,0 +1,216 @@
+"""Runs that are stopped, killed, branched, damaged or crowded: what is finished is never lost."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+
+from twophase import checkpoints
+from twophase.config import RunConfig
+from twophase.errors import DataError, InputError
+from twophase.runs import BRANCH, CHECKPOINTS, run
+from twophase.switch import FixedEpoch, GradientNormPeak
+from twophase.training import Trainer
+
+SMALL = dict(train_examples=48, epochs=10, swap_epoch=5, batch_size=16)
+CONFIG = RunConfig(**SMALL)
+COMMAND = [sys.executable, "-m", "twophase", "run"] + [
+    word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run in one piece."""
+    out = tmp_path_factory.mktemp("whole")
+    run(CONFIG, out, device="cpu")
+    return out
+
+
+def history(folder):
+    return pd.read_csv(folder / "history.csv").drop(columns="seconds")
+
+
+def same(first, second):
+    """Equal histories but for the seconds, and equal weights, to the last bit."""
+    pd.testing.assert_frame_equal(history(first), history(second), check_exact=True)
+    weights = [torch.load(folder / "weights.pt", weights_only=True) for folder in (first, second)]
+    return all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(monkeypatch, epochs):
+    """Make training stop, as a crash would, at the start of the epoch after `epochs`."""
+    go_on = Trainer.epoch
+
+    def epoch(self):
+        if len(self.history) == epochs:
+            raise Stopped
+        return go_on(self)
+
+    monkeypatch.setattr(Trainer, "epoch", epoch)
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 4, 5, 6, 9])
+def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, monkeypatch, whole, epochs):
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, epochs)
+        run(CONFIG, tmp_path, device="cpu")
+    assert not (tmp_path / "summary.json").exists()
+    assert not (tmp_path / "history.csv").exists()
+    run(CONFIG, tmp_path, device="cpu")
+    assert same(tmp_path, whole)
+    assert not (tmp_path / CHECKPOINTS).exists()
+    assert not (tmp_path / "history.partial.csv").exists()
+
+
+def test_a_run_killed_at_twenty_moments_reaches_the_same_end(tmp_path):
+    """kill -9 at random moments of training; each attempt goes on where the last one was."""
+    long = RunConfig(**SMALL | {"epochs": 200, "swap_epoch": 30})
+    moments, out = random.Random(0), tmp_path / "killed"
+    command = [*COMMAND, "--epochs", "200", "--swap-epoch", "30", "--device", "cpu"]
+    for _ in range(20):
+        started = written(out / "config.json")
+        process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL)
+        while written(out / "config.json") == started:
+            assert process.poll() is None, "it ended before it trained"
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (out / "summary.json").exists()
+    assert checkpoints.latest(out / CHECKPOINTS)["history"], "the attempts came nowhere"
+    run(long, out, device="cpu")
+    run(long, tmp_path / "whole", device="cpu")
+    assert same(out, tmp_path / "whole")
+
+
+def written(path):
+    """When a file was last written; None if it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+@pytest.mark.parametrize("rule", [FixedEpoch(5), GradientNormPeak(0.999)], ids=["fixed", "rule"])
+def test_a_branch_equals_the_run_in_one_piece(tmp_path, rule):
+    """Adam keeps its state where the rule fires; Adam then CG goes on from there."""
+    fixed = isinstance(rule, FixedEpoch)
+    adam = RunConfig(**SMALL | {"swap_epoch": None}, strategy="adam")
+    both = RunConfig(**SMALL | {"swap_epoch": 5 if fixed else None}, factor=0.999)
+    run(adam, tmp_path / "adam", device="cpu", branch_rule=rule)
+    run(both, tmp_path / "both", device="cpu", branch_from=tmp_path / "adam" / BRANCH)
+    run(both, tmp_path / "whole", device="cpu")
+    assert same(tmp_path / "both", tmp_path / "whole")
+    shared = history(tmp_path / "both").query("phase == 'adam'").train_loss
+    assert shared.tolist() == history(tmp_path / "adam").train_loss[: len(shared)].tolist()
+    assert 1 <= len(shared) < 10
+
+
+def test_a_branch_survives_a_stop_of_the_run_that_keeps_it(tmp_path, monkeypatch, whole):
+    adam = RunConfig(**SMALL | {"swap_epoch": None}, strategy="adam")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, 8)
+        run(adam, tmp_path / "adam", device="cpu", branch_rule=FixedEpoch(5))
+    run(adam, tmp_path / "adam", device="cpu", branch_rule=FixedEpoch(5))
+    run(CONFIG, tmp_path / "both", device="cpu", branch_from=tmp_path / "adam" / BRANCH)
+    assert same(tmp_path / "both", whole)
+
+
+def stopped(folder, monkeypatch, epochs=7):
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, epochs)
+        run(CONFIG, folder, device="cpu")
+    return sorted((folder / CHECKPOINTS).iterdir())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "empty", "another version"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    tmp_path, monkeypatch, caplog, whole, damage
+):
+    older, newest = stopped(tmp_path, monkeypatch)
+    content = newest.read_bytes()
+    newest.write_bytes(
+        {
+            "truncated": content[:-100],
+            "altered": content[:500] + bytes([content[500] ^ 1]) + content[501:],
+            "empty": b"",
+            "another version": content.replace(b"checkpoint 1", b"checkpoint 9", 1),
+        }[damage]
+    )
+    with pytest.raises(DataError, match="damaged"):
+        checkpoints.load(newest)
+    assert len(checkpoints.latest(newest.parent)["history"]) == 6
+    assert str(newest) in caplog.text
+    run(CONFIG, tmp_path, device="cpu")
+    assert same(tmp_path, whole)
+
+
+def test_a_checkpoint_never_runs_code(tmp_path):
+    """Even one with the right digest: it is read as weights only."""
+
+    class Bomb:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('it went off')",))
+
+    checkpoints.write(tmp_path / "bomb.ckpt", {"x": Bomb()})
+    with pytest.raises(Exception, match="(?i)weights.only"):
+        checkpoints.load(tmp_path / "bomb.ckpt")
+
+
+def test_a_second_process_says_that_the_first_is_there(tmp_path):
+    with FileLock(tmp_path / ".lock"):
+        with pytest.raises(InputError, match="^out: .* no other process is training in"):
+            run(CONFIG, tmp_path, device="cpu")
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_folder_of_another_format_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text('{"format": 99}')
+    with pytest.raises(InputError, match="^out: .*there format is 99, here 1"):
+        run(CONFIG, tmp_path, device="cpu")
+    assert (tmp_path / "config.json").read_text() == '{"format": 99}'
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path, monkeypatch, whole):
+    """A limit on the size of files stands for the full disk: no checkpoint can be written."""
+    resource = pytest.importorskip("resource")
+    stopped(tmp_path, monkeypatch, epochs=3)
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = subprocess.run(
+        [*COMMAND, "--device", "cpu", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        preexec_fn=small_files,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("twophase: error: ")
+    assert done.stderr.count("\n") == 1
+    assert len(checkpoints.latest(tmp_path / CHECKPOINTS)["history"]) == 3
+    assert not list(tmp_path.rglob("*.tmp"))
+    run(CONFIG, tmp_path, device="cpu")
+    assert same(tmp_path, whole)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a folder nobody may write")
+def test_a_folder_that_cannot_be_written_is_one_line():
+    done = subprocess.run([*COMMAND, "--out", "/proc/twophase"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("twophase: error: ")
+    assert "/proc/twophase" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_only_the_newest_two_checkpoints_are_kept(tmp_path, monkeypatch):
+    names = [path.name for path in stopped(tmp_path, monkeypatch)]
+    assert names == ["epoch-000006.ckpt", "epoch-000007.ckpt"]
