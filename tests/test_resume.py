@@ -14,7 +14,7 @@ from filelock import FileLock
 from twophase import checkpoints
 from twophase.config import RunConfig
 from twophase.errors import DataError, InputError
-from twophase.runs import BRANCH, CHECKPOINTS, run
+from twophase.runs import CHECKPOINTS, branch_file, run
 from twophase.switch import FixedEpoch, GradientNormPeak
 from twophase.training import Trainer
 
@@ -105,8 +105,8 @@ def test_a_branch_equals_the_run_in_one_piece(tmp_path, rule):
     fixed = isinstance(rule, FixedEpoch)
     adam = RunConfig(**SMALL | {"swap_epoch": None}, strategy="adam")
     both = RunConfig(**SMALL | {"swap_epoch": 5 if fixed else None}, factor=0.999)
-    run(adam, tmp_path / "adam", device="cpu", branch_rule=rule)
-    run(both, tmp_path / "both", device="cpu", branch_from=tmp_path / "adam" / BRANCH)
+    run(adam, tmp_path / "adam", device="cpu", branches={"swap": rule})
+    run(both, tmp_path / "both", device="cpu", branch_from=branch_file(tmp_path / "adam", "swap"))
     run(both, tmp_path / "whole", device="cpu")
     assert same(tmp_path / "both", tmp_path / "whole")
     shared = history(tmp_path / "both").query("phase == 'adam'").train_loss
@@ -118,9 +118,9 @@ def test_a_branch_survives_a_stop_of_the_run_that_keeps_it(tmp_path, monkeypatch
     adam = RunConfig(**SMALL | {"swap_epoch": None}, strategy="adam")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_after(patch, 8)
-        run(adam, tmp_path / "adam", device="cpu", branch_rule=FixedEpoch(5))
-    run(adam, tmp_path / "adam", device="cpu", branch_rule=FixedEpoch(5))
-    run(CONFIG, tmp_path / "both", device="cpu", branch_from=tmp_path / "adam" / BRANCH)
+        run(adam, tmp_path / "adam", device="cpu", branches={"swap": FixedEpoch(5)})
+    run(adam, tmp_path / "adam", device="cpu", branches={"swap": FixedEpoch(5)})
+    run(CONFIG, tmp_path / "both", device="cpu", branch_from=branch_file(tmp_path / "adam", "swap"))
     assert same(tmp_path / "both", whole)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m twophase report | run | plot | download`."""
+"""The command line: `python -m twophase report | run | plot | table1 | download`."""
 
 import argparse
 import sys
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_run(commands)
     _add_plot(commands)
+    _add_table1(commands)
     _add_download(commands)
     return parser
 
@@ -117,6 +118,38 @@ def _plot(options: argparse.Namespace) -> None:
     out = options.out or options.run / "grad_norm_over_loss.png"
     training_plots.save_grad_norm_over_loss(history, summary, out)
     print(f"figure: {out}")
+
+
+def _add_table1(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("table1", help="the paper's Table 1, resumable")
+    parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
+    parser.add_argument("--list", action="store_true", help="parameters and Q only, as CSV")
+    parser.add_argument("--dataset", nargs="+", help="default: the preset's")
+    parser.add_argument("--model", nargs="+", help="default: all five")
+    parser.add_argument("--seeds", type=_number("seeds", int), default=1, help="default: 1")
+    parser.add_argument("--swap", default="fixed", help="fixed (the paper's epoch) or rule")
+    for name in ("epochs", "swap-epoch", "train-examples"):
+        kind = _number(name.replace("-", "_"), int)
+        parser.add_argument(f"--{name}", type=kind, help="for all networks; default: the preset's")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--data", type=Path, help="data folder")
+    parser.add_argument("--out", type=Path, help="folder; default: reports/table1/PRESET")
+    parser.set_defaults(command=_table1)
+
+
+def _table1(options: argparse.Namespace) -> None:
+    from twophase import table1
+
+    protocol = table1.protocol(
+        options.preset, options.epochs, options.swap_epoch, options.train_examples
+    )
+    if options.list:
+        print(table1.listing(protocol, options.dataset, options.model).to_csv(index=False), end="")
+        return
+    chosen = table1.pairs(protocol, options.dataset, options.model, options.seeds, options.swap)
+    out = options.out or table1.default_folder(options.preset)
+    print(table1.as_text(table1.run(chosen, out, options.data, options.device)))
+    print(f"table: {out / 'table1.csv'}")
 
 
 def _add_download(commands: argparse._SubParsersAction) -> None:

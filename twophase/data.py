@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twophase.errors import DataError, InputError, check_choice, check_integer
+from twophase.files import project_folder
 
 # Changing it would change which digits are held out, and so every number measured on them.
 _DIGITS_SPLIT_SEED = 0
@@ -245,8 +246,7 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
     chosen = root if root is not None else os.environ.get("TWOPHASE_DATA")
     if chosen:
         return Path(chosen).expanduser()
-    project = Path(__file__).resolve().parent.parent
-    return (project if (project / "pyproject.toml").is_file() else Path()) / "data"
+    return (project_folder() or Path()) / "data"
 
 
 @dataclass(frozen=True)

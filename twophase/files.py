@@ -31,6 +31,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def project_folder() -> Path | None:
+    """The source tree that this package runs from, known by its pyproject.toml; None if none.
+
+    >>> folder = project_folder()
+    >>> folder is None or (folder / "twophase").is_dir()
+    True
+    """
+    folder = Path(__file__).resolve().parent.parent
+    return folder if (folder / "pyproject.toml").is_file() else None
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file atomically, indented, in the order given."""
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -24,7 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 from twophase import provenance
 from twophase.device import device_name, resolve_device
 from twophase.errors import InputError, TwoPhaseError, check_choice
-from twophase.files import write_atomically, write_json
+from twophase.files import project_folder, write_atomically, write_json
 from twophase.notebook import assignments, resolve_preset
 from twophase.progress import PROGRESS_VARIABLE, Progress, read_progress, show_status
 from twophase.templates import contents_html, opening, page_html
@@ -164,8 +164,7 @@ class _Task:
 def _project_folder(project: str | os.PathLike[str] | None) -> Path:
     if project is not None:
         return Path(project).resolve()
-    tree = Path(__file__).resolve().parents[1]
-    return tree if (tree / "pyproject.toml").exists() else Path.cwd()
+    return project_folder() or Path.cwd()
 
 
 def _numbered_notebooks(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ it was. `summary.json` is written last and marks a finished run; until then the 
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from twophase.training import run as train
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
-BRANCH = "branch.ckpt"
 
 
 def run(
@@ -36,7 +35,7 @@ def run(
     out: Path,
     root: Path | None = None,
     device: str | torch.device = "auto",
-    branch_rule: SwitchRule | None = None,
+    branches: Mapping[str, SwitchRule] | None = None,
     branch_from: Path | None = None,
 ) -> dict:
     """Train as configured; leave config.json, history.csv, summary.json and weights.pt in `out`.
@@ -50,8 +49,8 @@ def run(
         out: the run's folder; made if it is not there.
         root: the data folder; None: see `twophase.data.load`.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        branch_rule: keep the state after the epoch at which this rule first says switch, so that
-            another run can branch off there.
+        branches: for each name a rule; the state after the epoch at which it first says switch is
+            kept in `branch_file(out, name)`, so that another run can branch off there.
         branch_from: a state that another run kept, whose epochs are this run's first.
 
     Returns:
@@ -81,7 +80,7 @@ def run(
                 return finished
             write_json(out / "config.json", {"format": FORMAT, **config.to_dict()})
             _resume(trainer, out, branch_from)
-            outcome = train(trainer, config.epochs, _keeper(trainer, out, branch_rule))
+            outcome = train(trainer, config.epochs, _keeper(trainer, out, branches or {}))
             return _finish(config, out, trainer, outcome, dataset)
     except Timeout:
         raise InputError("out", str(out), "a folder that no other process is training in") from None
@@ -122,21 +121,32 @@ def _resume(trainer: Trainer, out: Path, branch_from: Path | None) -> None:
         trainer.load_state_dict(state)
 
 
+def branch_file(out: Path, name: str) -> Path:
+    """Where a run keeps the state of a branch."""
+    return out / f"branch-{name}.ckpt"
+
+
 def _keeper(
-    trainer: Trainer, out: Path, branch_rule: SwitchRule | None
+    trainer: Trainer, out: Path, branches: Mapping[str, SwitchRule]
 ) -> Callable[[Record], None]:
     """What keeps the trainer's state after each epoch."""
-    rule = branch_rule.fresh() if branch_rule is not None else None
-    branched = rule is None
+    waiting = {name: rule.fresh() for name, rule in branches.items()}
+
+    def fired(record: Record) -> list[str]:
+        """The branches that leave after this epoch; each leaves once."""
+        seen = record.train_loss, record.grad_norm
+        names = [name for name, rule in waiting.items() if rule.update(*seen).switch]
+        for name in names:
+            del waiting[name]
+        return names
+
     for record in trainer.history:
-        branched = branched or rule.update(record.train_loss, record.grad_norm).switch
+        fired(record)
 
     def keep(record: Record) -> None:
-        nonlocal branched
         state = trainer.state_dict()
-        if not branched and rule.update(record.train_loss, record.grad_norm).switch:
-            checkpoints.write(out / BRANCH, state)
-            branched = True
+        for name in fired(record):
+            checkpoints.write(branch_file(out, name), state)
         checkpoints.save(out / CHECKPOINTS, record.epoch, state)
         write_atomically(out / "history.partial.csv", _csv(trainer.history))
 

@@ -1,0 +1,361 @@
+"""Table 1 of the paper: five networks on three data sets, Adam alone against Adam, then CG.
+
+The two runs of a row share Adam's epochs up to the swap: they are trained once, and the second run
+branches off. Every run has its own folder, so that the table can be made in any number of sittings.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import bootstrap
+
+from twophase import models, runs
+from twophase.config import RunConfig
+from twophase.errors import InputError, TwoPhaseError, check_choice, check_integer
+from twophase.files import project_folder, write_atomically
+from twophase.switch import FixedEpoch, GradientNormPeak, SwitchRule
+
+log = logging.getLogger("twophase")
+
+# What the paper leaves open, set here for all rows alike; None: there is no field to set.
+CHOICES: dict[str, tuple[object, str]] = {
+    "learning_rate": (1e-3, "Adam's default (Kingma and Ba, 2015); the paper prints no rate"),
+    "beta": ("PR+", "the paper names Fletcher–Reeves and Polak–Ribière; PR+ restarts by itself"),
+    "line_search": ("golden", "golden section, as the paper says"),
+    "tolerance": (
+        1e-2,
+        "of the step; an inexact search needs no more, and each digit costs passes",
+    ),
+    "initialisation": (None, "torch's defaults; the paper does not mention it"),
+    "preprocessing": (None, "32×32 pixels, padded if smaller, standardised per channel"),
+}
+
+SWAPS = ("fixed", "rule")
+FACTOR = 0.9  # the paper's gn_fact
+METRICS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+EXTRAS = ("validation_top5_accuracy", "passes", "monitor_passes", "seconds", "swap_epoch")
+STRATEGIES = ("adam", "adam+cg")
+
+
+class TrainingSet(NamedTuple):
+    """Training examples K, channels and classes M of a data set."""
+
+    examples: int
+    channels: int
+    classes: int
+
+
+TRAINING_SETS = {
+    "digits": TrainingSet(1437, 1, 10),
+    "mnist": TrainingSet(60000, 1, 10),
+    "fashion-mnist": TrainingSet(60000, 1, 10),
+    "cifar10": TrainingSet(50000, 3, 10),
+    "cifar100": TrainingSet(50000, 3, 100),
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long the runs of a table are.
+
+    Args:
+        datasets: the table's data sets.
+        epochs, swap_epoch: of every network but vit-mlp: all epochs, and Adam's before the swap.
+        mlp_epochs, mlp_swap_epoch: the same for vit-mlp, which the paper trains for 70 %.
+        train_examples: size of a random training subset; None: all.
+    """
+
+    datasets: tuple[str, ...]
+    epochs: int
+    swap_epoch: int
+    mlp_epochs: int
+    mlp_swap_epoch: int
+    train_examples: int | None = None
+
+    def length(self, model: str) -> tuple[int, int]:
+        """Epochs and swap epoch of a network."""
+        if model == "vit-mlp":
+            return self.mlp_epochs, self.mlp_swap_epoch
+        return self.epochs, self.swap_epoch
+
+
+PROTOCOLS = {
+    "smoke": Protocol(("digits",), 4, 2, 3, 1, train_examples=32),
+    "quick": Protocol(("digits",), 40, 12, 28, 8),
+    "paper": Protocol(("mnist", "cifar10", "cifar100"), 1000, 300, 700, 210),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two runs of a network on a data set with one seed, under a protocol.
+
+    `swap` is "fixed", the protocol's epoch, or "rule", Algorithm 1.
+    """
+
+    protocol: Protocol
+    dataset: str
+    model: str
+    seed: int
+    swap: str
+
+    def config(self, strategy: str) -> RunConfig:
+        """The configuration of one of the two runs."""
+        epochs, swap_epoch = self.protocol.length(self.model)
+        chosen = {name: value for name, (value, _) in CHOICES.items() if value is not None}
+        fixed = strategy == "adam+cg" and self.swap == "fixed"
+        return RunConfig(
+            dataset=self.dataset,
+            model=self.model,
+            strategy=strategy,
+            epochs=epochs,
+            seed=self.seed,
+            swap_epoch=swap_epoch if fixed else None,
+            factor=FACTOR,
+            train_examples=self.protocol.train_examples,
+            **chosen,
+        )
+
+    def branches(self) -> dict[str, SwitchRule]:
+        """Where runs may branch off Adam's, for either kind of swap."""
+        _, swap_epoch = self.protocol.length(self.model)
+        return {"fixed": FixedEpoch(swap_epoch), "rule": GradientNormPeak(FACTOR)}
+
+    def folder(self, out: Path, strategy: str) -> Path:
+        """Where a run of the pair lies below the table's folder."""
+        name = strategy if strategy == "adam" else f"{strategy}-{self.swap}"
+        return out / self.dataset / self.model / f"seed-{self.seed}" / name
+
+
+def pairs(
+    protocol: Protocol,
+    datasets: Sequence[str] | None = None,
+    networks: Sequence[str] | None = None,
+    seeds: int = 1,
+    swap: str = "fixed",
+) -> list[Pair]:
+    """The pairs of runs of a table, seed by seed, so that a first whole table is there early.
+
+    Raises:
+        InputError: a data set or network is unknown, or a number out of range.
+
+    >>> len(pairs(PROTOCOLS["paper"]))
+    15
+    """
+    chosen = [check_choice("dataset", d, TRAINING_SETS) for d in datasets or protocol.datasets]
+    names = [check_choice("model", model, models.MODELS) for model in networks or models.MODELS]
+    return [
+        Pair(protocol, dataset, model, seed, check_choice("swap", swap, SWAPS))
+        for seed in range(check_integer("seeds", seeds, 1))
+        for dataset in chosen
+        for model in names
+    ]
+
+
+def protocol(
+    preset: str,
+    epochs: int | None = None,
+    swap_epoch: int | None = None,
+    train_examples: int | None = None,
+) -> Protocol:
+    """The protocol of a preset, with other numbers for all networks where they are given.
+
+    Raises:
+        InputError: the preset is unknown.
+
+    >>> protocol("paper", epochs=100, swap_epoch=30).length("vit-mlp")
+    (100, 30)
+    """
+    given = {
+        "epochs": epochs,
+        "mlp_epochs": epochs,
+        "swap_epoch": swap_epoch,
+        "mlp_swap_epoch": swap_epoch,
+        "train_examples": train_examples,
+    }
+    known = PROTOCOLS[check_choice("preset", preset, PROTOCOLS)]
+    return replace(known, **{name: value for name, value in given.items() if value is not None})
+
+
+def default_folder(preset: str) -> Path:
+    """Where a preset's table goes when no folder is given."""
+    return (project_folder() or Path()) / "reports" / "table1" / preset
+
+
+def listing(
+    protocol: Protocol,
+    datasets: Sequence[str] | None = None,
+    networks: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Parameters P and Q = K·M/P of every row, as the paper rounds it, without training.
+
+    >>> listing(PROTOCOLS["paper"]).q.tolist()[:5]
+    [3.9, 11.0, 14.1, 33.5, 4.9]
+    """
+    rows = []
+    for pair in pairs(protocol, datasets, networks):
+        examples, channels, classes = TRAINING_SETS[pair.dataset]
+        examples = protocol.train_examples or examples
+        network = models.build(pair.model, channels, classes, seed=0)
+        parameters = models.parameter_count(network)
+        q = models.overdetermination(examples, classes, parameters)
+        rows.append((pair.dataset, pair.model, parameters, round(q, 1)))
+    return pd.DataFrame(rows, columns=["dataset", "model", "parameters", "q"])
+
+
+def run(
+    chosen: Sequence[Pair],
+    out: Path,
+    root: Path | None = None,
+    device: str | torch.device = "auto",
+) -> pd.DataFrame:
+    """Run what is not finished of the pairs, and write `table1.csv` after each.
+
+    A pair that fails is named in the log; the others still run.
+
+    Args:
+        chosen: from `pairs`.
+        out: the table's folder.
+        root, device: see `twophase.runs.run`.
+
+    Returns:
+        The table; see `table`.
+
+    Raises:
+        TwoPhaseError: at least one pair failed; all others were run.
+    """
+    failed = []
+    for number, pair in enumerate(chosen, 1):
+        name = f"{pair.dataset} {pair.model} seed {pair.seed}"
+        log.warning("[%d/%d] %s", number, len(chosen), name)
+        try:
+            _run_pair(pair, out, root, device)
+        except TwoPhaseError as error:
+            log.warning("%s failed: %s", name, error)
+            failed.append((name, error))
+        write_atomically(out / "table1.csv", table(chosen, out).to_csv(index=False))
+    if failed:
+        name, error = failed[0]
+        raise TwoPhaseError(f"{len(failed)} of {len(chosen)} pairs failed; first {name}: {error}")
+    return table(chosen, out)
+
+
+def table(chosen: Sequence[Pair], out: Path) -> pd.DataFrame:
+    """The table as far as it was run: a row for each data set, network and strategy.
+
+    Columns: dataset, model, strategy; `seeds`, the number of finished runs (0: not run, and all
+    that is measured is missing, never filled in); for each of `METRICS` its mean over seeds, the
+    ends of its 95 % bootstrap interval (`_low`, `_high`, from two seeds on), the paper's figure
+    (`paper_…`, where the paper has that row) and the difference (`…_difference`); the means of
+    `EXTRAS`; `parameters` and `q`; and `direction_found`: whether Adam then CG ended below Adam in
+    training loss, as in the paper.
+    """
+    paper = paper_table().set_index(["dataset", "model", "strategy"])
+    rows = []
+    for dataset, model in dict.fromkeys((pair.dataset, pair.model) for pair in chosen):
+        group = [pair for pair in chosen if (pair.dataset, pair.model) == (dataset, model)]
+        finished = {s: list(_summaries(group, out, s)) for s in STRATEGIES}
+        found = _direction(finished)
+        for strategy in STRATEGIES:
+            key = (dataset, model, strategy)
+            printed = paper.loc[key] if key in paper.index else None
+            measured = pd.DataFrame(finished[strategy])
+            rows.append(
+                {"dataset": dataset, "model": model, "strategy": strategy}
+                | {"seeds": len(measured), "direction_found": found}
+                | _measured(measured)
+                | _compared(measured, printed)
+            )
+    return pd.DataFrame(rows)
+
+
+def as_text(frame: pd.DataFrame) -> str:
+    """The table's most important columns for a terminal; rows that were not run say so."""
+    shown = frame[["dataset", "model", "strategy"]].copy()
+    for name, digits in (("train_loss", 6), ("validation_accuracy", 3), ("paper_train_loss", 4)):
+        values = frame.get(name, pd.Series(dtype=float)).reindex(frame.index)
+        empty = "–" if name.startswith("paper") else "not run"
+        shown[name] = [empty if pd.isna(v) else f"{v:.{digits}f}" for v in values]
+    return shown.to_string(index=False)
+
+
+def paper_table() -> pd.DataFrame:
+    """The paper's own Table 1, from `data/paper_table1.csv` of the source tree.
+
+    Raises:
+        InputError: the package does not run from its source tree.
+
+    >>> len(paper_table())
+    30
+    """
+    tree = project_folder()
+    if tree is None:
+        raise InputError("paper's table", None, "the source tree, whose data folder holds it")
+    return pd.read_csv(tree / "data" / "paper_table1.csv")
+
+
+def _run_pair(pair: Pair, out: Path, root: Path | None, device: str | torch.device) -> None:
+    adam, both = (pair.folder(out, strategy) for strategy in STRATEGIES)
+    runs.run(pair.config("adam"), adam, root, device, branches=pair.branches())
+    # without a branch the rule never fired, or the file was deleted: then from the beginning
+    branch = runs.branch_file(adam, pair.swap)
+    start = branch if branch.exists() else None
+    runs.run(pair.config("adam+cg"), both, root, device, branch_from=start)
+
+
+def _summaries(group: Sequence[Pair], out: Path, strategy: str) -> Iterator[dict]:
+    for pair in group:
+        folder = pair.folder(out, strategy)
+        if (folder / "summary.json").exists():
+            yield runs.read(folder)[1]
+
+
+def _direction(finished: dict[str, list[dict]]) -> bool | None:
+    """Whether the paper's direction was found, in the mean over the seeds that both have."""
+    losses = {s: {r["seed"]: r["train_loss"] for r in rows} for s, rows in finished.items()}
+    shared = losses["adam"].keys() & losses["adam+cg"].keys()
+    if not shared:
+        return None
+    return sum(losses["adam+cg"][s] for s in shared) < sum(losses["adam"][s] for s in shared)
+
+
+def _measured(measured: pd.DataFrame) -> dict[str, object]:
+    if measured.empty:
+        return {}
+    row: dict[str, object] = {
+        name: measured[name].iloc[0] for name in ("parameters", "q", "epochs")
+    }
+    for name in (*METRICS, *EXTRAS):
+        values = pd.to_numeric(measured[name], errors="coerce").dropna().to_numpy()
+        row[name] = values.mean() if len(values) else None
+    for name in METRICS:
+        row[f"{name}_low"], row[f"{name}_high"] = interval(measured[name].to_numpy(float))
+    return row
+
+
+def interval(values: np.ndarray) -> tuple[float | None, float | None]:
+    """Ends of the 95 % percentile bootstrap interval of the mean; None for fewer than two values.
+
+    >>> interval(np.array([1.0]))
+    (None, None)
+    """
+    if len(values) < 2:
+        return None, None
+    generator = np.random.default_rng(0)
+    ends = bootstrap((values,), np.mean, method="percentile", rng=generator).confidence_interval
+    return float(ends.low), float(ends.high)
+
+
+def _compared(measured: pd.DataFrame, printed: pd.Series | None) -> dict[str, object]:
+    if printed is None:
+        return {}
+    row: dict[str, object] = {f"paper_{name}": printed[name] for name in (*METRICS, "q")}
+    if not measured.empty:
+        row |= {f"{name}_difference": measured[name].mean() - printed[name] for name in METRICS}
+    return row
