@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from twophase.errors import check_integer, check_number
+from twophase.errors import InputError, check_integer, check_number
 from twophase.objective import Loss
 
 
@@ -36,6 +36,8 @@ class AdamSettings:
         # torch divides the rate by 1 - beta1 and wants the quotient in float32
         check_number("learning_rate", self.learning_rate, above=0, maximum=1e30)
         check_integer("batch_size", self.batch_size, 1)
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise InputError("betas", self.betas, "two numbers of at least 0 and below 1")
         for beta in self.betas:
             check_number("betas", beta, minimum=0, below=1)
         check_number("eps", self.eps, above=0)
@@ -68,6 +70,7 @@ class Adam:
             fused=parameters[0].device.type == "cuda",
         )
 
+    @torch.enable_grad()
     def epoch(self, inputs: Tensor, targets: Tensor) -> None:
         """One pass over the examples, inputs [K, ...] and targets [K, ...]."""
         order = torch.randperm(len(inputs), generator=self.generator).to(inputs.device)

@@ -20,6 +20,7 @@ from twophase.line_search import (
     LineSearch,
     SearchResult,
     SearchStatus,
+    resolve,
 )
 from twophase.objective import Objective, Point, dot, evaluate, norm, start
 
@@ -73,7 +74,8 @@ class CGSettings:
 
     Args:
         beta: "FR" (Fletcher–Reeves), "PR" (Polak–Ribière) or "PR+". Default "PR+": the paper names
-            the first two and not its choice; PR+ has a convergence theory for inexact searches.
+            the first two and not its choice; PR+ has a convergence theory for inexact searches,
+            while FR without restarts can jam (Nocedal and Wright, section 5.2).
         line_search: any `LineSearch`. Default golden section to a relative tolerance of 1e-2.
         restart_every: iterations after which the direction is the steepest descent again; None:
             only where the direction is no descent direction.
@@ -99,6 +101,7 @@ class CGSettings:
         if self.restart_every is not None:
             check_integer("restart_every", self.restart_every, 1)
         check_number("zero_gradient_norm", self.zero_gradient_norm, minimum=0)
+        resolve(self.line_search)
 
 
 class Memory(NamedTuple):
@@ -110,6 +113,7 @@ class Memory(NamedTuple):
     step: float
     slope: float
     age: int  # iterations since the last steepest descent
+    scale: float  # the largest absolute loss at an iterate
 
 
 class Status(StrEnum):
@@ -120,6 +124,7 @@ class Status(StrEnum):
     RESOLUTION = "resolution"
     NO_DESCENT = "no descent"
     NOT_FINITE = "not finite"
+    LIMIT = "evaluation limit"
 
 
 MESSAGES = {
@@ -128,6 +133,7 @@ MESSAGES = {
     Status.RESOLUTION: "no step lowers the loss by more than the arithmetic resolves",
     Status.NO_DESCENT: "the loss rises along the steepest descent: is the gradient that loss's?",
     Status.NOT_FINITE: "the loss is not finite along the steepest descent",
+    Status.LIMIT: "the line search's evaluations ran out before it found a lower loss",
 }
 
 
@@ -189,9 +195,17 @@ def iterate(
         result = _search(objective, point, direction, memory, settings)
         evaluations += result.evaluations
     if not result.descended:
-        return Iteration(point.x, point.value, 0.0, evaluations, _failed(result.status), None)
+        return Iteration(point.x, point.value, 0.0, evaluations, _failed(result.status), memory)
     x = torch.add(point.x, direction.vector, alpha=result.step)
-    left = Memory(x, point.gradient, direction.vector, result.step, direction.slope, direction.age)
+    left = Memory(
+        x,
+        point.gradient,
+        direction.vector,
+        result.step,
+        direction.slope,
+        direction.age,
+        max(abs(point.value), memory.scale if memory else 0.0),
+    )
     return Iteration(x, result.value, result.step, evaluations, Status.MOVED, left)
 
 
@@ -241,9 +255,12 @@ def _minimum(point: Point, iterations: int, status: Status) -> Minimum:
 
 
 def _direction(gradient: Tensor, memory: Memory | None, settings: CGSettings) -> Direction:
-    if memory is None or memory.age + 1 == settings.restart_every:
+    due = settings.restart_every or math.inf
+    if memory is None or memory.age + 1 >= due:
         return _steepest_descent(gradient)
     beta = BETA_RULES[settings.beta](gradient, memory.gradient)
+    if not abs(beta) <= torch.finfo(gradient.dtype).max:
+        return _steepest_descent(gradient)
     vector = torch.add(-gradient, memory.direction, alpha=beta)
     slope = dot(vector, gradient)
     if not -math.inf < slope < 0:
@@ -262,7 +279,8 @@ def _search(
     memory: Memory | None,
     settings: CGSettings,
 ) -> SearchResult:
-    line = Line(objective, point.x, direction.vector, point.value, direction.slope)
+    scale = memory.scale if memory else 0.0
+    line = Line(objective, point.x, direction.vector, point.value, direction.slope, scale)
     return settings.line_search(line, _first_step(point, direction, memory))
 
 
@@ -287,4 +305,5 @@ def _failed(status: SearchStatus) -> Status:
         SearchStatus.RESOLUTION: Status.RESOLUTION,
         SearchStatus.NO_DESCENT: Status.NO_DESCENT,
         SearchStatus.NOT_FINITE: Status.NOT_FINITE,
+        SearchStatus.LIMIT: Status.LIMIT,
     }[status]

@@ -46,10 +46,13 @@ def check_choice(field: str, value: object, choices: Iterable[str]) -> str:
 def check_integer(field: str, value: object, minimum: int) -> int:
     """Return `value` if it is a whole number of at least `minimum`; raise `InputError` if not.
 
+    Numbers beyond 64 bits are refused, too: no generator, tensor or file could hold them.
+
     >>> check_integer("batch_size", 512, 1)
     512
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not minimum <= value < 2**63:
         raise InputError(field, value, f"a whole number of at least {minimum}")
     return value
 
@@ -63,6 +66,9 @@ def check_number(
     maximum: float = math.inf,
 ) -> float:
     """Return `value` as float if it is finite and in the open (above, below) or closed range.
+
+    Raises:
+        InputError: it is not.
 
     >>> check_number("factor", 0.9, above=0, maximum=1)
     0.9

@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from twophase.errors import check_choice, check_integer, check_number
-from twophase.objective import Objective, norm
+from twophase.errors import InputError, check_choice, check_integer, check_number
+from twophase.objective import Objective
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 GOLDEN_FRACTION = 2 - GOLDEN_RATIO
@@ -31,7 +31,7 @@ CONTRACTION = (0.01, 0.5)
 
 
 class SearchStatus(StrEnum):
-    """How a line search ended; the first two come with a step, the others with step 0."""
+    """How a line search ended. `MINIMUM` comes with a step, `LIMIT` if a lower loss was found."""
 
     MINIMUM = "minimum"
     LIMIT = "evaluation limit"
@@ -72,11 +72,18 @@ class Line:
     """
 
     def __init__(
-        self, objective: Objective, x: Tensor, direction: Tensor, value: float, slope: float
+        self,
+        objective: Objective,
+        x: Tensor,
+        direction: Tensor,
+        value: float,
+        slope: float,
+        scale: float = 0.0,
     ):
         self.objective, self.x, self.direction = objective, x, direction
         self.start = Trial(0.0, value)
         self.slope = slope
+        self.scale = max(scale, abs(value))
         self.evaluations = 0
 
     @property
@@ -86,13 +93,18 @@ class Line:
 
     @cached_property
     def smallest_step(self) -> float:
-        """Step whose change of the parameters is lost in their own rounding errors."""
-        length = norm(self.direction)
-        return 16 * torch.finfo(self.x.dtype).eps * norm(self.x) / length if length > 0 else 0.0
+        """Step at which the change of every parameter is lost in its own rounding error."""
+        moved = self.direction != 0
+        if not moved.any():
+            return 0.0
+        relative = (self.x[moved] / self.direction[moved]).abs().min().item()
+        return 16 * torch.finfo(self.x.dtype).eps * relative
 
     def trial(self, step: float) -> Trial:
-        """The loss at a step: one forward pass."""
+        """The loss at a step: one forward pass; inf for a step that the dtype cannot hold."""
         self.evaluations += 1
+        if step > torch.finfo(self.x.dtype).max:
+            return Trial(step, math.inf)
         value = self.objective.value(torch.add(self.x, self.direction, alpha=step))
         return Trial(step, value if math.isfinite(value) else math.inf)
 
@@ -121,8 +133,9 @@ class GoldenSection:
     bracket is the last trial. Only losses are used: a trial is one forward pass. The returned step
     never raises the loss.
 
-    Failures are data: status `no descent` (the loss rises however short the step), `not finite`, or
-    `resolution` (what the step gains is below the resolution of the arithmetic).
+    Failures are data: status `no descent` (the loss rises however short the step), `not finite`,
+    `resolution` (what the step gains is below the resolution of the arithmetic), or `evaluation
+    limit` before any lower loss was found; after that the best step is returned with it.
 
     Args:
         tolerance: of the step, relative, in (0, 1). Default 1e-2: about 14 forward passes a search;
@@ -160,14 +173,18 @@ class GoldenSection:
 
     def _descend(self, line: Line, step: float) -> tuple[Trial, Trial | None] | SearchResult:
         """A trial below the start, and the shortest longer one that was not (None: no such)."""
+        # a first trial whose change nobody could see would prove nothing
+        step = max(step, CLEAR * line.resolution / abs(line.slope))
         above, trial = None, line.trial(step)
         promised = broken = 0.0
         while not trial.value < line.start.value:
             broken = max(broken, promised)
             lost = abs(line.slope) * trial.step <= line.resolution
-            spent = line.evaluations >= self.max_evaluations
-            if lost or spent or trial.step <= line.smallest_step:
+            if lost or trial.step <= line.smallest_step:
                 return line.failure(_why_no_descent(line, trial, broken))
+            if line.evaluations >= self.max_evaluations:
+                infinite = math.isinf(trial.value)
+                return line.failure(SearchStatus.NOT_FINITE if infinite else SearchStatus.LIMIT)
             step, promised = _contraction(line, trial)
             above, trial = trial, line.trial(step)
         return trial, above
@@ -232,11 +249,13 @@ def _why_no_descent(line: Line, trial: Trial, broken: float) -> SearchStatus:
     """The status after a last trial that was not below the start.
 
     A smooth loss keeps the gain that a parabola promises, unless that is below the resolution; a
-    promise broken far above it means that the slope is not that of this loss.
+    promise broken far above it means that the slope is not that of this loss. Rounding errors can
+    be those of the losses that training began with, where residuals are differences.
     """
     if math.isinf(trial.value):
         return SearchStatus.NOT_FINITE
-    if broken > CLEAR * line.resolution:
+    rounding = max(line.resolution, line.objective.resolution * line.scale)
+    if broken > CLEAR * rounding:
         return SearchStatus.NO_DESCENT
     return SearchStatus.RESOLUTION
 
@@ -293,4 +312,12 @@ def resolve(line_search: str | LineSearch, tolerance: float | None = None) -> Li
     """
     if isinstance(line_search, str):
         line_search = LINE_SEARCHES[check_choice("line_search", line_search, LINE_SEARCHES)]
-    return line_search if tolerance is None else replace(line_search, tolerance=tolerance)
+    if not callable(line_search):
+        raise InputError(
+            "line_search", line_search, f"a search or one of {', '.join(LINE_SEARCHES)}"
+        )
+    if tolerance is None:
+        return line_search
+    if "tolerance" not in getattr(line_search, "__dataclass_fields__", {}):
+        raise InputError("tolerance", tolerance, "None with a line search that has no tolerance")
+    return replace(line_search, tolerance=tolerance)

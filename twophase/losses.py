@@ -3,6 +3,8 @@
 from torch import Tensor
 from torch.nn import functional
 
+from twophase.errors import InputError
+
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean squared error against one-hot targets, averaged over examples and classes.
@@ -17,10 +19,17 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     Returns:
         A scalar tensor of the outputs' dtype.
 
+    Raises:
+        InputError: real targets have another shape than the outputs.
+
     >>> import torch
     >>> mse(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
     tensor(1.)
     """
     if not targets.is_floating_point():
-        targets = functional.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+        targets = functional.one_hot(targets.long(), outputs.shape[1]).to(outputs.dtype)
+    if targets.shape != outputs.shape:
+        raise InputError(
+            "targets", list(targets.shape), f"the outputs' shape {list(outputs.shape)}"
+        )
     return functional.mse_loss(outputs, targets)

@@ -1,7 +1,8 @@
 """A loss as a function of ONE flat parameter vector: all that CG and line search ever see."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,6 +13,10 @@ from twophase.errors import InputError, NonFiniteError, check_integer
 
 Closure = Callable[[], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+# Rounding error of a network's outputs in units of the dtype's spacing; the five networks have 3 to
+# 8, untrained and trained (test_objective measures it again).
+OUTPUT_ROUNDING = 8.0
 
 
 @dataclass
@@ -62,12 +67,20 @@ def dot(a: Tensor, b: Tensor) -> float:
 
 
 def norm(a: Tensor) -> float:
-    """Euclidean norm of a flat vector, in float64."""
+    """Euclidean norm of a flat vector, in float64.
+
+    >>> norm(torch.tensor([3.0, 4.0]))
+    5.0
+    """
     return dot(a, a) ** 0.5
 
 
 def round_off(dtype: torch.dtype) -> float:
-    """Relative change that a value computed and returned in `dtype` can resolve (4 ulp)."""
+    """Relative change that a value computed and returned in `dtype` can resolve (4 ulp).
+
+    >>> round_off(torch.float64) < 1e-15
+    True
+    """
     return 4 * torch.finfo(dtype).eps
 
 
@@ -111,7 +124,14 @@ class ParameterVector:
 
     def gradient(self, loss: Tensor) -> Tensor:
         """Gradient of a scalar, shape [P]; zero where the scalar does not depend on a parameter."""
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return self._flat(torch.autograd.grad(loss, self.parameters, allow_unused=True))
+
+    def gradients(self, loss: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of a scalar by a tensor on the way to it, and by the parameters [P]."""
+        first, *rest = torch.autograd.grad(loss, [outputs, *self.parameters], allow_unused=True)
+        return torch.zeros_like(outputs) if first is None else first, self._flat(rest)
+
+    def _flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
         return torch.cat(
             [
                 torch.zeros_like(p).reshape(-1) if g is None else g.to_dense().reshape(-1)
@@ -140,6 +160,7 @@ class FunctionObjective:
 
     @torch.no_grad()
     def value(self, x: Tensor) -> float:
+        """Value at `x` [P]."""
         self.passes.forward += 1
         return self.function(x).item()
 
@@ -149,6 +170,7 @@ class FunctionObjective:
         self.passes.backward += 1
         leaf = x.detach().requires_grad_()
         value = self.function(leaf)
+        self.resolution = round_off(value.dtype)
         (gradient,) = torch.autograd.grad(value, leaf)
         return value.item(), gradient
 
@@ -168,9 +190,11 @@ class ClosureObjective:
 
     @torch.no_grad()
     def value(self, x: Tensor) -> float:
+        """Loss at `x` [P]: one call of the closure, without a graph."""
         self.passes.forward += 1
         self.vector.write(x)
-        return self._loss().item()
+        with _explained():
+            return self._loss().item()
 
     @torch.enable_grad()
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
@@ -182,22 +206,32 @@ class ClosureObjective:
             raise InputError(
                 "closure", "a loss without a graph", "a loss computed from the parameters"
             )
-        try:
+        with _explained():
             return loss.item(), self.vector.gradient(loss)
-        except RuntimeError as error:
-            if "second time" not in str(error):
-                raise
-            raise InputError(
-                "closure", "one that calls backward", "one that only returns the loss"
-            ) from error
 
     def _loss(self) -> Tensor:
         loss = self.closure()
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise InputError("closure", kind, "a closure that returns the loss as a scalar tensor")
+        scalar = isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()
+        if not scalar:
+            kind = type(loss).__name__
+            if isinstance(loss, Tensor):
+                kind = f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}"
+            raise InputError("closure", kind, "a closure that returns the loss as a real scalar")
         self.resolution = max(round_off(loss.dtype), round_off(self.vector.dtype))
         return loss.reshape(())
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what torch says of a closure that calls backward into one clear line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "second time" not in str(error) and "does not require grad" not in str(error):
+            raise
+        raise InputError(
+            "closure", "one that calls backward", "one that only returns the loss"
+        ) from error
 
 
 class Score(NamedTuple):
@@ -233,14 +267,13 @@ class FullBatch:
         self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, chunk_size: int = 512
     ):
         self.model, self.loss = model, loss
+        # a loss with weights of its own must take float64 outputs, too
+        self._loss64 = deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
         self.inputs, self.targets = inputs, targets
         self.chunk_size = check_integer("chunk_size", chunk_size, 1)
         self.vector = ParameterVector(model.parameters())
         self.passes = Passes()
-        # Noise of a float32 network along a line is far below float32's own spacing, since
-        # rounding errors average out over the examples; float64 has no such margin.
-        averaged = self.vector.dtype == torch.float32
-        self.resolution = round_off(self.vector.dtype) / (32 if averaged else 1)
+        self.resolution = round_off(self.vector.dtype)
 
     def value(self, x: Tensor) -> float:
         """Loss at `x`: one forward pass."""
@@ -265,7 +298,7 @@ class FullBatch:
     def _forward(self, x: Tensor, tally: Callable[[Tensor, Tensor], None]) -> float:
         self.passes.forward += 1
         self.vector.write(x)
-        return sum(part.detach() for part in self._parts(tally)).item()
+        return sum(part for part, _ in self._parts(tally)).item()
 
     @torch.enable_grad()
     def _forward_backward(
@@ -274,14 +307,31 @@ class FullBatch:
         self.passes.forward += 1
         self.passes.backward += 1
         self.vector.write(x)
-        value, gradient = 0.0, torch.zeros_like(x)
-        for part in self._parts(tally):
-            gradient += self.vector.gradient(part)
+        gradient = torch.zeros_like(x)
+        value = squares = torch.zeros((), dtype=torch.float64, device=x.device)
+        for part, outputs in self._parts(tally):
+            if isinstance(outputs, Tensor) and outputs.requires_grad:
+                slope, share = self.vector.gradients(part, outputs)
+                squares = squares + (slope.double() * outputs.detach()).square().sum()
+            else:
+                share = self.vector.gradient(part)
+            gradient += share
             value = value + part.detach()
+        self.resolution = self._resolution(value.item(), squares.item() ** 0.5)
         return value.item(), gradient
 
-    def _parts(self, tally: Callable[[Tensor, Tensor], None]) -> Iterator[Tensor]:
-        """Each chunk's contribution to the mean loss, a float64 scalar."""
+    def _resolution(self, value: float, sensitivity: float) -> float:
+        """Relative noise of the loss that independent rounding errors of the outputs make.
+
+        `sensitivity` is sqrt(Σ (∂L/∂o · o)²), the change of the loss by errors of relative size 1.
+        """
+        if not (sensitivity > 0 and value != 0):
+            return round_off(self.vector.dtype)
+        noise = OUTPUT_ROUNDING * torch.finfo(self.vector.dtype).eps * sensitivity
+        return max(noise / abs(value), round_off(torch.float64))
+
+    def _parts(self, tally: Callable[[Tensor, Tensor], None]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each chunk's contribution to the mean loss, a float64 scalar, and its outputs."""
         count = len(self.inputs)
         chunks = zip(
             self.inputs.split(self.chunk_size), self.targets.split(self.chunk_size), strict=True
@@ -289,7 +339,10 @@ class FullBatch:
         for inputs, targets in chunks:
             outputs = self.model(inputs)
             tally(outputs, targets)
-            yield self.loss(_float64(outputs), _float64(targets)) * (len(inputs) / count)
+            yield (
+                self._loss64(_float64(outputs), _float64(targets)) * (len(inputs) / count),
+                outputs,
+            )
 
 
 class HitCount:
@@ -301,7 +354,8 @@ class HitCount:
         self.examples = 0
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> None:
-        if targets.is_floating_point() or targets.ndim != 1:
+        classes = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
+        if not classes or targets.is_floating_point() or targets.ndim != 1:
             return
         best = outputs.detach().topk(self.top, dim=1).indices
         hits = (best == targets[:, None]).sum()
@@ -315,21 +369,22 @@ class HitCount:
 def start(objective: Objective, x: Tensor) -> Point:
     """Evaluate the first point of a CG run, after checking that the objective repeats itself.
 
-    It costs one forward pass more than a gradient.
+    It costs one forward pass more than `evaluate`, and raises what that and `check_repeats` raise.
 
-    Raises:
-        InputError: a module with dropout or BatchNorm runs in training mode, or `check_repeats`
-            finds another loss.
-        NonFiniteError: loss or gradient is not finite.
+    >>> start(FunctionObjective(lambda x: x @ x), torch.ones(2)).gradient
+    tensor([2., 2.])
     """
-    with _reject_unrepeatable_modules():
-        point = evaluate(objective, x)
+    point = evaluate(objective, x)
     check_repeats(objective, point)
     return point
 
 
 def check_repeats(objective: Objective, point: Point) -> None:
-    """Raise `InputError` when a second evaluation at a point disagrees; one forward pass."""
+    """Raise `InputError` when a second evaluation at a point disagrees; one forward pass.
+
+    >>> bowl = FunctionObjective(lambda x: x @ x)
+    >>> check_repeats(bowl, evaluate(bowl, torch.ones(2)))
+    """
     again = objective.value(point.x)
     if not abs(again - point.value) <= 100 * objective.resolution * abs(point.value):
         raise InputError(
@@ -340,8 +395,17 @@ def check_repeats(objective: Objective, point: Point) -> None:
 
 
 def evaluate(objective: Objective, x: Tensor) -> Point:
-    """Evaluate loss and gradient at `x`; raise `NonFiniteError` when they are not finite."""
-    point = Point(x, *objective.value_and_gradient(x))
+    """Evaluate loss and gradient at `x` [P].
+
+    Raises:
+        InputError: a module with dropout or BatchNorm runs in training mode.
+        NonFiniteError: loss or gradient is not finite.
+
+    >>> evaluate(FunctionObjective(lambda x: x @ x), torch.ones(2)).value
+    2.0
+    """
+    with _reject_unrepeatable_modules():
+        point = Point(x, *objective.value_and_gradient(x))
     check_finite(point.value, norm(point.gradient))
     return point
 
@@ -394,8 +458,10 @@ def _reject_if_unrepeatable(module: nn.Module, _inputs: object = None) -> None:
         )
 
 
-def _float64(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+def _float64(value: object) -> object:
+    """Real tensors in float64; what else a model may return, such as a tuple, as it is."""
+    real = isinstance(value, Tensor) and value.is_floating_point()
+    return value.double() if real else value
 
 
 def _ignore(_outputs: Tensor, _targets: Tensor) -> None:

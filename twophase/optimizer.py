@@ -96,10 +96,14 @@ class ConjugateGradient(torch.optim.Optimizer):
         super().add_param_group(param_group)
         self.state.clear()
 
-    def step(self, closure: Closure) -> Tensor:
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"settings": self.settings, "result": None}
+
+    def step(self, closure: Closure | None = None) -> Tensor:
         """One CG iteration; returns the loss AFTER it, a float64 scalar tensor.
 
-        `closure()` returns the loss as a scalar tensor and does not call backward.
+        `closure()` returns the loss as a scalar tensor and does not call backward; the first step
+        of an optimizer calls it once more, to check that it repeats itself.
         """
         if not callable(closure):
             raise InputError("closure", closure, "a function that returns the loss")
@@ -116,7 +120,7 @@ class ConjugateGradient(torch.optim.Optimizer):
 
     def _iterate(self, objective: ClosureObjective, x: Tensor) -> Iteration:
         saved = self._saved()
-        point = (evaluate if saved else start)(objective, x)
+        point = start(objective, x) if self.result is None else evaluate(objective, x)
         memory = Memory(**saved["memory"]) if saved.get("memory") else None
         if memory is not None and not torch.equal(memory.x, x):
             memory = None

@@ -28,6 +28,7 @@ from twophase.training import run as train
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
+WRITTEN = ("summary.json", "history.csv", "history.partial.csv", "weights.pt", CHECKPOINTS)
 
 
 def run(
@@ -64,10 +65,10 @@ def run(
         NonFiniteError: the loss is no longer finite; the folder has no history.csv or summary.json.
         OSError: the folder cannot be written to or the disk is full; what was there is intact.
     """
+    chosen = resolve_device(device)
     finished = _finished(config, out)
     if finished is not None:
         return finished
-    chosen = resolve_device(device)
     dataset = data.load(
         config.dataset, root, chosen, train_examples=config.train_examples, seed=config.seed
     )
@@ -90,12 +91,22 @@ def read(folder: Path) -> tuple[pd.DataFrame, dict]:
     """The history and the summary of a finished run.
 
     Raises:
-        InputError: the folder holds no finished run.
+        InputError: the folder holds no finished run, or its files are damaged.
+
+    >>> import tempfile
+    >>> read(Path(tempfile.mkdtemp()))
+    Traceback (most recent call last):
+    twophase.errors.InputError: run: ... use the folder of a finished run, with history and summary
     """
-    summary = folder / "summary.json"
-    if not summary.exists():
-        raise InputError("run", str(folder), "the folder of a finished run, with a summary.json")
-    return pd.read_csv(folder / "history.csv"), _read_json(summary)
+    try:
+        summary = _read_json(folder / "summary.json")
+        history = pd.read_csv(folder / "history.csv")
+    except (FileNotFoundError, NotADirectoryError, pd.errors.ParserError, pd.errors.EmptyDataError):
+        summary = {}
+    if not summary:
+        allowed = "the folder of a finished run, with history and summary"
+        raise InputError("run", str(folder), allowed)
+    return history, summary
 
 
 def _trainer(config: RunConfig, dataset: Dataset, device: torch.device) -> Trainer:
@@ -170,6 +181,9 @@ def _finished(config: RunConfig, out: Path) -> dict | None:
     """The summary of the same run if `out` holds it; an error if it holds another run."""
     written = out / "config.json"
     if not written.exists():
+        foreign = [name for name in WRITTEN if (out / name).exists()]
+        if foreign:
+            raise InputError("out", str(out), f"a folder without a foreign {foreign[0]}")
         return None
     there = _read_json(written)
     wanted = {"format": FORMAT, **config.to_dict()}
@@ -181,16 +195,17 @@ def _finished(config: RunConfig, out: Path) -> dict | None:
                 f"a folder without another run (there {name} is {there.get(name, 'missing')}, "
                 f"here {wanted[name]})",
             )
-    summary = out / "summary.json"
-    return (_read_json(summary) or None) if summary.exists() else None
+    finished = (out / "summary.json").exists() and (out / "history.csv").exists()
+    return (_read_json(out / "summary.json") or None) if finished else None
 
 
 def _read_json(path: Path) -> dict:
     """The content of a JSON file; empty where it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return {}
+        content = {}
+    return content if isinstance(content, dict) else {}
 
 
 def _csv(records: list[Record] | tuple[Record, ...]) -> str:

@@ -32,7 +32,8 @@ class GradientNormPeak:
     dip of the norm just after the initialisation can satisfy the literal rule.
 
     Args:
-        factor: in (0, 1], the paper's gn_fact; default 0.9, the paper's value.
+        factor: in (0, 1], the paper's gn_fact; default 0.9, the paper's value. At 1 the rule
+            switches after the first epoch, whose norm is its own peak.
         peak: the largest norm seen so far; 0 for a rule that has seen nothing.
 
     Raises:
@@ -49,6 +50,7 @@ class GradientNormPeak:
 
     def __post_init__(self):
         check_number("factor", self.factor, above=0, maximum=1)
+        check_number("peak", self.peak, minimum=0)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
         """Take one epoch's loss and gradient norm; decide whether to switch now."""

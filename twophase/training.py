@@ -51,8 +51,10 @@ class Record:
     of parameter, of the full training loss) are those at the end of the epoch. `passes` counts the
     epoch's optimisation in sweeps over the training set (forward 1, forward with backward 3), and
     `seconds` its wall time; `monitor_passes` counts what was spent on the training set beyond that
-    to fill the record, above all Adam's gradient norm. `step_size` and `evaluations` are the line
-    search's. `note` says why a phase ended.
+    to fill the record, above all Adam's gradient norm. The gradient at a swap counts in both, since
+    the rule needs it and CG starts from it; the one after the last epoch starts nothing and counts
+    in neither if that was CG's. `step_size` and `evaluations` are the line search's. `note` says
+    why a phase ended.
     """
 
     epoch: int
@@ -71,22 +73,31 @@ class Record:
 
 
 class Work(NamedTuple):
-    """What a phase did in one epoch."""
+    """What a phase did in one epoch; an unfinished `status` other than moved ends the run."""
 
     x: Tensor
-    step_size: float | None
-    evaluations: int
-    passes: int
-    monitor_passes: int
-    status: Status
-    message: str
+    step_size: float | None = None
+    evaluations: int = 0
+    passes: int = GRADIENT_PASSES
+    status: Status = Status.MOVED
+    message: str = ""
 
 
 class Phase(Protocol):
-    """What the loop asks of an optimizer."""
+    """What the loop asks of an optimizer.
 
-    def epoch(self, point: Point) -> Work:
-        """Advance from a point by one epoch."""
+    `uses_gradient` says whether an epoch starts from the gradient of the full training loss. Where
+    it does, that gradient belongs to the epoch's cost; where not, it is measured for the record.
+    """
+
+    uses_gradient: bool
+
+    def prepare(self, point: Point | None) -> int:
+        """What must be checked before an epoch, outside its time; passes spent."""
+        ...
+
+    def epoch(self, point: Point | None) -> Work:
+        """Advance by one epoch from the current point."""
         ...
 
     def state_dict(self) -> dict: ...
@@ -97,23 +108,19 @@ class Phase(Protocol):
 class AdamPhase:
     """Mini-batch epochs of Adam over the objective's data."""
 
+    uses_gradient = False
+
     def __init__(self, objective: FullBatch, settings: AdamSettings, seed: int):
         self.objective = objective
         generator = torch.Generator().manual_seed(seed)
         self.adam = Adam(objective.model, objective.loss, settings, generator)
 
-    def epoch(self, point: Point) -> Work:
+    def prepare(self, point: Point | None) -> int:
+        return 0
+
+    def epoch(self, point: Point | None) -> Work:
         self.adam.epoch(self.objective.inputs, self.objective.targets)
-        # Adam itself needs no gradient norm: that measurement is the switch rule's cost.
-        return Work(
-            self.objective.vector.read(),
-            step_size=None,
-            evaluations=0,
-            passes=GRADIENT_PASSES,
-            monitor_passes=GRADIENT_PASSES,
-            status=Status.MOVED,
-            message="",
-        )
+        return Work(self.objective.vector.read())
 
     def state_dict(self) -> dict:
         return self.adam.state_dict()
@@ -125,13 +132,22 @@ class AdamPhase:
 class CGPhase:
     """Full-batch CG iterations; the gradient at the end of one starts the next."""
 
-    def __init__(self, objective: FullBatch, settings: CGSettings):
+    uses_gradient = True
+
+    def __init__(self, objective: FullBatch, settings: CGSettings, seed: int):
         self.objective, self.settings = objective, settings
         self.memory: Memory | None = None
         self.checked = False
 
+    def prepare(self, point: Point) -> int:
+        """Before the first iteration, check that the loss repeats itself."""
+        if self.checked:
+            return 0
+        check_repeats(self.objective, point)
+        self.checked = True
+        return 1
+
     def epoch(self, point: Point) -> Work:
-        monitor_passes = self._check(point)
         iteration = iterate(self.objective, point, self.memory, self.settings)
         self.memory = iteration.memory
         return Work(
@@ -139,18 +155,9 @@ class CGPhase:
             iteration.step,
             iteration.evaluations,
             GRADIENT_PASSES + iteration.evaluations,
-            monitor_passes,
             iteration.status,
             iteration.message,
         )
-
-    def _check(self, point: Point) -> int:
-        """Before the first iteration, check that the loss repeats itself; passes spent."""
-        if self.checked:
-            return 0
-        check_repeats(self.objective, point)
-        self.checked = True
-        return 1
 
     def state_dict(self) -> dict:
         memory = self.memory._asdict() if self.memory else None
@@ -159,6 +166,9 @@ class CGPhase:
     def load_state_dict(self, state: dict) -> None:
         self.memory = Memory(**state["memory"]) if state["memory"] else None
         self.checked = state["checked"]
+
+
+PHASES = {"adam": AdamPhase, "cg": CGPhase}
 
 
 class Trainer:
@@ -186,6 +196,7 @@ class Trainer:
         chunk_size: int = 512,
     ):
         names = STRATEGIES[check_choice("strategy", strategy, STRATEGIES)]
+        check_integer("seed", seed, 0)
         if "cg" in names:
             check_modules(model)
         self.device = resolve_device(device)
@@ -200,11 +211,10 @@ class Trainer:
             self.validation = FullBatch(
                 self.model, loss, validation.inputs, validation.targets, chunk_size
             )
-        build: dict[str, Callable[[], Phase]] = {
-            "adam": lambda: AdamPhase(self.objective, adam or AdamSettings(), seed),
-            "cg": lambda: CGPhase(self.objective, cg or CGSettings()),
+        settings = {"adam": adam or AdamSettings(), "cg": cg or CGSettings()}
+        self.phases: dict[str, Phase] = {
+            name: PHASES[name](self.objective, settings[name], seed) for name in names
         }
-        self.phases = {name: build[name]() for name in names}
         self.names = names
         self.rule = _rule(switch, strategy)
         self.history: list[Record] = []
@@ -227,16 +237,20 @@ class Trainer:
             NonFiniteError: the training loss or its gradient is not finite after the epoch.
         """
         number, name = len(self.history) + 1, self.names[self._current]
-        if self._point is None:
+        phase = self.phases[name]
+        if phase.uses_gradient and self._point is None:
             self._measure(self.objective.vector.read(), f" before epoch {number}")
+        monitor_passes = phase.prepare(self._point)
+        if not phase.uses_gradient:
+            monitor_passes += GRADIENT_PASSES
         began = clock(self.device)
-        work = self.phases[name].epoch(self._point)
+        work = phase.epoch(self._point)
         seconds = clock(self.device) - began
-        if name == "cg":
-            seconds += self._point_seconds  # the gradient that this iteration started from
+        if phase.uses_gradient:
+            seconds += self._point_seconds
         self.status, self.message = work.status, work.message
         accuracy = self._measure(work.x, f" after epoch {number} ({name})")
-        record = self._record(number, name, work, accuracy, seconds)
+        record = self._record(number, name, work, accuracy, monitor_passes, seconds)
         self.history.append(record)
         return record
 
@@ -260,13 +274,8 @@ class Trainer:
         Raises:
             InputError: the records' phases are not those that this strategy and rule would take.
         """
-        self.objective.vector.write(state["x"].to(self.device))
-        for name, phase in state["phases"].items():
-            if name in self.phases:
-                self.phases[name].load_state_dict(phase)
-        self.history, self.swap_epoch, self._current, self._point = [], None, 0, None
-        self.status, self.message = Status(state["status"]), state["message"]
         self.rule = self.rule and self.rule.fresh()
+        self.history, self.swap_epoch, self._current, self._point = [], None, 0, None
         for fields in state["history"]:
             record = Record(**fields)
             name = self.names[self._current]
@@ -276,6 +285,11 @@ class Trainer:
                 )
             reason = self._switch(record.epoch, record.train_loss, record.grad_norm)
             self.history.append(replace(record, note=reason or record.note))
+        self.status, self.message = Status(state["status"]), state["message"]
+        self.objective.vector.write(state["x"].to(self.device))
+        for name, phase in state["phases"].items():
+            if name in self.phases:
+                self.phases[name].load_state_dict(phase)
 
     def _measure(self, x: Tensor, where: str) -> float | None:
         """Make `x` the current point; return the training accuracy there."""
@@ -287,7 +301,13 @@ class Trainer:
         return accuracy
 
     def _record(
-        self, number: int, name: str, work: Work, accuracy: float | None, seconds: float
+        self,
+        number: int,
+        name: str,
+        work: Work,
+        accuracy: float | None,
+        monitor_passes: int,
+        seconds: float,
     ) -> Record:
         loss, grad_norm = self._point.value, norm(self._point.gradient)
         validation_loss = validation_accuracy = None
@@ -305,7 +325,7 @@ class Trainer:
             work.step_size,
             work.evaluations,
             work.passes,
-            work.monitor_passes,
+            monitor_passes,
             seconds,
             self._switch(number, loss, grad_norm) or (work.message if self.ended else ""),
         )
@@ -418,10 +438,15 @@ def fit(
 def run(trainer: Trainer, epochs: int, on_epoch: Callable[[Record], None] | None = None) -> Fit:
     """Train until `epochs` records are there or CG has ended, and show the progress.
 
+    Raises:
+        InputError: `epochs` is below 1.
+        NonFiniteError: the loss is no longer finite.
+
     >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
     >>> run(Trainer(nn.Linear(1, 1), (inputs, inputs), strategy="adam"), epochs=2).status
     'completed'
     """
+    check_integer("epochs", epochs, 1)
     label = f"epochs of {'+'.join(trainer.names)}"
     for record in track(_epochs(trainer, epochs), epochs - len(trainer.history), label):
         if on_epoch is not None:
@@ -440,7 +465,12 @@ def _epochs(trainer: Trainer, epochs: int) -> Iterator[Record]:
 def _splits(data: Dataset | Examples | tuple[Tensor, Tensor]) -> tuple[Examples, Examples | None]:
     if isinstance(data, Dataset):
         return data.train, data.validation
-    return (data if isinstance(data, Examples) else Examples(*data)), None
+    if isinstance(data, Examples):
+        return data, None
+    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)
+    if not pair:
+        raise InputError("data", type(data).__name__, "a Dataset or tensors (inputs, targets)")
+    return Examples(*data), None
 
 
 def _rule(switch: SwitchRule | int | None, strategy: str) -> SwitchRule | None:
@@ -451,7 +481,11 @@ def _rule(switch: SwitchRule | int | None, strategy: str) -> SwitchRule | None:
         return None
     if switch is None:
         return GradientNormPeak()
-    return FixedEpoch(switch) if isinstance(switch, int) else switch.fresh()
+    if isinstance(switch, int):
+        return FixedEpoch(switch)
+    if not hasattr(switch, "fresh"):
+        raise InputError("switch", switch, "a switch rule or a number of epochs")
+    return switch.fresh()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from twophase.files import write_atomically
 from twophase.line_search import Trial
@@ -140,6 +141,44 @@ def grad_norm_over_epochs(
         ax.axvline(swap_epoch, color="black", linestyle="-", lw=0.8, label="swap")
     ax.set(xlabel="epoch", ylabel=r"gradient norm $\|g\|$")
     ax.xaxis.get_major_locator().set_params(integer=True)
+    return ax
+
+
+def advantages(ax: Axes, frame: pd.DataFrame) -> Axes:
+    """Draw, row by row, how many times lower the loss of two-phase training is than Adam's.
+
+    Args:
+        ax: axes to draw on.
+        frame: a row for each data set and network (the index); columns paper and own, the ratios
+            of Adam's loss to that of Adam, then CG; missing where not run.
+    """
+    rows = np.arange(len(frame))
+    ax.axvline(1, color="black", linestyle="-", lw=1)
+    ax.plot(frame.paper, rows, "D", ms=7, ls="none", mfc="white", mec="black", label="paper")
+    for better, marker, color, label in (
+        (True, "o", BLUE, "own: two-phase better"),
+        (False, "X", VERMILION, "own: Adam better"),
+    ):
+        chosen = frame.own.notna() & ((frame.own > 1) == better)
+        ax.plot(frame.own[chosen], rows[chosen], marker, ms=9, ls="none", color=color, label=label)
+    for row in rows[frame.own.isna()]:
+        ax.annotate(
+            "not run",
+            (1, row),
+            (4, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            color=GREY,
+            fontsize=10,
+        )
+    ax.set_yticks(rows, [f"{dataset}  {model}" for dataset, model in frame.index])
+    ax.invert_yaxis()
+    ax.set(xscale="log", xlabel="training loss of Adam / training loss of Adam, then CG")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.legend(loc="upper center", bbox_to_anchor=(0.35, -0.6 / (0.33 * len(frame))), ncols=3)
     return ax
 
 
