@@ -1,10 +1,13 @@
 """The objective against autograd and float64: values, gradients, chunks, passes, checks."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
+from twophase import data, models
+from twophase.adam import AdamSettings
 from twophase.errors import InputError, NonFiniteError
 from twophase.losses import mse
 from twophase.objective import (
@@ -15,6 +18,7 @@ from twophase.objective import (
     dot,
     start,
 )
+from twophase.training import fit
 
 
 def classifier(dtype=torch.float64):
@@ -140,3 +144,47 @@ def test_modules_that_break_cg_are_named(module):
 
 def test_modules_that_do_not_break_cg_pass():
     check_modules(nn.Sequential(nn.Dropout(0.0), nn.LayerNorm(2), nn.GroupNorm(1, 2)))
+
+
+@pytest.mark.parametrize("name", ["vit-nomlp-wkewq-wvwo1", "vit-mlp"])
+@pytest.mark.parametrize("epochs", [0, 20])
+def test_the_resolution_covers_the_noise_of_float32_networks(name, epochs):
+    """Noise: what a parabola along a short line leaves, over the loss; not far above it either."""
+    digits = data.load("digits", train_examples=500)
+    model = models.build(name, 1, 10, seed=0)
+    if epochs:
+        fit(model, digits, epochs=epochs, strategy="adam", adam=AdamSettings(batch_size=64))
+    full = FullBatch(model, mse, digits.train.inputs, digits.train.targets)
+    x = full.vector.read()
+    value, gradient = full.value_and_gradient(x)
+    steps = 1e-3 * value / dot(gradient, gradient) * np.linspace(0, 1, 15)
+    losses = np.array([full.value(x - float(step) * gradient) for step in steps])
+    left = losses - np.polyval(np.polyfit(steps, losses, 2), steps)
+    noise = left.std() * (15 / 12) ** 0.5 / value
+    assert noise < full.resolution < 20 * noise
+
+
+def test_a_float64_network_resolves_like_float64():
+    model, (inputs, targets) = classifier(), labelled()
+    full = FullBatch(model, mse, inputs, targets)
+    full.value_and_gradient(full.vector.read())
+    assert full.resolution < 1e-14
+
+
+def test_losses_with_weights_and_models_that_return_tuples_work():
+    model, (inputs, targets) = classifier(torch.float32), labelled(dtype=torch.float32)
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
+    full = FullBatch(model, weighted, inputs, targets)
+    expected = weighted(model(inputs), targets).item()
+    assert full.value(full.vector.read()) == pytest.approx(expected, rel=1e-6)
+
+    recurrent = nn.LSTM(4, 3, batch_first=True)
+    full = FullBatch(recurrent, lambda o, t: o[0].square().mean(), inputs[:, None], targets)
+    value, gradient = full.value_and_gradient(full.vector.read())
+    assert value > 0 and gradient.shape == full.vector.read().shape
+    assert full.score(full.vector.read()).accuracy is None
+
+
+def test_targets_that_would_broadcast_are_refused():
+    with pytest.raises(InputError, match="targets: .* the outputs' shape"):
+        mse(torch.zeros(5, 1), torch.zeros(5))

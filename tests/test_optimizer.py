@@ -310,3 +310,65 @@ def test_the_gpu_follows_the_cpu(dtype):
         optimizer.step(lambda: mse_loss(there(inputs.cuda()), targets.cuda()))
     rtol = 1e-2 if dtype is torch.float32 else 1e-6
     torch.testing.assert_close(flat(there).cpu(), flat(here), rtol=rtol, atol=rtol)
+
+
+def with_dropout():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.3), nn.Linear(8, 2)).double()
+
+
+def test_training_mode_is_found_at_any_step():
+    model = with_dropout().eval()
+    inputs, targets = samples()
+    _, optimizer = train(model, 2)
+    model.train()
+    with pytest.raises(InputError, match="Dropout in training mode"):
+        optimizer.step(lambda: mse_loss(model(inputs), targets))
+
+
+def test_functional_dropout_is_found_after_a_resume():
+    model = network()
+    inputs, targets = samples()
+    _, optimizer = train(model, 2)
+    resumed = twophase.ConjugateGradient(model.parameters())
+    resumed.load_state_dict(optimizer.state_dict())
+    with pytest.raises(InputError, match="at the same parameters"):
+        resumed.step(lambda: mse_loss(nn.functional.dropout(model(inputs)), targets))
+
+
+def test_restart_every_reaches_the_directions():
+    model = network()
+    _, optimizer = train(model, 4, restart_every=2)
+    assert optimizer.state_dict()["state"][0]["memory"]["age"] == 1
+    _, optimizer = train(model, 3, restart_every=2)
+    assert optimizer.state_dict()["state"][0]["memory"]["age"] == 0
+
+
+def test_a_copy_goes_on_like_the_original():
+    model = network()
+    _, optimizer = train(model, 3, line_search="golden-tight", restart_every=5)
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    inputs, targets = samples()
+    optimizer.step(lambda: mse_loss(model(inputs), targets))
+    twin.step(lambda: mse_loss(twin_model(inputs), targets))
+    assert twin.settings == optimizer.settings
+    assert torch.equal(flat(twin_model), flat(model))
+
+
+def test_more_wrong_closures_are_explained():
+    model = network()
+    inputs, targets = samples()
+
+    def keeps_the_graph():
+        loss = mse_loss(model(inputs), targets)
+        loss.backward(retain_graph=True)
+        return loss
+
+    with pytest.raises(InputError, match="^closure: .*calls backward"):
+        twophase.ConjugateGradient(model.parameters()).step(keeps_the_graph)
+    with pytest.raises(InputError, match="^closure: .*int64"):
+        twophase.ConjugateGradient(model.parameters()).step(lambda: torch.ones(()).long())
+    with pytest.raises(InputError, match="^closure"):
+        twophase.ConjugateGradient(model.parameters()).step()
+    with pytest.raises(InputError, match="^line_search: 5"):
+        twophase.ConjugateGradient(model.parameters(), line_search=5)

@@ -10,6 +10,9 @@ import nbformat
 import pytest
 import yaml
 
+from twophase import runs
+from twophase.switch import GradientNormPeak
+
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -35,7 +38,14 @@ def test_ci_runs_the_readmes_test_command():
     main_job, tests = (block.strip() for block in code_blocks("bash")[:2])
     assert tests == commands[-1]
     assert main_job == "python -m pip install -e . && python -m twophase report"
-    assert any("venv" in line for line in commands)
+    assert 'python3 -m venv "$environment"' in commands
+    assert 'export PATH="$environment/bin:$PATH"' in commands
+    assert "set -euo pipefail" in commands
+
+
+def test_readme_names_the_python_that_pyproject_asks_for():
+    wanted = PYPROJECT["project"]["requires-python"].removeprefix(">=")
+    assert f"Python {wanted} or newer" in README
 
 
 def test_environment_yml_is_pyproject_in_condas_words():
@@ -75,7 +85,7 @@ def test_the_top_level_is_what_it_should_be():
     )
     if listing.returncode != 0:
         pytest.skip("not a git checkout")
-    assert {line.split("/")[0] for line in listing.stdout.splitlines()} <= TOP_LEVEL
+    assert {line.split("/")[0] for line in listing.stdout.splitlines()} == TOP_LEVEL
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -96,3 +106,17 @@ def test_the_style_is_ruffs(command):
         [sys.executable, "-m", "ruff", *command, "."], cwd=PROJECT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_numbers_under_readmes_figure_are_its_runs():
+    folder = PROJECT / "reports" / "reference" / "digits-vit-mlp"
+    history, summary = runs.read(folder)
+    text = " ".join(README.split())
+    peak = int(history.epoch[history.grad_norm.idxmax()])
+    rule = GradientNormPeak()
+    decisions = [rule.update(*row) for row in history[["train_loss", "grad_norm"]].values]
+    fired = 1 + [decision.switch for decision in decisions].index(True)
+    assert f"The norm peaks after epoch {peak}." in text
+    assert f"The swap was set after epoch {summary['swap_epoch']}," in text
+    assert summary["swap_epoch"] / summary["epochs"] == 0.3
+    assert f"would have fired after epoch {fired}," in text

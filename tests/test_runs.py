@@ -1,17 +1,23 @@
 """Runs and the command line: folders, repeatability, errors in one line with exit code 2."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from twophase import models
+from twophase import data, models, runs
 from twophase.__main__ import main
+from twophase.adam import AdamSettings
+from twophase.cg import CGSettings
 from twophase.config import RunConfig
 from twophase.errors import InputError
+from twophase.line_search import GoldenSection
 from twophase.runs import run
+from twophase.switch import GradientNormPeak
 
 QUICK = ["--train-examples", "64", "--epochs", "4", "--swap-epoch", "2"]
 
@@ -97,6 +103,7 @@ def test_a_loss_that_turns_nan_leaves_nothing_that_looks_finished(tmp_path, caps
         ("--epochs", "-3", "a whole number of at least 1"),
         ("--epochs", "ten", "a whole number"),
         ("--seed", "-1", "a whole number of at least 0"),
+        ("--seed", "99999999999999999999", "a whole number of at least 0"),
         ("--factor", "1.5", "above 0 and of at most 1"),
         ("--factor", "nan", "a finite number"),
         ("--tolerance", "0", "above 0 and below 1"),
@@ -190,3 +197,64 @@ def test_plot_draws_a_finished_run(tmp_path, capsys):
     twophase(capsys, "run", *QUICK, "--out", str(out))
     assert twophase(capsys, "plot", str(out))[0] == 0
     assert (out / "grad_norm_over_loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_setting_reaches_the_run(tmp_path, monkeypatch):
+    """What Trainer is given, for a configuration that differs from every default."""
+    given = {}
+    monkeypatch.setattr(runs, "Trainer", lambda *args, **settings: given.update(settings) or args)
+    config = RunConfig(
+        model="vit-nomlp",
+        seed=5,
+        factor=0.7,
+        batch_size=64,
+        learning_rate=0.01,
+        beta="FR",
+        line_search="golden-tight",
+        tolerance=1e-3,
+        restart_every=9,
+    )
+    runs._trainer(config, data.load("digits", train_examples=20), "cpu")
+    assert given["strategy"] == "adam+cg"
+    assert given["switch"] == GradientNormPeak(0.7)
+    assert given["adam"] == AdamSettings(0.01, 64)
+    assert given["cg"] == CGSettings("FR", GoldenSection(1e-3), restart_every=9)
+    assert (given["seed"], given["device"]) == (5, "cpu")
+
+
+@pytest.mark.parametrize("name", ["summary.json", "history.csv", "weights.pt"])
+def test_files_of_somebody_else_are_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"^out: .* without a foreign {name}"):
+        run(RunConfig(epochs=1), tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}"])
+def test_a_damaged_summary_is_no_finished_run(tmp_path, capsys, damage):
+    twophase(capsys, "run", *QUICK, "--out", str(tmp_path))
+    (tmp_path / "summary.json").write_text(damage)
+    code, _, errors = twophase(capsys, "plot", str(tmp_path))
+    assert (code, len(errors)) == (2, 1)
+    assert twophase(capsys, "run", *QUICK, "--out", str(tmp_path))[0] == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "completed"
+
+
+def test_report_is_quick_by_default(monkeypatch, capsys, tmp_path):
+    calls = []
+    monkeypatch.setattr(
+        "twophase.report.build", lambda *args, **more: calls.append(args) or tmp_path
+    )
+    assert twophase(capsys, "report")[0] == 0
+    assert calls == [("quick", None, None)]
+
+
+def test_the_same_command_runs_on_the_real_mnist(tmp_path, capsys):
+    root = os.environ.get("TWOPHASE_DATA")
+    if not root or not (Path(root) / "MNIST").is_dir():
+        pytest.skip("TWOPHASE_DATA names no folder with MNIST")
+    code, printed, _ = twophase(
+        capsys, "run", *QUICK, "--dataset", "mnist", "--out", str(tmp_path / "run")
+    )
+    assert code == 0
+    assert "completed after 4 epochs" in printed

@@ -12,6 +12,7 @@ import twophase
 from twophase.adam import AdamSettings
 from twophase.cg import CGSettings, iterate
 from twophase.data import Dataset, Examples
+from twophase.device import resolve_device
 from twophase.errors import InputError, NonFiniteError
 from twophase.line_search import GoldenSection, SearchStatus
 from twophase.objective import FullBatch, evaluate
@@ -113,12 +114,25 @@ def test_records_hold_what_they_say():
     assert (result.status, result.swap_epoch) == ("completed", 3)
 
 
-def test_passes_are_what_the_objective_counted():
-    trainer = Trainer(network(), rings(), strategy="cg")
+@pytest.mark.parametrize(
+    ("strategy", "switch", "more", "less"),
+    # Adam's own passes go through no objective; the gradient after the last CG epoch starts no
+    # further iteration; the one at a swap counts for the rule and for CG
+    [("adam", None, 0, 4 * 3), ("cg", None, 3, 0), ("adam+cg", 2, 3, 2 * 3 + 3)],
+)
+def test_passes_are_what_the_objective_counted(strategy, switch, more, less):
+    trainer = Trainer(network(), rings(), strategy=strategy, switch=switch)
     result = run(trainer, 4)
-    counted = trainer.objective.passes.total
-    # the gradient after the last epoch starts no further iteration
-    assert counted == sum(r.passes + r.monitor_passes for r in result.records) + 3
+    recorded = sum(r.passes + r.monitor_passes for r in result.records)
+    assert trainer.objective.passes.total == recorded + more - less
+
+
+def test_seconds_are_those_of_the_optimization(monkeypatch):
+    """A clock that ticks once a reading: one tick an Adam epoch, and for CG its gradient's, too."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr("twophase.training.clock", lambda device: float(next(ticks)))
+    result = fit(network(), rings(), epochs=6, switch=3, adam=ADAM, device="cpu")
+    assert [r.seconds for r in result.records] == [1, 1, 1, 2, 2, 2]
 
 
 def test_cg_never_raises_the_loss():
@@ -240,6 +254,8 @@ def test_a_loss_that_turns_nan_names_the_epoch(strategy):
         ("switch", {"switch": 3, "strategy": "cg"}),
         ("chunk_size", {"chunk_size": 0}),
         ("device", {"device": "tpu"}),
+        ("switch", {"switch": 2.0}),
+        ("seed", {"seed": -1}),
     ],
 )
 def test_arguments_out_of_range_name_themselves(field, arguments):
@@ -261,3 +277,27 @@ def test_the_gpu_follows_the_cpu():
         for device in ("cpu", "cuda")
     )
     assert here.to_numpy() == pytest.approx(there.to_numpy(), rel=1e-6)
+
+
+def test_data_of_another_kind_is_explained():
+    for data in ([1, 2], (torch.ones(3, 2),), torch.ones(3, 2), {"inputs": 1}):
+        with pytest.raises(InputError, match="^data: "):
+            fit(network(), data, epochs=2)
+
+
+def test_auto_takes_the_gpu_that_is_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto") == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == torch.device("cpu")
+
+
+def test_separable_classes_in_float32_train_to_the_end():
+    """The loss has no minimum, and steps grow without bound."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(200, 2, generator=generator)
+    data = (inputs, (inputs[:, 0] > 0).long())
+    result = fit(
+        nn.Linear(2, 2), data, epochs=60, switch=5, loss=functional.cross_entropy, device="cpu"
+    )
+    assert math.isfinite(result.records[-1].train_loss)

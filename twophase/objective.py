@@ -14,9 +14,9 @@ from twophase.errors import InputError, NonFiniteError, check_integer
 Closure = Callable[[], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# Rounding error of a network's outputs in units of the dtype's spacing; the five networks have 3 to
-# 8, untrained and trained (test_objective measures it again).
-OUTPUT_ROUNDING = 8.0
+# Rounding error of a network's outputs in units of the dtype's spacing; measured 3 to 9 for the
+# five networks, untrained and trained (test_objective measures it again).
+OUTPUT_ROUNDING = 12.0
 
 
 @dataclass

@@ -150,12 +150,16 @@ def pairs(
     """
     chosen = [check_choice("dataset", d, TRAINING_SETS) for d in datasets or protocol.datasets]
     names = [check_choice("model", model, models.MODELS) for model in networks or models.MODELS]
-    return [
+    found = [
         Pair(protocol, dataset, model, seed, check_choice("swap", swap, SWAPS))
         for seed in range(check_integer("seeds", seeds, 1))
         for dataset in chosen
         for model in names
     ]
+    for pair in found:
+        for strategy in STRATEGIES:
+            pair.config(strategy)  # refuses a protocol that no run could follow
+    return found
 
 
 def protocol(
@@ -239,6 +243,7 @@ def run(
         except TwoPhaseError as error:
             log.warning("%s failed: %s", name, error)
             failed.append((name, error))
+        out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "table1.csv", table(chosen, out).to_csv(index=False))
     if failed:
         name, error = failed[0]
@@ -327,7 +332,8 @@ def _direction(finished: dict[str, list[dict]]) -> bool | None:
 
 def _measured(measured: pd.DataFrame) -> dict[str, object]:
     if measured.empty:
-        return {}
+        ends = [f"{name}_{end}" for name in METRICS for end in ("low", "high")]
+        return dict.fromkeys(("parameters", "q", "epochs", *METRICS, *EXTRAS, *ends))
     row: dict[str, object] = {
         name: measured[name].iloc[0] for name in ("parameters", "q", "epochs")
     }
@@ -353,9 +359,12 @@ def interval(values: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def _compared(measured: pd.DataFrame, printed: pd.Series | None) -> dict[str, object]:
-    if printed is None:
-        return {}
-    row: dict[str, object] = {f"paper_{name}": printed[name] for name in (*METRICS, "q")}
-    if not measured.empty:
-        row |= {f"{name}_difference": measured[name].mean() - printed[name] for name in METRICS}
+    names = (*METRICS, "q")
+    row = dict.fromkeys(
+        [*(f"paper_{name}" for name in names), *(f"{n}_difference" for n in METRICS)]
+    )
+    if printed is not None:
+        row |= {f"paper_{name}": printed[name] for name in names}
+        if not measured.empty:
+            row |= {f"{n}_difference": measured[n].mean() - printed[n] for n in METRICS}
     return row

@@ -44,6 +44,15 @@ def grad_norm_over_loss(ax: Axes, history: pd.DataFrame) -> Axes:
     return ax
 
 
+def paper_axis(epochs: pd.Series, parameters: int, examples: int) -> pd.Series:
+    """The abscissa of the paper's Figure 6: epochs × million parameters × training examples.
+
+    >>> paper_axis(pd.Series([1, 700]), parameters=162250, examples=50000).tolist()
+    [8112.5, 5678750.0]
+    """
+    return epochs * (parameters / 1e6 * examples)
+
+
 def loss_curves(
     ax: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str
 ) -> Axes:
