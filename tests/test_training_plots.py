@@ -91,3 +91,18 @@ def test_a_runs_figure_is_a_whole_png(tmp_path, history):
     assert out.read_bytes().startswith(b"\x89PNG")
     assert out.read_bytes().endswith(b"IEND\xaeB`\x82")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
+def test_losses_over_costs_use_the_papers_axis_passes_and_seconds(history):
+    axes = Figure().subplots(3)
+    history = history.assign(passes=[3, 3, 3, 15, 16], seconds=[1.0, 1.0, 1.0, 4.0, 5.0])
+    parts = {"Adam": ("run", slice(0, 3)), "CG": ("run", slice(2, None))}
+    training_plots.loss_over_costs(axes, {"run": history}, parts, parameters=2_000, examples=500)
+    x = [lines(ax)["CG"].get_xdata().tolist() for ax in axes]
+    assert x == [[3.0, 4.0, 5.0], [9, 24, 40], [3.0, 7.0, 12.0]]  # 2,000 parameters: 0.002 million
+    assert lines(axes[0])["Adam"].get_ydata().tolist() == [0.09, 0.08, 0.05]
+    assert [ax.get_xlabel() for ax in axes] == [
+        "epochs × million parameters × examples",
+        "passes over the training set",
+        "seconds",
+    ]

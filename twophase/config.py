@@ -1,5 +1,7 @@
 """The configuration of a run, checked as a whole before anything starts."""
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 
 from twophase.adam import AdamSettings
@@ -78,7 +80,17 @@ class RunConfig:
         return GradientNormPeak(self.factor)
 
     def to_dict(self) -> dict:
+        """All fields, as config.json holds them."""
         return asdict(self)
+
+    def digest(self) -> str:
+        """Eight characters that differ for different configurations, to name folders.
+
+        >>> RunConfig(seed=1).digest() == RunConfig(seed=2).digest()
+        False
+        """
+        content = json.dumps(self.to_dict(), sort_keys=True).encode()
+        return hashlib.sha256(content).hexdigest()[:8]
 
     def _check_swap(self) -> None:
         GradientNormPeak(self.factor)

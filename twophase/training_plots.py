@@ -70,6 +70,39 @@ def loss_curves(
     return ax
 
 
+def loss_over_costs(
+    axes: Sequence[Axes],
+    histories: Mapping[str, pd.DataFrame],
+    parts: Mapping[str, tuple[str, slice]],
+    parameters: int,
+    examples: int,
+) -> Sequence[Axes]:
+    """Draw losses over the paper's axis, over passes and over seconds (the paper's Figure 6).
+
+    Args:
+        axes: three, the legend goes above the first.
+        histories: columns epoch, passes, seconds, train_loss; a row per epoch.
+        parts: for each line its history and its rows.
+        parameters, examples: of network and training set, for the paper's axis.
+    """
+    axis_of: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+        "epochs × million parameters × examples": lambda h: paper_axis(
+            h.epoch, parameters, examples
+        ),
+        "passes over the training set": lambda h: h.passes.cumsum(),
+        "seconds": lambda h: h.seconds.cumsum(),
+    }
+    for ax, (xlabel, x_of) in zip(axes, axis_of.items(), strict=True):
+        curves = {
+            label: (x_of(histories[name])[rows], histories[name].train_loss[rows])
+            for label, (name, rows) in parts.items()
+        }
+        loss_curves(ax, curves, xlabel)
+        ax.set_xlim(left=0)
+    axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(parts))
+    return axes
+
+
 def convergence(
     ax: Axes,
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
