@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from twophase import data
+from twophase import data, files
 from twophase.__main__ import main
 from twophase.data import DataFile, Dataset, Examples, Source, data_root, download, load
 from twophase.errors import DataError, InputError
@@ -134,7 +134,7 @@ def test_root_is_argument_then_environment_then_checkout_then_working_folder(mon
     assert data_root() == Path("/from/environment")
     monkeypatch.setenv("TWOPHASE_DATA", "")
     assert data_root("~/x") == Path.home() / "x"
-    monkeypatch.setattr(data, "__file__", str(tmp_path / "twophase" / "data.py"))
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "twophase" / "files.py"))
     assert data_root() == Path("data")
     (tmp_path / "pyproject.toml").touch()
     assert data_root() == tmp_path.resolve() / "data"

@@ -161,7 +161,8 @@ def test_the_resolution_covers_the_noise_of_float32_networks(name, epochs):
     losses = np.array([full.value(x - float(step) * gradient) for step in steps])
     left = losses - np.polyval(np.polyfit(steps, losses, 2), steps)
     noise = left.std() * (15 / 12) ** 0.5 / value
-    assert noise < full.resolution < 20 * noise
+    # other processors sum in other orders: leave them a factor of 2
+    assert noise / 2 < full.resolution < 20 * noise
 
 
 def test_a_float64_network_resolves_like_float64():
