@@ -12,14 +12,27 @@ EXIT_USER_ERROR = 2
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line that names the argument, the value and what is allowed."""
+    """A parser whose errors are one line that names the argument, the value and what is allowed.
+
+    >>> OneLineParser().parse_args(["dance"])
+    Traceback (most recent call last):
+    twophase.errors.TwoPhaseError: unrecognized arguments: dance
+    """
 
     def error(self, message: str) -> None:
+        """Raise the message as `TwoPhaseError`, where argparse prints its usage and exits."""
         raise TwoPhaseError(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets `command` to the function that carries it out."""
+    """The parser of all commands; each sets `command` to the function that carries it out.
+
+    Returns:
+        The parser; its `parse_args` raises `TwoPhaseError` for arguments that are not allowed.
+
+    >>> build_parser().parse_args(["download", "mnist"]).dataset
+    'mnist'
+    """
     parser = OneLineParser(prog="twophase", description="Adam, then conjugate gradient.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
     _add_report(commands)
@@ -31,7 +44,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command; what a user can mend is one line on stderr and exit code 2."""
+    """Carry out a command; what a user can put right is one line on stderr and exit code 2.
+
+    Args:
+        arguments: without the program's name; None: those of this process.
+
+    Returns:
+        The exit code: 0, 2 after a user's error or one of files and disks, 130 if interrupted.
+
+    Raises:
+        SystemExit: help was asked for.
+
+    >>> main(["table1", "--list", "--preset", "paper", "--dataset", "mnist", "--model", "vit-mlp"])
+    dataset,model,parameters,q
+    mnist,vit-mlp,...
+    0
+    """
     try:
         options = build_parser().parse_args(arguments)
         options.command(options)

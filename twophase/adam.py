@@ -50,9 +50,16 @@ class Adam:
     and GPU see the same order) and takes consecutive batches of it, the last one shorter. Nothing
     waits for the device inside an epoch.
 
+    Args:
+        model, loss: any `nn.Module`, and a loss with mean reduction, `loss(outputs, targets)`.
+        settings: learning rate, batch size, betas and eps.
+        generator: source of the orders, on the CPU.
+
     >>> model, inputs = nn.Linear(1, 1), torch.ones(8, 1)
     >>> adam = Adam(model, nn.functional.mse_loss, AdamSettings(), torch.Generator())
     >>> adam.epoch(inputs, 2 * inputs)
+    >>> sorted(adam.state_dict())
+    ['generator', 'optimizer']
     """
 
     def __init__(
@@ -72,7 +79,7 @@ class Adam:
 
     @torch.enable_grad()
     def epoch(self, inputs: Tensor, targets: Tensor) -> None:
-        """One pass over the examples, inputs [K, ...] and targets [K, ...]."""
+        """One pass over inputs [K, ...] and targets [K, ...] on the model's device."""
         order = torch.randperm(len(inputs), generator=self.generator).to(inputs.device)
         for batch in order.split(self.batch_size):
             self.optimizer.zero_grad()
@@ -80,9 +87,10 @@ class Adam:
             self.optimizer.step()
 
     def state_dict(self) -> dict:
-        """Adam's moments and the state of the generator."""
+        """Adam's moments, which further epochs change, and the state of the generator."""
         return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
+        """Continue from what `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())

@@ -28,7 +28,7 @@ BetaRule = Callable[[Tensor, Tensor], float]
 
 
 def fletcher_reeves(gradient: Tensor, previous: Tensor) -> float:
-    """β = g'g / p'p with the gradient g and the previous gradient p, shapes [P].
+    """β = g'g / p'p with the gradient g and the previous gradient p ≠ 0, shapes [P].
 
     Fletcher and Reeves (1964); Press et al., Numerical Recipes in C, section 10.6.
 
@@ -39,7 +39,7 @@ def fletcher_reeves(gradient: Tensor, previous: Tensor) -> float:
 
 
 def polak_ribiere(gradient: Tensor, previous: Tensor) -> float:
-    """β = g'(g − p) / p'p with the gradient g and the previous gradient p, shapes [P].
+    """β = g'(g − p) / p'p with the gradient g and the previous gradient p ≠ 0, shapes [P].
 
     Polak and Ribière (1969); Press et al., Numerical Recipes in C, section 10.6.
 
@@ -53,7 +53,7 @@ def polak_ribiere_plus(gradient: Tensor, previous: Tensor) -> float:
     """β = max(0, Polak–Ribière): a restart wherever Polak–Ribière's β is negative.
 
     Converges where Polak–Ribière can cycle (Nocedal and Wright, Numerical Optimization, 2nd ed.,
-    section 5.2).
+    section 5.2). Gradients g and p ≠ 0 have shape [P].
 
     >>> polak_ribiere_plus(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]))
     0.0
@@ -105,7 +105,16 @@ class CGSettings:
 
 
 class Memory(NamedTuple):
-    """What one iteration leaves to the next: where it ended, its gradient, direction and step."""
+    """What one iteration leaves to the next: where it ended, its gradient, direction and step.
+
+    `x` [P] is the new vector; `gradient` [P], `direction` [P] and their inner product `slope`
+    belong to the vector before it.
+
+    >>> from twophase.objective import FunctionObjective
+    >>> bowl = FunctionObjective(lambda x: (x**2).sum())
+    >>> iterate(bowl, start(bowl, torch.ones(2).double()), None, CGSettings()).memory.slope
+    -8.0
+    """
 
     x: Tensor
     gradient: Tensor
@@ -138,7 +147,17 @@ MESSAGES = {
 
 
 class Iteration(NamedTuple):
-    """One CG iteration: the new vector and its loss, the step, its cost, the status and why."""
+    """One CG iteration: the new vector and its loss, the step, its cost, the status and why.
+
+    `x` has shape [P]; `step` multiplies the direction and is 0 where `x` is the old vector;
+    `evaluations` counts the forward passes of the line search.
+
+    >>> from twophase.objective import FunctionObjective
+    >>> bowl = FunctionObjective(lambda x: (x**2).sum())
+    >>> iteration = iterate(bowl, start(bowl, torch.zeros(2)), None, CGSettings())
+    >>> iteration.step, iteration.message
+    (0.0, 'the gradient norm is at or below the zero gradient norm')
+    """
 
     x: Tensor
     value: float
@@ -149,11 +168,12 @@ class Iteration(NamedTuple):
 
     @property
     def message(self) -> str:
+        """The status in a sentence."""
         return MESSAGES[self.status]
 
 
 class Direction(NamedTuple):
-    """A descent direction, the slope of the loss along it, and its age since steepest descent."""
+    """A descent direction [P], the loss's slope along it, and its age since steepest descent."""
 
     vector: Tensor
     slope: float
@@ -210,7 +230,16 @@ def iterate(
 
 
 class Minimum(NamedTuple):
-    """Where a minimisation ended, after how many iterations, and why."""
+    """Where a minimisation ended, after how many iterations, and why.
+
+    `x` has shape [P]; `value` and `gradient_norm` (loss per unit of parameter) are those at `x`.
+
+    >>> from twophase.objective import FunctionObjective
+    >>> bowl = FunctionObjective(lambda x: (x**2).sum())
+    >>> result = minimize(bowl, torch.zeros(2), max_iterations=9)
+    >>> result.value, result.iterations, result.status
+    (0.0, 0, <Status.CONVERGED: 'converged'>)
+    """
 
     x: Tensor
     value: float
@@ -229,8 +258,8 @@ def minimize(
         The `Minimum`; its status `moved` means that the bound on iterations was reached.
 
     Raises:
-        InputError: the bound is below 1.
-        NonFiniteError: the loss is not finite at an iterate.
+        InputError: the bound is below 1, or the objective does not repeat itself.
+        NonFiniteError: the loss or its gradient is not finite at an iterate.
 
     >>> from twophase.objective import FunctionObjective
     >>> bowl = FunctionObjective(lambda x: ((x - 1) ** 2).sum())

@@ -25,6 +25,9 @@ def save(folder: Path, epoch: int, state: dict) -> Path:
         epoch: finished epochs that the state stands for.
         state: tensors, numbers, strings, lists and dicts of them.
 
+    Returns:
+        The checkpoint's path, for `load`.
+
     Raises:
         OSError: the disk is full or the folder cannot be written to; older checkpoints are intact.
 
@@ -43,7 +46,21 @@ def save(folder: Path, epoch: int, state: dict) -> Path:
 
 
 def write(path: Path, state: dict) -> None:
-    """Write a state to a file of its own, which `save` does not drop."""
+    """Write a state to a file of its own, which `save` does not drop.
+
+    Args:
+        path: the file; its folder must be there.
+        state: as for `save`.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written to; the old file is intact.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "branch.ckpt"
+    >>> write(path, {"epoch": 3})
+    >>> load(path)
+    {'epoch': 3}
+    """
     content = io.BytesIO()
     torch.save(state, content)
     payload = content.getvalue()
@@ -54,8 +71,21 @@ def write(path: Path, state: dict) -> None:
 def load(path: Path) -> dict:
     """Read a state, on the CPU.
 
+    Args:
+        path: a file that `save` or `write` made.
+
+    Returns:
+        The state; its tensors lie on the CPU, wherever they were.
+
     Raises:
         DataError: the file is missing, of another version, truncated or altered.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "branch.ckpt"
+    >>> _ = path.write_text("not a checkpoint")
+    >>> load(path)
+    Traceback (most recent call last):
+    twophase.errors.DataError: checkpoint ... is damaged or of another version; delete it
     """
     try:
         content = path.read_bytes()
@@ -69,7 +99,20 @@ def load(path: Path) -> dict:
 
 
 def latest(folder: Path) -> dict | None:
-    """The newest state that is whole; None if there is none. A damaged one is named in the log."""
+    """The newest state that is whole; None if there is none. A damaged one is named in the log.
+
+    Args:
+        folder: as given to `save`; it need not be there.
+
+    Returns:
+        The state, its tensors on the CPU.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> paths = [save(folder, epoch, {"epoch": epoch}) for epoch in (1, 2)]
+    >>> latest(folder)
+    {'epoch': 2}
+    """
     for path in reversed(_numbered(folder)):
         try:
             return load(path)
@@ -79,7 +122,21 @@ def latest(folder: Path) -> dict | None:
 
 
 def clear(folder: Path) -> None:
-    """Drop the checkpoints of a finished run."""
+    """Drop the checkpoints of a finished run, and their folder if nothing else is in it.
+
+    Args:
+        folder: as given to `save`; it need not be there.
+
+    Raises:
+        OSError: a file cannot be deleted.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> path = save(folder, 1, {"epoch": 1})
+    >>> clear(folder)
+    >>> folder.exists()
+    False
+    """
     for path in _numbered(folder):
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):

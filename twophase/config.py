@@ -66,13 +66,27 @@ class RunConfig:
         self.cg()
 
     def adam(self) -> AdamSettings:
+        """The settings of the Adam phase.
+
+        >>> RunConfig(learning_rate=0.01).adam().learning_rate
+        0.01
+        """
         return AdamSettings(self.learning_rate, self.batch_size)
 
     def cg(self) -> CGSettings:
+        """The settings of the CG phase.
+
+        >>> RunConfig(tolerance=1e-3).cg().line_search
+        GoldenSection(tolerance=0.001, max_evaluations=100)
+        """
         return CGSettings(self.beta, resolve(self.line_search, self.tolerance), self.restart_every)
 
     def switch(self) -> SwitchRule | None:
-        """The rule that ends the first phase; None where there is only one phase."""
+        """The rule that ends the first phase; None where there is only one phase.
+
+        >>> RunConfig(swap_epoch=5).switch()
+        FixedEpoch(epoch=5, seen=0)
+        """
         if len(STRATEGIES[self.strategy]) == 1:
             return None
         if self.swap_epoch is not None:
@@ -80,7 +94,11 @@ class RunConfig:
         return GradientNormPeak(self.factor)
 
     def to_dict(self) -> dict:
-        """All fields, as config.json holds them."""
+        """All fields, as config.json holds them.
+
+        >>> RunConfig(epochs=3).to_dict()["epochs"]
+        3
+        """
         return asdict(self)
 
     def digest(self) -> str:

@@ -61,6 +61,10 @@ class Examples:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Examples":
         """Return the examples on `device`; floating-point tensors also become `dtype`.
 
+        Args:
+            device: where the tensors shall lie.
+            dtype: a floating-point type; integers, such as class labels, keep theirs.
+
         >>> Examples(torch.zeros(2, 3), torch.tensor([0, 1])).to("cpu", torch.float64).targets
         tensor([0, 1])
         """
@@ -75,6 +79,11 @@ class Examples:
 class Dataset:
     """A data set split into training and (unless None) validation examples of `classes` classes.
 
+    Args:
+        name: for records.
+        train, validation: `Examples`, for images [N, channels, height, width].
+        classes: how many, M.
+
     >>> examples = Examples(torch.zeros(5, 3, 32, 32), torch.arange(5))
     >>> Dataset("mine", train=examples, validation=None, classes=5).channels
     3
@@ -87,7 +96,11 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """The second dimension of the images [N, channels, height, width]."""
+        """The second dimension of the images [N, channels, height, width].
+
+        >>> load("digits", train_examples=10).channels
+        1
+        """
         return self.train.inputs.shape[1]
 
 
@@ -236,9 +249,13 @@ DATASETS = tuple(SOURCES)
 def data_root(root: str | os.PathLike | None = None) -> Path:
     """Return the folder that holds the data sets.
 
-    `root` if given; else the environment variable TWOPHASE_DATA if it is set and not empty; else
-    the folder data/ of the checkout that this package runs from (known by its pyproject.toml);
-    else data/ in the working directory.
+    Args:
+        root: the folder, where one is chosen.
+
+    Returns:
+        `root` if given; else the environment variable TWOPHASE_DATA if it is set and not empty;
+        else the folder data/ of the checkout that this package runs from (known by its
+        pyproject.toml); else data/ in the working directory. It need not be there.
 
     >>> data_root("/somewhere").name
     'somewhere'
@@ -299,7 +316,7 @@ def _verified(root: Path, file: DataFile, mend: str) -> bytes:
 
 
 def _mend(name: str, root: Path) -> str:
-    """The command that mends a data set below `root`."""
+    """The command that repairs a data set below `root`."""
     command = f"python -m twophase download {name}"
     return command if root == data_root() else f"{command} --data {shlex.quote(str(root))}"
 
@@ -336,22 +353,33 @@ def load(
 ) -> Dataset:
     """Return a data set as standardised images [N, channels, 32, 32] with int64 labels [N].
 
-        x = (pixel - mean) / deviation, per channel, over the training set's 32 x 32 images
+        x = (pixel - mean) / standard deviation, per channel, over the training set's images
 
-    `name` is one of `DATASETS`; `root` defaults to `data_root()`. digits: scikit-learn's 8 x 8
-    images, enlarged bilinearly, 1437 for training and 360 for validation, stratified, the same
-    split always. mnist, fashion-mnist: 28 x 28, a border of two zeros added. cifar10, cifar100:
-    three channels; cifar100 with its 100 fine labels. All but digits have the official test set
-    as validation set. The floating-point images lie on `device` in `dtype`.
+    digits: scikit-learn's 8 x 8 images, enlarged bilinearly, 1437 for training and 360 for
+    validation, stratified, the same split always. mnist, fashion-mnist: 28 x 28, a border of two
+    zeros added. cifar10, cifar100: three channels; cifar100 with its 100 fine labels. All but
+    digits have the official test set as validation set.
 
-    `train_examples` (default: all) takes that many training examples at random by `seed`, each
-    class in its share; a smaller subset of the same seed is part of a larger one. Mean and
-    deviation are always those of the full training set, so that runs on subsets of any size see
-    the same validation inputs and their losses can be compared.
+    Mean and standard deviation are always those of the full training set at 32 x 32 pixels, so
+    that runs on subsets of any size see the same validation inputs and their losses can be
+    compared. Loading never downloads: every file is checked by size and md5 first.
 
-    Loading never downloads: every file is checked by size and md5 first. Raises `DataError` that
-    names the missing, truncated or altered file and the command that mends it, `InputError` for
-    an unknown name, a `train_examples` out of range or a negative seed.
+    Args:
+        name: one of `DATASETS`.
+        root: the folder that holds the data sets; None: `data_root()`.
+        device: where inputs and labels lie.
+        train_examples: take that many training examples at random, each class in its share; a
+            smaller subset of the same seed is part of a larger one. None: all.
+        seed: of the subset, at least 0.
+        dtype: of the inputs.
+
+    Returns:
+        The `Dataset`.
+
+    Raises:
+        DataError: a file is missing, truncated or altered; the message names it and the command
+            that repairs it.
+        InputError: the name is unknown, or `train_examples` or the seed out of range.
 
     >>> digits = load("digits", train_examples=100)
     >>> digits.train.inputs.shape, len(digits.validation)
@@ -381,15 +409,25 @@ def load(
 
 
 def download(name: str, root: str | os.PathLike | None = None) -> Path:
-    """Download or mend a data set and return the folder it lies in.
+    """Download or repair a data set and return the folder it lies in.
 
-    `name` is one of `DATASETS`; `root` defaults to `data_root()`. Does nothing if every file is
-    already right; digits needs no download. torchvision fetches into a temporary folder below
-    `root`; a missing or damaged file is replaced only once all new ones are verified, and good
-    files stay untouched. Raises `DataError` if the network, the disk or the new files fail,
-    `InputError` for an unknown name.
+    Does nothing if every file is already right; digits needs no download. torchvision fetches
+    into a temporary folder below `root`; a missing or damaged file is replaced only once all new
+    ones are verified, and good files stay untouched.
 
-    >>> folder = download("digits")
+    Args:
+        name: one of `DATASETS`.
+        root: the folder that holds the data sets, made if it is not there; None: `data_root()`.
+
+    Returns:
+        The folder that holds the data sets.
+
+    Raises:
+        DataError: the network, the disk or the new files fail.
+        InputError: the name is unknown.
+
+    >>> download("digits", "/somewhere").name
+    'somewhere'
     """
     source = SOURCES[check_choice("dataset", name, SOURCES)]
     folder = data_root(root)

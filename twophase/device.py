@@ -9,7 +9,13 @@ from twophase.errors import InputError
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of that name; "auto" is the first CUDA device, else the CPU.
+    """The device of that name; "auto" is the current CUDA device, else the CPU.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N, or a device of one of these.
+
+    Returns:
+        The device. No tensor is made on it yet.
 
     Raises:
         InputError: the name is none of auto, cpu, cuda, cuda:N, or that device is not there.
@@ -34,14 +40,35 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words, for records: the GPU's name, or the processor and its threads."""
+    """The device in words, for records: the GPU's name, or the processor and its threads.
+
+    Args:
+        device: from `resolve_device`.
+
+    Returns:
+        The name; for a CPU its architecture and the number of threads that torch uses.
+
+    >>> device_name(torch.device("cpu")).startswith("cpu (")
+    True
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def clock(device: torch.device) -> float:
-    """Seconds on a monotonic clock, once all work queued on the device is done."""
+    """Seconds on a monotonic clock, once all work queued on the device is done.
+
+    Args:
+        device: whose work to wait for; on the CPU there is none to wait for.
+
+    Returns:
+        Seconds since an arbitrary moment: only differences have a meaning.
+
+    >>> began = clock(torch.device("cpu"))
+    >>> clock(torch.device("cpu")) >= began
+    True
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,12 +1,20 @@
 """The errors a user can cause, each one clear line: the field, the value and what is allowed."""
 
 import math
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class TwoPhaseError(Exception):
-    """Base of every error that the command line turns into one line and exit code 2."""
+    """Base of every error that the command line turns into one line and exit code 2.
+
+    >>> try:
+    ...     check_integer("epochs", 0, 1)
+    ... except TwoPhaseError as error:
+    ...     print(error)
+    epochs: 0 is not allowed; use a whole number of at least 1
+    """
 
 
 class InputError(TwoPhaseError, ValueError):
@@ -34,6 +42,9 @@ def check_choice(field: str, value: object, choices: Iterable[str]) -> str:
 
     >>> check_choice("strategy", "adam", ["adam", "cg"])
     'adam'
+    >>> check_choice("strategy", "adm", ["adam", "cg"])
+    Traceback (most recent call last):
+    twophase.errors.InputError: strategy: 'adm' is not allowed; ... (did you mean 'adam'?)
     """
     choices = list(choices)
     if value in choices:
@@ -67,15 +78,26 @@ def check_number(
 ) -> float:
     """Return `value` as float if it is finite and in the open (above, below) or closed range.
 
+    Args:
+        field: the name that the error shows.
+        value: an int or float.
+        above, below: bounds that `value` must not reach; none by default.
+        minimum, maximum: bounds that it may reach; none by default.
+
     Raises:
-        InputError: it is not.
+        InputError: `value` is no int or float (a bool is none), is not-a-number or infinite, or
+            lies outside the bounds.
 
     >>> check_number("factor", 0.9, above=0, maximum=1)
     0.9
+    >>> check_number("factor", float("nan"), above=0, maximum=1)
+    Traceback (most recent call last):
+    twophase.errors.InputError: factor: nan is not allowed; use a finite number above 0 and ...
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     inside = is_number and above < value < below and minimum <= value <= maximum
-    if not inside or not math.isfinite(value):
+    # a whole number too large for a float is as good as infinite
+    if not inside or not abs(value) <= sys.float_info.max:
         bounds = [
             f"{word} {bound:g}"
             for word, bound in (

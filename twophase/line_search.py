@@ -41,7 +41,11 @@ class SearchStatus(StrEnum):
 
 
 class SearchResult(NamedTuple):
-    """Step along the direction (0: none), the loss there, forward passes spent, and the status."""
+    """Step along the direction (0: none), the loss there, forward passes spent, and the status.
+
+    >>> SearchResult(0.5, 1.0, 14, SearchStatus.MINIMUM).descended
+    True
+    """
 
     step: float
     value: float
@@ -50,11 +54,16 @@ class SearchResult(NamedTuple):
 
     @property
     def descended(self) -> bool:
+        """Whether a step to a lower loss was found."""
         return self.step > 0
 
 
 class Trial(NamedTuple):
-    """A step that was tried and the loss found there (inf: not finite)."""
+    """A step that was tried and the loss found there (inf: not finite).
+
+    >>> min(Trial(0.0, 2.0), Trial(0.5, 1.0), Trial(4.0, math.inf), key=lambda t: t.value)
+    Trial(step=0.5, value=1.0)
+    """
 
     step: float
     value: float
@@ -63,12 +72,21 @@ class Trial(NamedTuple):
 class Line:
     """An objective along x + step · direction, with its value and slope at step 0.
 
+    Args:
+        objective: the loss L.
+        x, direction: shape [P]; a step multiplies the direction.
+        value: L(x).
+        slope: the gradient at x times the direction, below 0.
+        scale: the largest absolute loss so far; tells rounding errors from a wrong gradient.
+
     >>> from twophase.objective import FunctionObjective
     >>> objective = FunctionObjective(lambda x: (x**2).sum())
     >>> x = torch.ones(1, dtype=torch.float64)
     >>> line = Line(objective, x, -2 * x, value=1.0, slope=-4.0)
     >>> line.trial(0.5)
     Trial(step=0.5, value=0.0)
+    >>> line.smallest_step < 1e-14, line.resolution < 1e-14
+    (True, True)
     """
 
     def __init__(
@@ -109,14 +127,27 @@ class Line:
         return Trial(step, value if math.isfinite(value) else math.inf)
 
     def result(self, best: Trial, status: SearchStatus) -> SearchResult:
+        """What a search returns that ends with the trial `best`."""
         return SearchResult(best.step, best.value, self.evaluations, status)
 
     def failure(self, status: SearchStatus) -> SearchResult:
+        """What a search returns that found no lower loss: step 0."""
         return self.result(self.start, status)
 
 
 class LineSearch(Protocol):
-    """What CG asks of a line search."""
+    """What CG asks of a line search.
+
+    `first_step` is where to try first; the result's loss is never above that of the start.
+
+    >>> def one_trial(line: Line, first_step: float) -> SearchResult:
+    ...     trial = line.trial(first_step)
+    ...     if trial.value < line.start.value:
+    ...         return line.result(trial, SearchStatus.MINIMUM)
+    ...     return line.failure(SearchStatus.RESOLUTION)
+    >>> resolve(one_trial) is one_trial
+    True
+    """
 
     def __call__(self, line: Line, first_step: float) -> SearchResult: ...
 

@@ -43,6 +43,7 @@ class SelfAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [B, T, 64] to tokens [B, T, 64]."""
         return self.output(_attend(self.query(x), self.key(x), self.value(x)))
 
 
@@ -64,6 +65,7 @@ class SharedKeySelfAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [B, T, 64] to tokens [B, T, 64]."""
         queries = self.query(x)
         return self.output(_attend(queries, queries, self.value(x)))
 
@@ -84,6 +86,7 @@ class SharedKeyTokenAttention(nn.Module):
         self.query = nn.Linear(_WIDTH, _WIDTH, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [B, T, 64] to tokens [B, T, 64]."""
         queries = self.query(x)
         return _attend(queries, queries, x)
 
@@ -108,6 +111,7 @@ class EncoderLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [B, T, 64] to tokens [B, T, 64]."""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -131,6 +135,7 @@ class AttentionLayer(nn.Module):
         self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [B, T, 64] to tokens [B, T, 64]."""
         return self.norm2(x + self.attention(self.norm1(x)))
 
 
@@ -172,6 +177,7 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(_WIDTH, classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Map images [B, channels, 32, 32] to class probabilities [B, classes]."""
         patches = images.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         class_token = self.class_token.expand(len(images), 1, -1)

@@ -32,11 +32,16 @@ class Passes:
 
     @property
     def total(self) -> int:
+        """Forward passes and twice the backward passes."""
         return self.forward + 2 * self.backward
 
 
 class Point(NamedTuple):
-    """A parameter vector with the loss and the gradient there."""
+    """A parameter vector [P] with the loss and the gradient [P] there.
+
+    >>> evaluate(FunctionObjective(lambda x: x @ x), torch.ones(2))
+    Point(x=tensor([1., 1.]), value=2.0, gradient=tensor([2., 2.]))
+    """
 
     x: Tensor
     value: float
@@ -46,15 +51,34 @@ class Point(NamedTuple):
 class Objective(Protocol):
     """What the second phase minimises; toys, closures and data sets differ only behind it.
 
-    `resolution` is the relative change of the value below which two values cannot be told apart.
+    `resolution` is the relative change of the value below which two values cannot be told apart;
+    `passes` counts the work done.
+
+    >>> class Bowl:
+    ...     def __init__(self):
+    ...         self.passes, self.resolution = Passes(), round_off(torch.float64)
+    ...
+    ...     def value(self, x):
+    ...         self.passes.forward += 1
+    ...         return dot(x, x)
+    ...
+    ...     def value_and_gradient(self, x):
+    ...         self.passes.backward += 1
+    ...         return self.value(x), 2 * x
+    >>> evaluate(Bowl(), torch.ones(2)).value
+    2.0
     """
 
     passes: Passes
     resolution: float
 
-    def value(self, x: Tensor) -> float: ...
+    def value(self, x: Tensor) -> float:
+        """Value at `x` [P]: one forward pass."""
+        ...
 
-    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]: ...
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """Value and gradient [P] at `x` [P]: one forward and backward pass."""
+        ...
 
 
 def dot(a: Tensor, b: Tensor) -> float:
@@ -110,24 +134,46 @@ class ParameterVector:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The one dtype of the parameters, float32 or float64."""
         return self.parameters[0].dtype
 
     def read(self) -> Tensor:
-        """A copy of the parameters, shape [P]."""
+        """A copy of the parameters, shape [P].
+
+        >>> ParameterVector([nn.Parameter(torch.eye(2)), nn.Parameter(torch.ones(1))]).read()
+        tensor([1., 0., 0., 1., 1.])
+        """
         return torch.cat([p.detach().reshape(-1) for p in self.parameters])
 
     @torch.no_grad()
     def write(self, x: Tensor) -> None:
-        """Set the parameters to the vector `x`, shape [P]."""
+        """Set the parameters to the vector `x`, shape [P].
+
+        >>> weight = nn.Parameter(torch.zeros(2, 2))
+        >>> ParameterVector([weight]).write(torch.arange(4.0))
+        >>> weight.tolist()
+        [[0.0, 1.0], [2.0, 3.0]]
+        """
         for parameter, part in zip(self.parameters, self._split(x), strict=True):
             parameter.copy_(part.view_as(parameter))
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """Gradient of a scalar, shape [P]; zero where the scalar does not depend on a parameter."""
+        """Gradient of a scalar, shape [P]; zero where the scalar does not depend on a parameter.
+
+        >>> model = nn.Linear(2, 1)
+        >>> ParameterVector(model.parameters()).gradient(model(torch.ones(1, 2)).sum())
+        tensor([1., 1., 1.])
+        """
         return self._flat(torch.autograd.grad(loss, self.parameters, allow_unused=True))
 
     def gradients(self, loss: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of a scalar by a tensor on the way to it, and by the parameters [P]."""
+        """Gradients of a scalar by a tensor on the way to it, and by the parameters [P].
+
+        >>> model = nn.Linear(2, 1)
+        >>> outputs = model(torch.ones(1, 2))
+        >>> ParameterVector(model.parameters()).gradients(outputs.sum(), outputs)
+        (tensor([[1.]]), tensor([1., 1., 1.]))
+        """
         first, *rest = torch.autograd.grad(loss, [outputs, *self.parameters], allow_unused=True)
         return torch.zeros_like(outputs) if first is None else first, self._flat(rest)
 
@@ -160,12 +206,21 @@ class FunctionObjective:
 
     @torch.no_grad()
     def value(self, x: Tensor) -> float:
-        """Value at `x` [P]."""
+        """Value at `x` [P]: one forward pass.
+
+        >>> FunctionObjective(lambda x: x @ x).value(torch.ones(2))
+        2.0
+        """
         self.passes.forward += 1
         return self.function(x).item()
 
     @torch.enable_grad()
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """Value and gradient [P] at `x` [P]: one forward and backward pass.
+
+        >>> FunctionObjective(lambda x: x @ x).value_and_gradient(torch.ones(2))
+        (2.0, tensor([2., 2.]))
+        """
         self.passes.forward += 1
         self.passes.backward += 1
         leaf = x.detach().requires_grad_()
@@ -179,7 +234,12 @@ class ClosureObjective:
     """A torch closure that computes and returns the loss, and does NOT call backward.
 
     Its resolution follows from the dtype of the loss that the closure returns, at best that of
-    the parameters.
+    the parameters. Every evaluation leaves its `x` in the parameters.
+
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> objective = ClosureObjective(ParameterVector([weight]), lambda: weight @ weight)
+    >>> objective.value_and_gradient(torch.ones(2))
+    (2.0, tensor([2., 2.]))
     """
 
     def __init__(self, vector: ParameterVector, closure: Closure):
@@ -190,7 +250,16 @@ class ClosureObjective:
 
     @torch.no_grad()
     def value(self, x: Tensor) -> float:
-        """Loss at `x` [P]: one call of the closure, without a graph."""
+        """Loss at `x` [P]: one call of the closure, without a graph.
+
+        Raises:
+            InputError: the closure calls backward or does not return a real scalar.
+
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> objective = ClosureObjective(ParameterVector([weight]), lambda: weight @ weight)
+        >>> objective.value(torch.ones(2))
+        2.0
+        """
         self.passes.forward += 1
         self.vector.write(x)
         with _explained():
@@ -198,6 +267,18 @@ class ClosureObjective:
 
     @torch.enable_grad()
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """Loss and gradient [P] at `x` [P]: one call of the closure and one backward pass.
+
+        Raises:
+            InputError: the closure calls backward, does not return a real scalar, or returns one
+                without a graph.
+
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> objective = ClosureObjective(ParameterVector([weight]), lambda: torch.tensor(1.0))
+        >>> objective.value_and_gradient(torch.ones(2))
+        Traceback (most recent call last):
+        twophase.errors.InputError: closure: 'a loss without a graph' is not allowed; ...
+        """
         self.passes.forward += 1
         self.passes.backward += 1
         self.vector.write(x)
@@ -276,21 +357,48 @@ class FullBatch:
         self.resolution = round_off(self.vector.dtype)
 
     def value(self, x: Tensor) -> float:
-        """Loss at `x`: one forward pass."""
+        """Loss at `x` [P], which the model keeps: one forward pass, without a graph.
+
+        >>> model, inputs = nn.Linear(2, 1), torch.ones(5, 2)
+        >>> full = FullBatch(model, nn.functional.mse_loss, inputs, torch.ones(5, 1))
+        >>> full.value(torch.zeros(3))
+        1.0
+        """
         return self._forward(x, _ignore)
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """Loss and gradient at `x`: one forward and backward pass."""
+        """Loss and gradient [P] at `x` [P], which the model keeps: one forward and backward pass.
+
+        >>> model, inputs = nn.Linear(2, 1), torch.ones(5, 2)
+        >>> full = FullBatch(model, nn.functional.mse_loss, inputs, torch.ones(5, 1))
+        >>> full.value_and_gradient(torch.zeros(3))
+        (1.0, tensor([-2., -2., -2.]))
+        """
         return self._forward_backward(x, _ignore)
 
     def score(self, x: Tensor, top: int = 1) -> Score:
-        """Loss and top-`top` accuracy at `x`: one forward pass."""
+        """Loss and top-`top` accuracy at `x` [P], which the model keeps: one forward pass.
+
+        `top` is at most the number of classes.
+
+        >>> model, classes = nn.Linear(2, 2, bias=False), torch.tensor([0, 1])
+        >>> full = FullBatch(model, nn.functional.cross_entropy, torch.eye(2), classes)
+        >>> full.score(torch.tensor([1.0, 1.0, 0.0, 0.0])).accuracy
+        0.5
+        """
         hits = HitCount(top)
         loss = self._forward(x, hits)
         return Score(loss, hits.share())
 
     def measure(self, x: Tensor) -> tuple[Point, float | None]:
-        """Point and accuracy at `x`: one forward and backward pass."""
+        """Point and accuracy at `x` [P], which the model keeps: one forward and backward pass.
+
+        >>> model, classes = nn.Linear(2, 2, bias=False), torch.tensor([0, 1])
+        >>> full = FullBatch(model, nn.functional.cross_entropy, torch.eye(2), classes)
+        >>> point, accuracy = full.measure(torch.tensor([1.0, 0.0, 0.0, 1.0]))
+        >>> point.gradient.shape, accuracy
+        (torch.Size([4]), 1.0)
+        """
         hits = HitCount()
         return Point(x, *self._forward_backward(x, hits)), hits.share()
 
@@ -346,7 +454,15 @@ class FullBatch:
 
 
 class HitCount:
-    """Counts the examples whose target class is among their `top` largest outputs."""
+    """Counts the examples whose target class is among their `top` largest outputs.
+
+    It is called with outputs [B, classes] and integer targets [B]; other batches do not count.
+
+    >>> hits = HitCount()
+    >>> hits(torch.tensor([[0.1, 0.9], [0.2, 0.8]]), torch.tensor([1, 0]))
+    >>> hits.share()
+    0.5
+    """
 
     def __init__(self, top: int = 1):
         self.top = top
@@ -363,6 +479,7 @@ class HitCount:
         self.examples += len(targets)
 
     def share(self) -> float | None:
+        """Hits per example, in 0..1; None before a batch with classes."""
         return None if self.hits is None else self.hits.item() / self.examples
 
 

@@ -18,6 +18,12 @@ class StepResult:
 
     `step_size` multiplies the direction; `evaluations` counts the forward passes of the line
     search, `passes` all work of the step (forward 1, forward with backward 3).
+
+    >>> weight = torch.nn.Parameter(torch.zeros(1))
+    >>> optimizer = ConjugateGradient([weight])
+    >>> loss = optimizer.step(lambda: (weight - 3).square().sum())
+    >>> optimizer.result.status, optimizer.result.gradient_norm
+    (<Status.MOVED: 'moved'>, 6.0)
     """
 
     status: Status
@@ -56,8 +62,8 @@ class ConjugateGradient(torch.optim.Optimizer):
         result: the last step's `StepResult`; None before the first.
 
     Raises:
-        InputError: an argument is out of range; a closure returns no scalar or calls backward; at
-            the first step, the model has dropout or BatchNorm in training mode or does not repeat
+        InputError: an argument is out of range; a closure returns no scalar or calls backward; the
+            model has dropout or BatchNorm in training mode or, at the first step, does not repeat
             itself.
         NonFiniteError: the loss or its gradient is not finite at the start of a step. Whatever is
             raised in a step, the parameters are those before it.
@@ -87,7 +93,18 @@ class ConjugateGradient(torch.optim.Optimizer):
         super().__init__(params, defaults={})
 
     def add_param_group(self, param_group: dict) -> None:
-        """Add parameters to the one vector; the next direction is the steepest descent."""
+        """Add parameters to the one vector; the next direction is the steepest descent.
+
+        Raises:
+            InputError: the group has options of its own.
+            ValueError: from torch, a parameter is in a group already.
+
+        >>> first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+        >>> optimizer = ConjugateGradient([first])
+        >>> optimizer.add_param_group({"params": [second]})
+        >>> len(optimizer.param_groups)
+        2
+        """
         options = sorted(set(param_group) - {"params", "param_names"})
         if options:
             raise InputError(
@@ -103,7 +120,21 @@ class ConjugateGradient(torch.optim.Optimizer):
         """One CG iteration; returns the loss AFTER it, a float64 scalar tensor.
 
         `closure()` returns the loss as a scalar tensor and does not call backward; the first step
-        of an optimizer calls it once more, to check that it repeats itself.
+        of an optimizer calls it once more, to check that it repeats itself. Whatever is raised, the
+        parameters are those before the step.
+
+        Raises:
+            InputError: `closure` is no function, calls backward, or returns no real scalar with a
+                graph; the parameters are not of one dtype, float32 or float64, on one device; the
+                model has dropout or BatchNorm in training mode; in the first step, two calls give
+                two losses.
+            NonFiniteError: the loss or its gradient is not finite at the start of the step.
+
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> optimizer = ConjugateGradient([weight])
+        >>> loss = optimizer.step(lambda: (weight - 3).square().sum())
+        >>> loss.item() < 0.01, loss.item() == optimizer.result.loss
+        (True, True)
         """
         if not callable(closure):
             raise InputError("closure", closure, "a function that returns the loss")

@@ -82,6 +82,9 @@ def convexity_curve(
         marker: set at a few points, to tell curves apart without colour.
         label: in the legend; `convexity_legend` explains the line styles.
 
+    Returns:
+        `ax`.
+
     >>> from matplotlib.figure import Figure
     >>> ax = Figure().subplots()
     >>> x = np.array([0.0, 1.0, 2.0])
@@ -107,6 +110,15 @@ def convexity_legend(ax: Axes, **kwargs) -> Axes:
     Args:
         ax: axes with labelled curves.
         **kwargs: passed on to `Axes.legend`.
+
+    Returns:
+        `ax`.
+
+    >>> from matplotlib.figure import Figure
+    >>> x = np.array([0.0, 1.0, 2.0])
+    >>> ax = convexity_curve(Figure().subplots(), x, x**2, x < 1.5, "black", label="loss")
+    >>> [text.get_text() for text in convexity_legend(ax).get_legend().get_texts()]
+    ['loss', 'convex', 'not convex']
     """
     curves, labels = ax.get_legend_handles_labels()
     styles = [Line2D([], [], color="black", **_line(inside)) for inside in (True, False)]
@@ -119,8 +131,18 @@ def profile_losses(ax: Axes, profiles: Sequence[Profile], labels: Sequence[str])
 
     Args:
         ax: axes to draw on.
-        profiles: one for each curve, at most seven.
+        profiles: one for each curve; what comes after the seventh is not drawn.
         labels: of the curves, in the same order.
+
+    Returns:
+        `ax`.
+
+    >>> from matplotlib.figure import Figure
+    >>> from twophase.toys import profile
+    >>> bowl = profile(lambda x: x**2, -1.0, 1.0, points=5)
+    >>> ax = profile_losses(Figure().subplots(), [bowl], ["bowl"])
+    >>> ax.get_legend_handles_labels()[1]
+    ['bowl', 'minimum']
     """
     for profile, label, color, marker in zip(profiles, labels, COLORS, MARKERS, strict=False):
         convexity_curve(ax, profile.x, profile.loss, profile.convex, color, marker, label)
@@ -136,8 +158,17 @@ def profile_grad_norms(ax: Axes, branches: Sequence[Profile], labels: Sequence[s
 
     Args:
         ax: axes to draw on.
-        branches: from `Profile.branch`, at most seven.
+        branches: from `Profile.branch`; what comes after the seventh is not drawn.
         labels: of the curves, in the same order.
+
+    Returns:
+        `ax`.
+
+    >>> from matplotlib.figure import Figure
+    >>> from twophase.toys import profile
+    >>> branch = profile(lambda x: x**2, -1.0, 1.0, points=5).branch("right")
+    >>> profile_grad_norms(Figure().subplots(), [branch], ["bowl"]).get_ylabel()
+    'gradient norm $|dL/dp|$'
     """
     for branch, label, color, marker in zip(branches, labels, COLORS, MARKERS, strict=False):
         convexity_curve(ax, branch.loss, branch.grad_norm, branch.convex, color, marker, label)
@@ -151,6 +182,15 @@ def profile_regions(ax: Axes, profile: Profile) -> Axes:
     Args:
         ax: axes to draw on.
         profile: of the loss.
+
+    Returns:
+        `ax`.
+
+    >>> from matplotlib.figure import Figure
+    >>> from twophase.toys import profile
+    >>> wave = profile(torch.cos, 1.0, 5.0, points=9)
+    >>> profile_regions(Figure().subplots(), wave).get_legend_handles_labels()[1]
+    ['convex region', 'loss', 'local minimum']
     """
     for index, (lower, upper) in enumerate(profile.convex_regions):
         label = "convex region" if index == 0 else None
@@ -172,6 +212,16 @@ def level_curves(
         half_width: both parameters go from minus this to plus this.
         levels: losses to draw, ascending; evenly spaced ones show the gradient norm as density.
         points: of the grid along each axis.
+
+    Returns:
+        `ax`.
+
+    >>> from matplotlib.figure import Figure
+    >>> from twophase.toys import GaussianWell
+    >>> well = GaussianWell.tilted(1.0, degrees=0.0)
+    >>> ax = level_curves(Figure().subplots(), well, 2.0, levels=[-0.8, -0.4], points=21)
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('parameter $w_1$', 'parameter $w_2$')
     """
     ticks = torch.linspace(-half_width, half_width, points, dtype=torch.float64)
     grid = torch.cartesian_prod(ticks, ticks)
@@ -192,7 +242,17 @@ def flow_path(ax: Axes, path: FlowPath) -> Axes:
 
     Args:
         ax: axes to draw on, for example with `level_curves`.
-        path: over two parameters.
+        path: over two parameters, its points of shape [k, 2].
+
+    Returns:
+        `ax`.
+
+    >>> from matplotlib.figure import Figure
+    >>> from twophase.toys import GaussianWell, gradient_flow
+    >>> well = GaussianWell.tilted(1.0, degrees=0.0)
+    >>> path = gradient_flow(well, torch.tensor([2.0, 0.0]), points=21)
+    >>> flow_path(Figure().subplots(), path).get_legend_handles_labels()[1][:2]
+    ['start', 'largest gradient norm']
     """
     w1, w2 = path.points.T
     convexity_curve(ax, w1, w2, path.convex, VERMILION)
@@ -205,6 +265,16 @@ def flow_grad_norm(ax: Axes, path: FlowPath) -> Axes:
     Args:
         ax: axes to draw on.
         path: over any number of parameters.
+
+    Returns:
+        `ax`; the gradient norm starts at 0.
+
+    >>> from matplotlib.figure import Figure
+    >>> from twophase.toys import GaussianWell, gradient_flow
+    >>> well = GaussianWell.tilted(1.0, degrees=0.0)
+    >>> path = gradient_flow(well, torch.tensor([2.0, 0.0]), points=21)
+    >>> flow_grad_norm(Figure().subplots(), path).get_xlabel()
+    'length of the path from its start'
     """
     convexity_curve(ax, path.length, path.grad_norm, path.convex, VERMILION)
     _milestones(ax, path, path.length, path.grad_norm)
@@ -222,6 +292,16 @@ def flow_curvatures(ax: Axes, path: FlowPath) -> Axes:
     Args:
         ax: axes to draw on.
         path: over any number of parameters.
+
+    Returns:
+        `ax`.
+
+    >>> from matplotlib.figure import Figure
+    >>> from twophase.toys import GaussianWell, gradient_flow
+    >>> well = GaussianWell.tilted(1.0, degrees=0.0)
+    >>> path = gradient_flow(well, torch.tensor([2.0, 0.0]), points=21)
+    >>> flow_curvatures(Figure().subplots(), path).get_legend_handles_labels()[1]
+    ['along the gradient', 'least eigenvalue']
     """
     ax.axhline(0, color=GREY, linestyle="-", linewidth=0.8)
     along, least = path.curvature_along_gradient, path.least_eigenvalue

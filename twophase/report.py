@@ -35,7 +35,11 @@ _RECORDS = "index.json"
 
 
 class ReportError(TwoPhaseError):
-    """At least one notebook failed; the message says which, in which cell, and why."""
+    """At least one notebook failed; the message says which, in which cell, and why.
+
+    >>> issubclass(ReportError, TwoPhaseError)
+    True
+    """
 
 
 def build(

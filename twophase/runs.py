@@ -64,6 +64,14 @@ def run(
         DataError: a data file is missing or damaged.
         NonFiniteError: the loss is no longer finite; the folder has no history.csv or summary.json.
         OSError: the folder cannot be written to or the disk is full; what was there is intact.
+
+    >>> import tempfile
+    >>> config = RunConfig(train_examples=16, epochs=2, swap_epoch=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     summary = run(config, Path(folder), device="cpu")
+    ...     history, again = read(Path(folder))
+    >>> history.phase.tolist(), summary["swap_epoch"], again == summary
+    (['adam', 'cg'], 1, True)
     """
     chosen = resolve_device(device)
     finished = _finished(config, out)
@@ -89,6 +97,13 @@ def run(
 
 def read(folder: Path) -> tuple[pd.DataFrame, dict]:
     """The history and the summary of a finished run.
+
+    Args:
+        folder: the run's, as given to `run`.
+
+    Returns:
+        The history, a row per epoch with the fields of `twophase.training.Record`, and the
+        summary that `run` returned.
 
     Raises:
         InputError: the folder holds no finished run, or its files are damaged.
@@ -133,7 +148,18 @@ def _resume(trainer: Trainer, out: Path, branch_from: Path | None) -> None:
 
 
 def branch_file(out: Path, name: str) -> Path:
-    """Where a run keeps the state of a branch."""
+    """Where a run keeps the state of a branch.
+
+    Args:
+        out: the run's folder.
+        name: of the branch, as in the `branches` of `run`.
+
+    Returns:
+        The file; it is there once the branch's rule has said switch.
+
+    >>> branch_file(Path("run"), "rule").name
+    'branch-rule.ckpt'
+    """
     return out / f"branch-{name}.ckpt"
 
 

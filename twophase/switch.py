@@ -15,11 +15,25 @@ class Decision(NamedTuple):
 
 
 class SwitchRule(Protocol):
-    """What the two-phase loop asks of a rule: one update per epoch, and a copy that is new."""
+    """What the two-phase loop asks of a rule: one update per epoch, and a copy that is new.
 
-    def update(self, loss: float, grad_norm: float) -> Decision: ...
+    >>> class LowLoss:
+    ...     def update(self, loss, grad_norm):
+    ...         return Decision(loss < 0.1, f"loss {loss:g}")
+    ...
+    ...     def fresh(self):
+    ...         return LowLoss()
+    >>> LowLoss().update(0.05, 1.0)
+    Decision(switch=True, reason='loss 0.05')
+    """
 
-    def fresh(self) -> Self: ...
+    def update(self, loss: float, grad_norm: float) -> Decision:
+        """Take one epoch's loss and gradient norm; decide whether to switch now."""
+        ...
+
+    def fresh(self) -> Self:
+        """The same rule with nothing seen yet."""
+        ...
 
 
 @dataclass
@@ -53,7 +67,15 @@ class GradientNormPeak:
         check_number("peak", self.peak, minimum=0)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """Take one epoch's loss and gradient norm; decide whether to switch now."""
+        """Take one epoch's loss and gradient norm; decide whether to switch now.
+
+        Raises:
+            InputError: a number is not finite, or the norm is below 0.
+
+        >>> rule = GradientNormPeak(factor=0.5)
+        >>> rule.update(1.0, 4.0).switch, rule.update(0.9, 1.5).reason
+        (False, 'at or below 0.5 of its peak: gradient norm 1.5, peak 4, level 2')
+        """
         _check_finite("loss", loss)
         _check_finite("grad_norm", grad_norm)
         if grad_norm < 0:
@@ -66,6 +88,7 @@ class GradientNormPeak:
         return Decision(False, f"above {self.factor:g} of its peak: {seen}")
 
     def fresh(self) -> "GradientNormPeak":
+        """A rule of the same factor that has seen nothing."""
         return GradientNormPeak(self.factor)
 
 
@@ -92,11 +115,16 @@ class FixedEpoch:
         check_integer("swap_epoch", self.epoch, 1)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """Count one epoch; decide whether it was the last of the first phase."""
+        """Count one epoch; decide whether it was the last of the first phase.
+
+        >>> FixedEpoch(1).update(loss=0.5, grad_norm=2.0)
+        Decision(switch=True, reason='epoch 1, fixed swap at 1')
+        """
         self.seen += 1
         return Decision(self.seen >= self.epoch, f"epoch {self.seen}, fixed swap at {self.epoch}")
 
     def fresh(self) -> "FixedEpoch":
+        """A rule of the same epoch that has seen nothing."""
         return FixedEpoch(self.epoch)
 
 

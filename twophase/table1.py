@@ -44,7 +44,11 @@ STRATEGIES = ("adam", "adam+cg")
 
 
 class TrainingSet(NamedTuple):
-    """Training examples K, channels and classes M of a data set."""
+    """Training examples K, channels and classes M of a data set.
+
+    >>> TRAINING_SETS["cifar100"].classes
+    100
+    """
 
     examples: int
     channels: int
@@ -69,6 +73,9 @@ class Protocol:
         epochs, swap_epoch: of every network but vit-mlp: all epochs, and Adam's before the swap.
         mlp_epochs, mlp_swap_epoch: the same for vit-mlp, which the paper trains for 70 %.
         train_examples: size of a random training subset; None: all.
+
+    >>> Protocol(("digits",), epochs=4, swap_epoch=2, mlp_epochs=3, mlp_swap_epoch=1).datasets
+    ('digits',)
     """
 
     datasets: tuple[str, ...]
@@ -79,7 +86,11 @@ class Protocol:
     train_examples: int | None = None
 
     def length(self, model: str) -> tuple[int, int]:
-        """Epochs and swap epoch of a network."""
+        """Epochs and swap epoch of a network.
+
+        >>> PROTOCOLS["paper"].length("vit-mlp")
+        (700, 210)
+        """
         if model == "vit-mlp":
             return self.mlp_epochs, self.mlp_swap_epoch
         return self.epochs, self.swap_epoch
@@ -96,7 +107,14 @@ PROTOCOLS = {
 class Pair:
     """The two runs of a network on a data set with one seed, under a protocol.
 
-    `swap` is "fixed", the protocol's epoch, or "rule", Algorithm 1.
+    Args:
+        protocol: how long the runs are.
+        dataset, model: names in `TRAINING_SETS` and `twophase.models.MODELS`.
+        seed: of both runs, at least 0.
+        swap: where Adam ends: "fixed", after the protocol's epoch, or "rule", by Algorithm 1.
+
+    >>> Pair(PROTOCOLS["smoke"], "digits", "vit-mlp", seed=0, swap="fixed").model
+    'vit-mlp'
     """
 
     protocol: Protocol
@@ -106,7 +124,18 @@ class Pair:
     swap: str
 
     def config(self, strategy: str) -> RunConfig:
-        """The configuration of one of the two runs."""
+        """The configuration of one of the two runs.
+
+        Args:
+            strategy: "adam" or "adam+cg".
+
+        Raises:
+            InputError: the protocol's numbers or the pair's names are not allowed.
+
+        >>> pair = Pair(PROTOCOLS["paper"], "mnist", "vit-mlp", seed=0, swap="fixed")
+        >>> pair.config("adam").swap_epoch, pair.config("adam+cg").swap_epoch
+        (None, 210)
+        """
         epochs, swap_epoch = self.protocol.length(self.model)
         chosen = {name: value for name, (value, _) in CHOICES.items() if value is not None}
         fixed = strategy == "adam+cg" and self.swap == "fixed"
@@ -123,12 +152,23 @@ class Pair:
         )
 
     def branches(self) -> dict[str, SwitchRule]:
-        """Where runs may branch off Adam's, for either kind of swap."""
+        """Where runs may branch off Adam's: for either kind of swap its rule.
+
+        >>> Pair(PROTOCOLS["paper"], "mnist", "vit-mlp", 0, "rule").branches()["fixed"]
+        FixedEpoch(epoch=210, seen=0)
+        """
         _, swap_epoch = self.protocol.length(self.model)
         return {"fixed": FixedEpoch(swap_epoch), "rule": GradientNormPeak(FACTOR)}
 
     def folder(self, out: Path, strategy: str) -> Path:
-        """Where a run of the pair lies below the table's folder."""
+        """Where a run of the pair lies below the table's folder.
+
+        Adam's run is the same for both kinds of swap.
+
+        >>> pair = Pair(PROTOCOLS["smoke"], "digits", "vit-mlp", seed=0, swap="rule")
+        >>> pair.folder(Path("out"), "adam+cg").as_posix()
+        'out/digits/vit-mlp/seed-0/adam+cg-rule'
+        """
         name = strategy if strategy == "adam" else f"{strategy}-{self.swap}"
         return out / self.dataset / self.model / f"seed-{self.seed}" / name
 
@@ -142,8 +182,18 @@ def pairs(
 ) -> list[Pair]:
     """The pairs of runs of a table, seed by seed, so that a first whole table is there early.
 
+    Args:
+        protocol: how long the runs are.
+        datasets: names in `TRAINING_SETS`; None: the protocol's.
+        networks: names in `twophase.models.MODELS`; None: all five.
+        seeds: how many, at least 1; they count from 0.
+        swap: "fixed" or "rule"; see `Pair`.
+
+    Returns:
+        A pair for each seed, data set and network, in this order.
+
     Raises:
-        InputError: a data set or network is unknown, or a number out of range.
+        InputError: a data set, network or swap is unknown, or a number out of range.
 
     >>> len(pairs(PROTOCOLS["paper"]))
     15
@@ -170,6 +220,14 @@ def protocol(
 ) -> Protocol:
     """The protocol of a preset, with other numbers for all networks where they are given.
 
+    Args:
+        preset: smoke, quick or paper.
+        epochs, swap_epoch: for all networks, vit-mlp included; None: the preset's.
+        train_examples: size of a random training subset; None: the preset's.
+
+    Returns:
+        The protocol. `pairs` checks its numbers.
+
     Raises:
         InputError: the preset is unknown.
 
@@ -188,7 +246,17 @@ def protocol(
 
 
 def default_folder(preset: str) -> Path:
-    """Where a preset's table goes when no folder is given."""
+    """Where a preset's table goes when no folder is given.
+
+    Args:
+        preset: a name, not checked here.
+
+    Returns:
+        reports/table1/PRESET in the source tree, or in the working directory without one.
+
+    >>> default_folder("quick").parts[-3:]
+    ('reports', 'table1', 'quick')
+    """
     return (project_folder() or Path()) / "reports" / "table1" / preset
 
 
@@ -198,6 +266,16 @@ def listing(
     networks: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Parameters P and Q = K·M/P of every row, as the paper rounds it, without training.
+
+    Args:
+        protocol, datasets, networks: as for `pairs`.
+
+    Returns:
+        Columns dataset, model, parameters and q (to one decimal); a row for each data set and
+        network. K is the protocol's `train_examples` where it has them, M the number of classes.
+
+    Raises:
+        InputError: a data set or network is unknown, or a number out of range.
 
     >>> listing(PROTOCOLS["paper"]).q.tolist()[:5]
     [3.9, 11.0, 14.1, 33.5, 4.9]
@@ -233,6 +311,16 @@ def run(
 
     Raises:
         TwoPhaseError: at least one pair failed; all others were run.
+        InputError: the package does not run from its source tree; see `paper_table`.
+        OSError: a file cannot be written; the pairs after it are not run.
+
+    >>> import tempfile
+    >>> short = protocol("smoke", epochs=2, swap_epoch=1, train_examples=16)
+    >>> chosen = pairs(short, networks=["vit-nomlp-wkewq-wvwo1"])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = run(chosen, Path(folder), device="cpu")
+    >>> made[["strategy", "seeds", "swap_epoch"]].values.tolist()
+    [['adam', 1, None], ['adam+cg', 1, 1.0]]
     """
     failed = []
     for number, pair in enumerate(chosen, 1):
@@ -254,12 +342,30 @@ def run(
 def table(chosen: Sequence[Pair], out: Path) -> pd.DataFrame:
     """The table as far as it was run: a row for each data set, network and strategy.
 
+    Args:
+        chosen: from `pairs`.
+        out: the table's folder; it need not be there yet.
+
+    Returns:
+        The table, with the columns that follow.
+
+    Raises:
+        InputError: a run's files are damaged, or the package does not run from its source tree.
+
     Columns: dataset, model, strategy; `seeds`, the number of finished runs (0: not run, and all
     that is measured is missing, never filled in); for each of `METRICS` its mean over seeds, the
     ends of its 95 % bootstrap interval (`_low`, `_high`, from two seeds on), the paper's figure
     (`paper_…`, where the paper has that row) and the difference (`…_difference`); the means of
     `EXTRAS`; `parameters` and `q`; and `direction_found`: whether Adam then CG ended below Adam in
     training loss, as in the paper.
+
+    Losses are mean squared errors, accuracies shares from 0 to 1, passes those over the training
+    set (see `twophase.runs.run`), `q` is K·M/P.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table(pairs(PROTOCOLS["smoke"], networks=["vit-mlp"]), Path(folder)).seeds.tolist()
+    [0, 0]
     """
     paper = paper_table().set_index(["dataset", "model", "strategy"])
     rows = []
@@ -281,7 +387,19 @@ def table(chosen: Sequence[Pair], out: Path) -> pd.DataFrame:
 
 
 def as_text(frame: pd.DataFrame) -> str:
-    """The table's most important columns for a terminal; rows that were not run say so."""
+    """The table's most important columns for a terminal; rows that were not run say so.
+
+    Args:
+        frame: from `table`.
+
+    Returns:
+        Lines of text: a head, then one for each row.
+
+    >>> row = {"dataset": "digits", "model": "vit-mlp", "strategy": "adam", "train_loss": 0.01}
+    >>> print(as_text(pd.DataFrame([row])))
+    dataset   model strategy train_loss validation_accuracy paper_train_loss
+     digits vit-mlp     adam   0.010000             not run                –
+    """
     shown = frame[["dataset", "model", "strategy"]].copy()
     for name, digits in (("train_loss", 6), ("validation_accuracy", 3), ("paper_train_loss", 4)):
         values = frame.get(name, pd.Series(dtype=float)).reindex(frame.index)
@@ -292,6 +410,10 @@ def as_text(frame: pd.DataFrame) -> str:
 
 def paper_table() -> pd.DataFrame:
     """The paper's own Table 1, from `data/paper_table1.csv` of the source tree.
+
+    Returns:
+        A row for each data set, network and strategy; columns dataset, model, strategy, q and
+        `METRICS`, as printed.
 
     Raises:
         InputError: the package does not run from its source tree.
@@ -347,6 +469,14 @@ def _measured(measured: pd.DataFrame) -> dict[str, object]:
 
 def interval(values: np.ndarray) -> tuple[float | None, float | None]:
     """Ends of the 95 % percentile bootstrap interval of the mean; None for fewer than two values.
+
+    The resampling always starts from the same seed, so that the same values give the same ends.
+
+    Args:
+        values: shape [n].
+
+    Returns:
+        The lower and the upper end, in the unit of the values.
 
     >>> interval(np.array([1.0]))
     (None, None)

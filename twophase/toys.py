@@ -134,6 +134,8 @@ class Quadratic:
     def random(cls, eigenvalues: Sequence[float], generator: torch.Generator) -> "Quadratic":
         """Chosen eigenvalues, eigenvectors uniform over all bases, standard normal minimizer.
 
+        Raises `InputError` when there is no eigenvalue, or one is not positive.
+
         >>> bowl = Quadratic.random([1.0, 9.0], torch.Generator().manual_seed(0))
         >>> torch.linalg.eigvalsh(bowl.hessian)
         tensor([1.0000, 9.0000], dtype=torch.float64)
@@ -161,14 +163,17 @@ class Quadratic:
 
     @property
     def hessian(self) -> Tensor:
+        """V diag(λ) Vᵀ, shape [n, n]."""
         return (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
 
     @property
     def minimum(self) -> float:
+        """The loss at the minimizer, 0."""
         return 0.0
 
     @property
     def start(self) -> Tensor:
+        """The zero vector, shape [n]."""
         return torch.zeros_like(self.minimizer)
 
     def __call__(self, w: Tensor) -> Tensor:
@@ -224,14 +229,21 @@ class GaussianWell:
 
     @property
     def minimizer(self) -> Tensor:
+        """The origin, shape [n]."""
         return torch.zeros_like(self.precision[0])
 
     @property
     def minimum(self) -> float:
+        """The loss at the minimizer, 0."""
         return 0.0
 
     def squared_distance(self, w: Tensor) -> Tensor:
-        """Return q = wᵀ A w for w of shape [..., n]; the loss is convex where q < 1."""
+        """Return q = wᵀ A w for w of shape [..., n]; the loss is convex where q < 1.
+
+        >>> well = GaussianWell.tilted(4.0, degrees=0.0)
+        >>> well.squared_distance(torch.tensor([[0.5, 0.0], [0.0, 1.0]], dtype=torch.float64))
+        tensor([0.2500, 4.0000], dtype=torch.float64)
+        """
         return ((w @ self.precision) * w).sum(dim=-1)
 
     def __call__(self, w: Tensor) -> Tensor:
@@ -323,6 +335,12 @@ class Profile:
         x, loss, slope, curvature: grid, L, L′ and L″ on it, each of shape [points], float64.
         convex_regions: the intervals where L″ > 0, in ascending order.
         minima: the local minima inside the range, in ascending order.
+
+    >>> bowl = profile(lambda x: x**2, -1.0, 1.0, points=4)
+    >>> bowl.grad_norm
+    tensor([2.0000, 0.6667, 0.6667, 2.0000], dtype=torch.float64)
+    >>> bowl.convex_regions
+    (Interval(lower=-1.0, upper=1.0),)
     """
 
     x: Tensor
@@ -334,6 +352,7 @@ class Profile:
 
     @property
     def grad_norm(self) -> Tensor:
+        """|L′|, the gradient norm of one parameter, shape [points]."""
         return self.slope.abs()
 
     @property
@@ -401,7 +420,7 @@ def profile(loss: Loss, lower: float, upper: float, points: int = 2001) -> Profi
 
 
 def derivatives(loss: Loss, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return L, L′ and L″ at every element of x, from autograd.
+    """Return L, L′ and L″ at every element of x, from autograd, each of x's shape.
 
     Args:
         loss: elementwise in its argument.
@@ -443,6 +462,9 @@ def least_eigenvalue(loss: Loss, points: Tensor) -> Tensor:
         loss: from w of shape [..., n] to L of shape [...].
         points: shape [k, n]. The full Hessians, k·n² numbers, are held in memory.
 
+    Returns:
+        The eigenvalues, shape [k].
+
     >>> least_eigenvalue(lambda w: (w**3).sum(dim=-1), torch.tensor([[1.0, -2.0]]))
     tensor([-12.])
     """
@@ -460,6 +482,11 @@ class FlowPath:
         curvature_along_gradient: gᵀ H g / gᵀ g, shape [k]. Its sign decides whether the norm
             falls.
         least_eigenvalue: of the Hessian, shape [k]. Its sign decides whether the loss is convex.
+
+    >>> well = GaussianWell.tilted(1.0, degrees=0.0)
+    >>> path = gradient_flow(well, torch.tensor([2.0, 0.0]))
+    >>> abs(path.peak - path.convex_entry) <= 1
+    True
     """
 
     points: Tensor

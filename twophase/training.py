@@ -55,6 +55,11 @@ class Record:
     the rule needs it and CG starts from it; the one after the last epoch starts nothing and counts
     in neither if that was CG's. `step_size` and `evaluations` are the line search's. `note` says
     why a phase ended.
+
+    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+    >>> record = Trainer(nn.Linear(1, 1), (inputs, 3 * inputs)).epoch()
+    >>> record.phase, record.passes, record.monitor_passes
+    ('adam', 3, 3)
     """
 
     epoch: int
@@ -100,9 +105,13 @@ class Phase(Protocol):
         """Advance by one epoch from the current point."""
         ...
 
-    def state_dict(self) -> dict: ...
+    def state_dict(self) -> dict:
+        """What the coming epochs of the phase depend on."""
+        ...
 
-    def load_state_dict(self, state: dict) -> None: ...
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from what `state_dict` returned."""
+        ...
 
 
 class AdamPhase:
@@ -116,16 +125,20 @@ class AdamPhase:
         self.adam = Adam(objective.model, objective.loss, settings, generator)
 
     def prepare(self, point: Point | None) -> int:
+        """Nothing to check: no passes."""
         return 0
 
     def epoch(self, point: Point | None) -> Work:
+        """One sweep of mini-batches from the model's parameters."""
         self.adam.epoch(self.objective.inputs, self.objective.targets)
         return Work(self.objective.vector.read())
 
     def state_dict(self) -> dict:
+        """The state of `Adam`."""
         return self.adam.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
+        """Continue from what `state_dict` returned."""
         self.adam.load_state_dict(state)
 
 
@@ -148,6 +161,7 @@ class CGPhase:
         return 1
 
     def epoch(self, point: Point) -> Work:
+        """One CG iteration from the current point."""
         iteration = iterate(self.objective, point, self.memory, self.settings)
         self.memory = iteration.memory
         return Work(
@@ -160,10 +174,12 @@ class CGPhase:
         )
 
     def state_dict(self) -> dict:
+        """The memory of the last iteration, and whether the loss was checked."""
         memory = self.memory._asdict() if self.memory else None
         return {"memory": memory, "checked": self.checked}
 
     def load_state_dict(self, state: dict) -> None:
+        """Continue from what `state_dict` returned."""
         self.memory = Memory(**state["memory"]) if state["memory"] else None
         self.checked = state["checked"]
 
@@ -234,7 +250,14 @@ class Trainer:
         """Train for one epoch of the current phase and return its record.
 
         Raises:
-            NonFiniteError: the training loss or its gradient is not finite after the epoch.
+            InputError: the model does not repeat itself, found before the first CG epoch.
+            NonFiniteError: the training loss or its gradient is not finite before or after the
+                epoch.
+
+        >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+        >>> trainer = Trainer(nn.Linear(1, 1), (inputs, 3 * inputs), switch=1)
+        >>> [trainer.epoch().phase for _ in range(2)]
+        ['adam', 'cg']
         """
         number, name = len(self.history) + 1, self.names[self._current]
         phase = self.phases[name]
@@ -259,6 +282,10 @@ class Trainer:
 
         It is a copy that further epochs do not change. A trainer of another strategy that shares
         the epochs so far can load it and branch off.
+
+        >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+        >>> sorted(Trainer(nn.Linear(1, 1), (inputs, inputs)).state_dict())
+        ['history', 'message', 'phases', 'status', 'x']
         """
         return {
             "history": [asdict(record) for record in self.history],
@@ -273,6 +300,15 @@ class Trainer:
 
         Raises:
             InputError: the records' phases are not those that this strategy and rule would take.
+
+        >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+        >>> trunk = Trainer(nn.Linear(1, 1), (inputs, inputs), strategy="adam")
+        >>> branch = Trainer(nn.Linear(1, 1), (inputs, inputs), switch=1)
+        >>> trunk.epoch().phase
+        'adam'
+        >>> branch.load_state_dict(trunk.state_dict())
+        >>> branch.epoch().phase
+        'cg'
         """
         self.rule = self.rule and self.rule.fresh()
         self.history, self.swap_epoch, self._current, self._point = [], None, 0, None
@@ -351,6 +387,11 @@ class Fit:
         status: "completed" when all epochs were run, else why CG ended before.
         message: the status in a sentence.
         swap_epoch: the last epoch of Adam before CG; None where there was no swap.
+
+    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+    >>> result = fit(nn.Linear(1, 1), (inputs, inputs), epochs=2, strategy="adam")
+    >>> result.status, result.records[-1].epoch
+    ('completed', 2)
     """
 
     records: tuple[Record, ...] = field(repr=False)
@@ -360,7 +401,13 @@ class Fit:
 
     @property
     def history(self) -> pd.DataFrame:
-        """The records as a table, a row per epoch."""
+        """The records as a table, a row per epoch and a column per field of `Record`.
+
+        >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+        >>> table = fit(nn.Linear(1, 1), (inputs, inputs), epochs=2, strategy="adam").history
+        >>> table.epoch.tolist(), table.passes.tolist()
+        ([1, 2], [3, 3])
+        """
         return pd.DataFrame([asdict(record) for record in self.records])
 
 

@@ -29,7 +29,17 @@ def grad_norm_over_loss(ax: Axes, history: pd.DataFrame) -> Axes:
 
     Args:
         ax: axes to draw on.
-        history: columns phase, train_loss, grad_norm; a row per epoch.
+        history: columns phase ("adam" or "cg"), train_loss, grad_norm; a row per epoch.
+
+    Returns:
+        `ax`; both quantities start at 0.
+
+    >>> from matplotlib.figure import Figure
+    >>> history = pd.DataFrame(
+    ...     {"phase": ["adam", "cg"], "train_loss": [0.2, 0.1], "grad_norm": [1.0, 0.5]}
+    ... )
+    >>> grad_norm_over_loss(Figure().subplots(), history).get_legend_handles_labels()[1]
+    ['Adam, 1 epochs', 'CG, 1 epochs', 'swap', 'after epoch 1']
     """
     for phase, rows in _phases(history):
         epochs = int((history.phase == phase).sum())
@@ -47,6 +57,14 @@ def grad_norm_over_loss(ax: Axes, history: pd.DataFrame) -> Axes:
 def paper_axis(epochs: pd.Series, parameters: int, examples: int) -> pd.Series:
     """The abscissa of the paper's Figure 6: epochs × million parameters × training examples.
 
+    Args:
+        epochs: numbers of epochs, shape [n].
+        parameters: P, of the network.
+        examples: K, of the training set.
+
+    Returns:
+        epochs · P / 10⁶ · K, shape [n].
+
     >>> paper_axis(pd.Series([1, 700]), parameters=162250, examples=50000).tolist()
     [8112.5, 5678750.0]
     """
@@ -60,8 +78,16 @@ def loss_curves(
 
     Args:
         ax: axes to draw on.
-        curves: for each label the abscissae and the losses.
+        curves: for each label the abscissae and the losses, each of shape [n].
         xlabel: with its unit.
+
+    Returns:
+        `ax`.
+
+    >>> from matplotlib.figure import Figure
+    >>> ax = loss_curves(Figure().subplots(), {"Adam": ([1, 2], [0.1, 0.01])}, "epoch")
+    >>> ax.get_xlabel(), ax.get_yscale()
+    ('epoch', 'log')
     """
     for index, (label, (x, losses)) in enumerate(curves.items()):
         style = {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)]}
@@ -81,9 +107,24 @@ def loss_over_costs(
 
     Args:
         axes: three, the legend goes above the first.
-        histories: columns epoch, passes, seconds, train_loss; a row per epoch.
+        histories: columns epoch, passes, seconds, train_loss; a row per epoch. Passes and seconds
+            are those of the epoch; they are summed here.
         parts: for each line its history and its rows.
         parameters, examples: of network and training set, for the paper's axis.
+
+    Returns:
+        `axes`.
+
+    Raises:
+        ValueError: `axes` are not three.
+
+    >>> from matplotlib.figure import Figure
+    >>> columns = {"epoch": [1, 2], "passes": 3, "seconds": 0.5, "train_loss": [0.1, 0.01]}
+    >>> parts = {"Adam": ("adam", slice(None))}
+    >>> axes = Figure().subplots(1, 3)
+    >>> axes = loss_over_costs(axes, {"adam": pd.DataFrame(columns)}, parts, 162250, 1437)
+    >>> axes[1].get_xlabel(), axes[1].lines[0].get_xdata().tolist()
+    ('passes over the training set', [3, 6])
     """
     axis_of: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
         "epochs × million parameters × examples": lambda h: paper_axis(
@@ -113,8 +154,18 @@ def convergence(
 
     Args:
         ax: axes to draw on.
-        curves: for each label the abscissae and the values; zeros are left out.
+        curves: for each label the abscissae and the values, each of shape [n]; values that are
+            not positive are left out.
         xlabel, ylabel: with their units.
+
+    Returns:
+        `ax`.
+
+    >>> from matplotlib.figure import Figure
+    >>> curves = {"CG": ([0, 1, 2], [1.0, 0.1, 0.0])}
+    >>> ax = convergence(Figure().subplots(), curves, "iteration", "error")
+    >>> ax.get_ylabel(), ax.get_yscale(), ax.lines[0].get_ydata().tolist()
+    ('error', 'log', [1.0, 0.1, nan])
     """
     for index, (label, (x, values)) in enumerate(curves.items()):
         positive = np.where(np.asarray(values) > 0, values, np.nan)
@@ -137,6 +188,15 @@ def line_search_trials(
         loss: from steps [n] to losses [n].
         trials: as they were tried.
         numbered: the trials, from 1, that get their number beside them; not all would fit.
+
+    Returns:
+        `ax`.
+
+    >>> from matplotlib.figure import Figure
+    >>> trials = [Trial(0.5, 0.25), Trial(2.0, 1.0), Trial(1.0, 0.0)]
+    >>> ax = line_search_trials(Figure().subplots(), lambda t: (t - 1) ** 2, trials, {1, 3})
+    >>> [text.get_text() for text in ax.texts]
+    ['1', '3']
     """
     steps = np.array([trial.step for trial in trials])
     losses = np.array([trial.value for trial in trials])
@@ -163,9 +223,20 @@ def grad_norm_over_epochs(
 
     Args:
         ax: axes to draw on.
-        history: columns epoch, phase, grad_norm.
+        history: columns epoch, phase ("adam" or "cg"), grad_norm; a row per epoch.
         factor: of the peak so far, the paper's gn_fact.
         swap_epoch: the last epoch of Adam; None: no line.
+
+    Returns:
+        `ax`.
+
+    >>> from matplotlib.figure import Figure
+    >>> history = pd.DataFrame(
+    ...     {"epoch": [1, 2, 3], "phase": ["adam", "adam", "cg"], "grad_norm": [2.0, 1.0, 0.5]}
+    ... )
+    >>> ax = grad_norm_over_epochs(Figure().subplots(), history, factor=0.9, swap_epoch=2)
+    >>> ax.get_legend_handles_labels()[1]
+    ['Adam', 'CG', '0.9 × the peak so far', 'swap']
     """
     for phase, rows in _phases(history):
         style = {"marker": "o", "markersize": 3} | PHASE_STYLES[phase]
@@ -193,6 +264,16 @@ def advantages(ax: Axes, frame: pd.DataFrame) -> Axes:
         ax: axes to draw on.
         frame: a row for each data set and network (the index); columns paper and own, the ratios
             of Adam's loss to that of Adam, then CG; missing where not run.
+
+    Returns:
+        `ax`.
+
+    >>> from matplotlib.figure import Figure
+    >>> rows = [("mnist", "vit-mlp"), ("cifar10", "vit-mlp")]
+    >>> frame = pd.DataFrame({"paper": [2.0, 1.5], "own": [1.2, np.nan]}, index=rows)
+    >>> ax = advantages(Figure().subplots(), frame)
+    >>> [text.get_text() for text in ax.texts], ax.get_yticklabels()[0].get_text()
+    (['not run'], 'mnist  vit-mlp')
     """
     rows = np.arange(len(frame))
     ax.axvline(1, color="black", linestyle="-", lw=1)
@@ -229,7 +310,21 @@ def save_grad_norm_over_loss(history: pd.DataFrame, summary: Mapping, out: Path)
 
     Args:
         history, summary: from `twophase.runs.read`.
-        out: the file, replaced whole.
+        out: the file, replaced whole; 150 dots per inch.
+
+    Raises:
+        OSError: the file cannot be written; the old one is intact.
+
+    >>> import tempfile
+    >>> history = pd.DataFrame(
+    ...     {"phase": ["adam", "cg"], "train_loss": [0.2, 0.1], "grad_norm": [1.0, 0.5]}
+    ... )
+    >>> summary = {"dataset": "digits", "model": "vit-mlp", "seed": 0}
+    >>> with tempfile.TemporaryDirectory() as folder, plt.rc_context():
+    ...     out = Path(folder) / "figure.png"
+    ...     save_grad_norm_over_loss(history, summary, out)
+    ...     out.read_bytes()[1:4]
+    b'PNG'
     """
     use_style()
     figure, ax = plt.subplots(figsize=(WIDE, 4.6))

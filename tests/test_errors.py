@@ -1,0 +1,51 @@
+"""Errors of users: one line with the field, the value and what is allowed."""
+
+import math
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twophase.errors import InputError, check_choice, check_integer, check_number
+
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.none())
+)
+
+
+@given(value=st.one_of(ANYTHING, st.integers(10**300, 10**320)))
+def test_a_number_is_in_its_range_or_refused_in_one_line(value):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    inside = number and math.nextafter(0, 1) <= value <= 1
+    if inside:
+        assert check_number("field", value, above=0, maximum=1) == value
+    else:
+        with pytest.raises(InputError) as error:
+            check_number("field", value, above=0, maximum=1)
+        assert str(error.value).startswith(f"field: {value!r} is not allowed; use a finite number")
+        assert str(error.value).count("\n") == repr(value).count("\n")
+
+
+@given(value=ANYTHING, minimum=st.integers(-5, 5))
+def test_a_whole_number_is_large_enough_or_refused(value, minimum):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and minimum <= value < 2**63:
+        assert check_integer("field", value, minimum) == value
+    else:
+        with pytest.raises(InputError, match="^field: .* is not allowed; use a whole number of at"):
+            check_integer("field", value, minimum)
+
+
+@pytest.mark.parametrize("value", [10**400, math.inf, -math.inf, math.nan])
+def test_numbers_beyond_the_floats_are_not_finite(value):
+    with pytest.raises(InputError, match="use a finite number$"):
+        check_number("field", value)
+    assert check_number("field", sys.float_info.max) == sys.float_info.max
+
+
+def test_a_choice_suggests_what_was_meant():
+    with pytest.raises(InputError, match=r"one of adam, cg \(did you mean 'adam'\?\)"):
+        check_choice("strategy", "adm", ["adam", "cg"])
+    with pytest.raises(InputError, match="one of adam, cg$"):
+        check_choice("strategy", ["x"], ["adam", "cg"])
