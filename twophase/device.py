@@ -15,7 +15,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         device: auto, cpu, cuda or cuda:N, or a device of one of these.
 
     Returns:
-        The device. No tensor is made on it yet.
+        The device.
 
     Raises:
         InputError: the name is none of auto, cpu, cuda, cuda:N, or that device is not there.

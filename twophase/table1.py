@@ -319,8 +319,8 @@ def run(
     >>> chosen = pairs(short, networks=["vit-nomlp-wkewq-wvwo1"])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     made = run(chosen, Path(folder), device="cpu")
-    >>> made[["strategy", "seeds", "swap_epoch"]].values.tolist()
-    [['adam', 1, None], ['adam+cg', 1, 1.0]]
+    >>> made.strategy.tolist(), made.seeds.tolist()
+    (['adam', 'adam+cg'], [1, 1])
     """
     failed = []
     for number, pair in enumerate(chosen, 1):
@@ -342,16 +342,6 @@ def run(
 def table(chosen: Sequence[Pair], out: Path) -> pd.DataFrame:
     """The table as far as it was run: a row for each data set, network and strategy.
 
-    Args:
-        chosen: from `pairs`.
-        out: the table's folder; it need not be there yet.
-
-    Returns:
-        The table, with the columns that follow.
-
-    Raises:
-        InputError: a run's files are damaged, or the package does not run from its source tree.
-
     Columns: dataset, model, strategy; `seeds`, the number of finished runs (0: not run, and all
     that is measured is missing, never filled in); for each of `METRICS` its mean over seeds, the
     ends of its 95 % bootstrap interval (`_low`, `_high`, from two seeds on), the paper's figure
@@ -359,8 +349,18 @@ def table(chosen: Sequence[Pair], out: Path) -> pd.DataFrame:
     `EXTRAS`; `parameters` and `q`; and `direction_found`: whether Adam then CG ended below Adam in
     training loss, as in the paper.
 
-    Losses are mean squared errors, accuracies shares from 0 to 1, passes those over the training
-    set (see `twophase.runs.run`), `q` is K·M/P.
+    Losses are mean squared errors, accuracies shares from 0 to 1, `passes` those over the training
+    set (see `twophase.training.Record`); `q` is K·M/P.
+
+    Args:
+        chosen: from `pairs`.
+        out: the table's folder; it need not be there yet.
+
+    Returns:
+        The table, in the order of `chosen`.
+
+    Raises:
+        InputError: a run's files are damaged, or the package does not run from its source tree.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
