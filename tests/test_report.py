@@ -124,7 +124,15 @@ def test_a_failure_keeps_the_old_page_and_lets_the_others_run(project, capfd):
     assert not (reports / "notebooks" / "01-first.failed.ipynb").exists()
 
 
-def test_an_interrupted_run_leaves_everything_whole(project):
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as at a terminal: shells start background jobs, such as some CI's, with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_run_leaves_everything_whole(project, ctrl_c):
     write(project, "01-first", "print('old')")
     build("smoke", project=project)
     reports = project / "reports"
@@ -132,7 +140,7 @@ def test_an_interrupted_run_leaves_everything_whole(project):
     write(
         project,
         "01-first",
-        f"import os, time\nos.kill(os.getppid(), {int(signal.SIGINT)})\ntime.sleep(600)",
+        f"import os, time\nos.kill(os.getppid(), {int(signal.SIGINT)})\ntime.sleep(60)",
     )
     with pytest.raises(KeyboardInterrupt):
         build("smoke", project=project)
