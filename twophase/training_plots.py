@@ -89,11 +89,7 @@ def loss_curves(
     >>> ax.get_xlabel(), ax.get_yscale()
     ('epoch', 'log')
     """
-    for index, (label, (x, losses)) in enumerate(curves.items()):
-        style = {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)]}
-        ax.plot(x, losses, label=label, **style)
-    ax.set(xlabel=xlabel, ylabel="training loss (mean squared error)", yscale="log")
-    return ax
+    return convergence(ax, curves, xlabel, "training loss (mean squared error)")
 
 
 def loss_over_costs(
