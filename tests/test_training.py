@@ -195,6 +195,19 @@ def test_a_state_is_a_snapshot():
     assert without_seconds(run(again, 5)).equals(without_seconds(straight))
 
 
+def test_one_state_serves_several_trainers():
+    """Each goes on from a copy: the first to train must not move the moments of the second."""
+    prefix = Trainer(network(), dataset(), strategy="adam", adam=ADAM)
+    run(prefix, 2)
+    state = prefix.state_dict()
+    twins = [Trainer(network(seed=1), dataset(), strategy="adam", adam=ADAM) for _ in range(2)]
+    for twin in twins:
+        twin.load_state_dict(state)
+    first, second = (without_seconds(run(twin, 6)) for twin in twins)
+    assert first.equals(second)
+    assert first.equals(without_seconds(run(prefix, 6)))
+
+
 def test_a_rule_can_serve_several_runs():
     rule = GradientNormPeak(0.95)
     first, second = (fit(network(), rings(), epochs=50, switch=rule, adam=ADAM) for _ in range(2))

@@ -325,7 +325,8 @@ class Trainer:
         self.objective.vector.write(state["x"].to(self.device))
         for name, phase in state["phases"].items():
             if name in self.phases:
-                self.phases[name].load_state_dict(phase)
+                # torch's optimizers keep the tensors they are given, and change them in place
+                self.phases[name].load_state_dict(deepcopy(phase))
 
     def _measure(self, x: Tensor, where: str) -> float | None:
         """Make `x` the current point; return the training accuracy there."""
