@@ -1,11 +1,14 @@
 """Conjugate gradient against its definition: conjugacy, termination, restarts, formulas."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twophase.cg import BETA_RULES, CGSettings, Status, iterate, minimize
+from twophase.cg import CGSettings, Status, iterate, minimize
+from twophase.directions import BETA_RULES, Change
 from twophase.errors import InputError, NonFiniteError
 from twophase.line_search import LINE_SEARCHES, GoldenSection, SearchResult, SearchStatus
 from twophase.objective import FunctionObjective, evaluate
@@ -83,11 +86,34 @@ def test_equals_linear_conjugate_gradient_with_exact_steps(beta):
 def test_beta_rules_are_their_formulas():
     g = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     p = torch.tensor([2.0, 0.5, -1.0], dtype=torch.float64)
-    assert BETA_RULES["FR"](g, p) == pytest.approx(14 / 5.25)
-    assert BETA_RULES["PR"](g, p) == pytest.approx((14 - (2 - 1 - 3)) / 5.25)
-    assert BETA_RULES["PR+"](g, p) == BETA_RULES["PR"](g, p)
-    assert BETA_RULES["PR"](g, 2 * g) == pytest.approx(-0.25)
-    assert BETA_RULES["PR+"](g, 2 * g) == 0
+    d = torch.tensor([-1.5, 0.5, 0.5], dtype=torch.float64)
+    y = g - p
+    gg, pp, gp, yy, dy = 14, 5.25, -2, 23.25, (d @ y).item()
+    expected = {
+        "FR": gg / pp,
+        "PR": (gg - gp) / pp,
+        "PR+": (gg - gp) / pp,
+        "HS": (gg - gp) / dy,
+        "DY": gg / dy,
+        "HS-DY": min(gg - gp, gg) / dy,
+        "HZ": (gg - gp - 2 * yy * (d @ g).item() / dy) / dy,
+    }
+    for name, rule in BETA_RULES.items():
+        assert rule(Change(g, p, d)) == pytest.approx(expected[name]), name
+
+
+def test_beta_rules_are_truncated_where_they_say():
+    g, d = torch.ones(1).double(), -torch.ones(1).double()
+    nearer = Change(g, 2 * g, d)
+    assert BETA_RULES["PR"](nearer) == pytest.approx(-0.25)
+    assert BETA_RULES["PR+"](nearer) == 0
+    assert BETA_RULES["HS-DY"](nearer) == 0
+    # g'y = -1, y'y = 1, d'y = 1, d'g = -1: β = -1 + 2 = 1; the bound 0.4 d'p / d'd is -0.8
+    assert BETA_RULES["HZ"](nearer) == pytest.approx(1)
+    across = Change(torch.tensor([0.5, 3.0]), torch.tensor([1.0, 4.0]), torch.tensor([-1.0, 0.0]))
+    assert BETA_RULES["HZ"](across) == pytest.approx(-0.4)  # bound 0.4 d'p / d'd, above -1.5
+    for rule in ("HS", "DY", "HZ"):
+        assert math.isnan(BETA_RULES[rule](Change(g, g / 2, d)))  # negative curvature
 
 
 def test_the_previous_gradient_is_the_previous_one():

@@ -97,7 +97,7 @@ def test_records_hold_what_they_say():
     result = fit(model, data, epochs=6, switch=3, adam=ADAM)
     last = result.records[-1]
     train = FullBatch(model, twophase.mse, data.train.inputs, data.train.targets)
-    (_, loss, gradient), accuracy = train.measure(train.vector.read())
+    (_, loss, gradient, _), accuracy = train.measure(train.vector.read())
     validation = FullBatch(model, twophase.mse, data.validation.inputs, data.validation.targets)
     assert last.train_loss == loss
     assert last.train_accuracy == accuracy

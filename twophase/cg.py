@@ -13,58 +13,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from twophase.errors import check_choice, check_integer, check_number
-from twophase.line_search import (
-    GoldenSection,
-    Line,
-    LineSearch,
-    SearchResult,
-    SearchStatus,
-    resolve,
+from twophase.directions import (
+    BETA_RULES,
+    ConjugateDirection,
+    Direction,
+    DirectionRule,
+    LimitedMemoryBFGS,
+    Memory,
+    steepest_descent,
 )
-from twophase.objective import Objective, Point, dot, evaluate, norm, start
+from twophase.errors import check_choice, check_integer, check_number
+from twophase.line import Line, LineSearch, SearchResult, SearchStatus
+from twophase.line_search import GoldenSection, resolve
+from twophase.objective import Objective, Point, evaluate, norm, start
 
-BetaRule = Callable[[Tensor, Tensor], float]
+# Iterations in a row without clear progress of loss or gradient norm after which CG ends. A search
+# that follows slopes goes on where losses can no longer be compared; from the noise of the gradient
+# on, it would go on for ever.
+PATIENCE = 20
 
-
-def fletcher_reeves(gradient: Tensor, previous: Tensor) -> float:
-    """β = g'g / p'p with the gradient g and the previous gradient p ≠ 0, shapes [P].
-
-    Fletcher and Reeves (1964); Press et al., Numerical Recipes in C, section 10.6.
-
-    >>> fletcher_reeves(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 0.0]))
-    0.5
-    """
-    return dot(gradient, gradient) / dot(previous, previous)
-
-
-def polak_ribiere(gradient: Tensor, previous: Tensor) -> float:
-    """β = g'(g − p) / p'p with the gradient g and the previous gradient p ≠ 0, shapes [P].
-
-    Polak and Ribière (1969); Press et al., Numerical Recipes in C, section 10.6.
-
-    >>> polak_ribiere(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 0.0]))
-    0.0
-    """
-    return dot(gradient, gradient - previous) / dot(previous, previous)
-
-
-def polak_ribiere_plus(gradient: Tensor, previous: Tensor) -> float:
-    """β = max(0, Polak–Ribière): a restart wherever Polak–Ribière's β is negative.
-
-    Converges where Polak–Ribière can cycle (Nocedal and Wright, Numerical Optimization, 2nd ed.,
-    section 5.2). Gradients g and p ≠ 0 have shape [P].
-
-    >>> polak_ribiere_plus(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]))
-    0.0
-    """
-    return max(0.0, polak_ribiere(gradient, previous))
-
-
-BETA_RULES: dict[str, BetaRule] = {
-    "FR": fletcher_reeves,
-    "PR": polak_ribiere,
-    "PR+": polak_ribiere_plus,
+DIRECTIONS: dict[str, Callable[["CGSettings"], DirectionRule]] = {
+    "cg": lambda settings: ConjugateDirection(settings.beta, settings.powell),
+    "lbfgs": lambda settings: LimitedMemoryBFGS(settings.history),
 }
 
 
@@ -86,43 +56,37 @@ class CGSettings:
     Raises:
         InputError: a value is out of range.
 
-    >>> CGSettings(beta="HS")
+    >>> CGSettings(beta="CD")
     Traceback (most recent call last):
-    twophase.errors.InputError: beta: 'HS' is not allowed; use one of FR, PR, PR+
+    twophase.errors.InputError: beta: 'CD' is not allowed; use one of FR, PR, PR+, ...
     """
 
     beta: str = "PR+"
     line_search: LineSearch = field(default_factory=GoldenSection)
     restart_every: int | None = None
     zero_gradient_norm: float = 0.0
+    direction: str = "cg"
+    history: int = 20
+    powell: float | None = None
 
     def __post_init__(self):
         check_choice("beta", self.beta, BETA_RULES)
         if self.restart_every is not None:
             check_integer("restart_every", self.restart_every, 1)
         check_number("zero_gradient_norm", self.zero_gradient_norm, minimum=0)
+        check_choice("direction", self.direction, DIRECTIONS)
+        check_integer("history", self.history, 1)
+        if self.powell is not None:
+            check_number("powell", self.powell, above=0)
         resolve(self.line_search)
 
+    def rule(self) -> DirectionRule:
+        """What chooses directions after the first.
 
-class Memory(NamedTuple):
-    """What one iteration leaves to the next: where it ended, its gradient, direction and step.
-
-    `x` [P] is the new vector; `gradient` [P], `direction` [P] and their inner product `slope`
-    belong to the vector before it.
-
-    >>> from twophase.objective import FunctionObjective
-    >>> bowl = FunctionObjective(lambda x: (x**2).sum())
-    >>> iterate(bowl, start(bowl, torch.ones(2).double()), None, CGSettings()).memory.slope
-    -8.0
-    """
-
-    x: Tensor
-    gradient: Tensor
-    direction: Tensor
-    step: float
-    slope: float
-    age: int  # iterations since the last steepest descent
-    scale: float  # the largest absolute loss at an iterate
+        >>> CGSettings(direction="lbfgs").rule()
+        LimitedMemoryBFGS(history=20)
+        """
+        return DIRECTIONS[self.direction](self)
 
 
 class Status(StrEnum):
@@ -150,7 +114,8 @@ class Iteration(NamedTuple):
     """One CG iteration: the new vector and its loss, the step, its cost, the status and why.
 
     `x` has shape [P]; `step` multiplies the direction and is 0 where `x` is the old vector;
-    `evaluations` counts the forward passes of the line search.
+    `evaluations` counts the trials of the line search. `point` is that at `x` where the search has
+    computed the gradient there.
 
     >>> from twophase.objective import FunctionObjective
     >>> bowl = FunctionObjective(lambda x: (x**2).sum())
@@ -165,6 +130,7 @@ class Iteration(NamedTuple):
     evaluations: int
     status: Status
     memory: Memory | None
+    point: Point | None = None
 
     @property
     def message(self) -> str:
@@ -172,21 +138,17 @@ class Iteration(NamedTuple):
         return MESSAGES[self.status]
 
 
-class Direction(NamedTuple):
-    """A descent direction [P], the loss's slope along it, and its age since steepest descent."""
-
-    vector: Tensor
-    slope: float
-    age: int
-
-
 def iterate(
-    objective: Objective, point: Point, memory: Memory | None, settings: CGSettings
+    objective: Objective,
+    point: Point,
+    memory: Memory | None,
+    settings: CGSettings,
+    inverse: Tensor | None = None,
 ) -> Iteration:
-    """One iteration of nonlinear CG: d = −g + β · d_previous, then a line search along d.
+    """One iteration: a direction, by default d = −g + β · d_previous, then a line search along d.
 
     The direction is the steepest descent −g at the start, every `restart_every` iterations, where
-    d is no descent direction (d'g >= 0), and where the search along d has failed (Press et al.,
+    the rule finds no descent direction, and where the search along d has failed (Press et al.,
     Numerical Recipes in C, section 10.6; Nocedal and Wright, section 5.2).
 
     Args:
@@ -194,10 +156,13 @@ def iterate(
         point: x [P] with the loss and the gradient [P] there.
         memory: the previous iteration's; None for the first.
         settings: how to choose direction and step.
+        inverse: the diagonal [P] of M⁻¹, all above 0, of a preconditioner M that stands for the
+            Hessian: the iteration is that in the variables in which M is 1. None: M is 1. It is to
+            be the same for as long as `memory` is handed on.
 
     Returns:
-        The `Iteration`. Its cost is the evaluations of the search; the gradient at the new vector
-        is the caller's to compute, and the next iteration's `point`.
+        The `Iteration`. Where the search has computed the gradient at the new vector, the iteration
+        holds the next one's `point`; else that is the caller's to evaluate.
 
     >>> from twophase.objective import FunctionObjective
     >>> bowl = FunctionObjective(lambda x: (x**2).sum())
@@ -205,17 +170,21 @@ def iterate(
     >>> first.status, first.value < 1e-3
     (<Status.MOVED: 'moved'>, True)
     """
-    if norm(point.gradient) <= settings.zero_gradient_norm:
-        return Iteration(point.x, point.value, 0.0, 0, Status.CONVERGED, memory)
-    direction = _direction(point.gradient, memory, settings)
+    gradient_norm = norm(point.gradient)
+    if gradient_norm <= settings.zero_gradient_norm:
+        return _stay(point, 0, Status.CONVERGED, memory)
+    stalled = _stalled(point, gradient_norm, memory)
+    if stalled > PATIENCE:
+        return _stay(point, 0, Status.RESOLUTION, memory)
+    direction = _direction(point, memory, settings, inverse)
     result = _search(objective, point, direction, memory, settings)
     evaluations = result.evaluations
     if not result.descended and direction.age > 0:
-        direction = _steepest_descent(point.gradient)
+        direction = steepest_descent(point.gradient, inverse)
         result = _search(objective, point, direction, memory, settings)
         evaluations += result.evaluations
     if not result.descended:
-        return Iteration(point.x, point.value, 0.0, evaluations, _failed(result.status), memory)
+        return _stay(point, evaluations, _failed(result.status), memory)
     x = torch.add(point.x, direction.vector, alpha=result.step)
     left = Memory(
         x,
@@ -225,8 +194,11 @@ def iterate(
         direction.slope,
         direction.age,
         max(abs(point.value), memory.scale if memory else 0.0),
+        direction.pairs,
+        *((memory.mark, memory.mark_norm) if stalled else (point.value, gradient_norm)),
+        stalled,
     )
-    return Iteration(x, result.value, result.step, evaluations, Status.MOVED, left)
+    return Iteration(x, result.value, result.step, evaluations, Status.MOVED, left, result.point)
 
 
 class Minimum(NamedTuple):
@@ -274,7 +246,8 @@ def minimize(
         iteration = iterate(objective, point, memory, settings)
         if iteration.status is not Status.MOVED:
             return _minimum(point, done, iteration.status)
-        point, memory = evaluate(objective, iteration.x), iteration.memory
+        point = iteration.point or evaluate(objective, iteration.x)
+        memory = iteration.memory
     converged = norm(point.gradient) <= settings.zero_gradient_norm
     return _minimum(point, max_iterations, Status.CONVERGED if converged else Status.MOVED)
 
@@ -283,22 +256,13 @@ def _minimum(point: Point, iterations: int, status: Status) -> Minimum:
     return Minimum(point.x, point.value, norm(point.gradient), iterations, status, MESSAGES[status])
 
 
-def _direction(gradient: Tensor, memory: Memory | None, settings: CGSettings) -> Direction:
+def _direction(
+    point: Point, memory: Memory | None, settings: CGSettings, inverse: Tensor | None
+) -> Direction:
     due = settings.restart_every or math.inf
     if memory is None or memory.age + 1 >= due:
-        return _steepest_descent(gradient)
-    beta = BETA_RULES[settings.beta](gradient, memory.gradient)
-    if not abs(beta) <= torch.finfo(gradient.dtype).max:
-        return _steepest_descent(gradient)
-    vector = torch.add(-gradient, memory.direction, alpha=beta)
-    slope = dot(vector, gradient)
-    if not -math.inf < slope < 0:
-        return _steepest_descent(gradient)
-    return Direction(vector, slope, 0 if beta == 0 else memory.age + 1)
-
-
-def _steepest_descent(gradient: Tensor) -> Direction:
-    return Direction(-gradient, -dot(gradient, gradient), 0)
+        return steepest_descent(point.gradient, inverse)
+    return settings.rule()(point, memory, inverse)
 
 
 def _search(
@@ -309,8 +273,16 @@ def _search(
     settings: CGSettings,
 ) -> SearchResult:
     scale = memory.scale if memory else 0.0
-    line = Line(objective, point.x, direction.vector, point.value, direction.slope, scale)
-    return settings.line_search(line, _first_step(point, direction, memory))
+    line = Line(
+        objective,
+        point.x,
+        direction.vector,
+        point.value,
+        direction.slope,
+        scale,
+        point.resolution,
+    )
+    return settings.line_search(line, direction.first_step or _first_step(point, direction, memory))
 
 
 def _first_step(point: Point, direction: Direction, memory: Memory | None) -> float:
@@ -327,6 +299,18 @@ def _first_step(point: Point, direction: Direction, memory: Memory | None) -> fl
         norm(point.x) / norm(direction.vector),
     )
     return min((length for length in lengths if length > 0), default=1 / norm(direction.vector))
+
+
+def _stay(point: Point, evaluations: int, status: Status, memory: Memory | None) -> Iteration:
+    return Iteration(point.x, point.value, 0.0, evaluations, status, memory)
+
+
+def _stalled(point: Point, gradient_norm: float, memory: Memory | None) -> int:
+    """Iterations in a row, up to this point, without clear progress since the mark."""
+    if memory is None:
+        return 0
+    lower = memory.mark - point.value > point.resolution * abs(point.value)
+    return 0 if lower or gradient_norm < memory.mark_norm else memory.stalled + 1
 
 
 def _failed(status: SearchStatus) -> Status:

@@ -1,19 +1,19 @@
-"""Line searches: the step along a descent direction, from function values alone.
-
-Every search has one signature, `search(line, first_step) -> SearchResult`, so that CG takes any.
-"""
+"""Golden section, and all line searches by name."""
 
 import math
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from functools import cached_property
-from typing import NamedTuple, Protocol
-
-import torch
-from torch import Tensor
 
 from twophase.errors import InputError, check_choice, check_integer, check_number
-from twophase.objective import Objective
+from twophase.line import (
+    CLEAR,
+    Line,
+    LineSearch,
+    SearchResult,
+    SearchStatus,
+    Trial,
+    contraction,
+    why_no_descent,
+)
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 GOLDEN_FRACTION = 2 - GOLDEN_RATIO
@@ -24,132 +24,6 @@ MAX_EXTRAPOLATION = 100.0
 # general function; a smaller power, a wider parabola, suits the almost quadratic lines near a
 # minimum, where it matters, and costs fewer trials.
 PARABOLA_POWER = 0.3
-# Times the resolution: differences beyond this are no rounding error.
-CLEAR = 10.0
-# One contraction by a parabola keeps the new trial within these parts of the old one.
-CONTRACTION = (0.01, 0.5)
-
-
-class SearchStatus(StrEnum):
-    """How a line search ended. `MINIMUM` comes with a step, `LIMIT` if a lower loss was found."""
-
-    MINIMUM = "minimum"
-    LIMIT = "evaluation limit"
-    RESOLUTION = "resolution"
-    NO_DESCENT = "no descent"
-    NOT_FINITE = "not finite"
-
-
-class SearchResult(NamedTuple):
-    """Step along the direction (0: none), the loss there, forward passes spent, and the status.
-
-    >>> SearchResult(0.5, 1.0, 14, SearchStatus.MINIMUM).descended
-    True
-    """
-
-    step: float
-    value: float
-    evaluations: int
-    status: SearchStatus
-
-    @property
-    def descended(self) -> bool:
-        """Whether a step to a lower loss was found."""
-        return self.step > 0
-
-
-class Trial(NamedTuple):
-    """A step that was tried and the loss found there (inf: not finite).
-
-    >>> min(Trial(0.0, 2.0), Trial(0.5, 1.0), Trial(4.0, math.inf), key=lambda t: t.value)
-    Trial(step=0.5, value=1.0)
-    """
-
-    step: float
-    value: float
-
-
-class Line:
-    """An objective along x + step · direction, with its value and slope at step 0.
-
-    Args:
-        objective: the loss L.
-        x, direction: shape [P]; a step multiplies the direction.
-        value: L(x).
-        slope: the gradient at x times the direction, below 0.
-        scale: the largest absolute loss so far; tells rounding errors from a wrong gradient.
-
-    >>> from twophase.objective import FunctionObjective
-    >>> objective = FunctionObjective(lambda x: (x**2).sum())
-    >>> x = torch.ones(1, dtype=torch.float64)
-    >>> line = Line(objective, x, -2 * x, value=1.0, slope=-4.0)
-    >>> line.trial(0.5)
-    Trial(step=0.5, value=0.0)
-    >>> line.smallest_step < 1e-14, line.resolution < 1e-14
-    (True, True)
-    """
-
-    def __init__(
-        self,
-        objective: Objective,
-        x: Tensor,
-        direction: Tensor,
-        value: float,
-        slope: float,
-        scale: float = 0.0,
-    ):
-        self.objective, self.x, self.direction = objective, x, direction
-        self.start = Trial(0.0, value)
-        self.slope = slope
-        self.scale = max(scale, abs(value))
-        self.evaluations = 0
-
-    @property
-    def resolution(self) -> float:
-        """Absolute change of the loss that cannot be told from none at the start of the line."""
-        return self.objective.resolution * abs(self.start.value)
-
-    @cached_property
-    def smallest_step(self) -> float:
-        """Step at which the change of every parameter is lost in its own rounding error."""
-        moved = self.direction != 0
-        if not moved.any():
-            return 0.0
-        relative = (self.x[moved] / self.direction[moved]).abs().min().item()
-        return 16 * torch.finfo(self.x.dtype).eps * relative
-
-    def trial(self, step: float) -> Trial:
-        """The loss at a step: one forward pass; inf for a step that the dtype cannot hold."""
-        self.evaluations += 1
-        if step > torch.finfo(self.x.dtype).max:
-            return Trial(step, math.inf)
-        value = self.objective.value(torch.add(self.x, self.direction, alpha=step))
-        return Trial(step, value if math.isfinite(value) else math.inf)
-
-    def result(self, best: Trial, status: SearchStatus) -> SearchResult:
-        """What a search returns that ends with the trial `best`."""
-        return SearchResult(best.step, best.value, self.evaluations, status)
-
-    def failure(self, status: SearchStatus) -> SearchResult:
-        """What a search returns that found no lower loss: step 0."""
-        return self.result(self.start, status)
-
-
-class LineSearch(Protocol):
-    """What CG asks of a line search.
-
-    `first_step` is where to try first; the result's loss is never above that of the start.
-
-    >>> def one_trial(line: Line, first_step: float) -> SearchResult:
-    ...     trial = line.trial(first_step)
-    ...     if trial.value < line.start.value:
-    ...         return line.result(trial, SearchStatus.MINIMUM)
-    ...     return line.failure(SearchStatus.RESOLUTION)
-    >>> resolve(one_trial) is one_trial
-    True
-    """
-
-    def __call__(self, line: Line, first_step: float) -> SearchResult: ...
 
 
 @dataclass(frozen=True)
@@ -177,6 +51,7 @@ class GoldenSection:
     Raises:
         InputError: a value is out of range.
 
+    >>> import torch
     >>> from twophase.objective import FunctionObjective
     >>> objective = FunctionObjective(lambda x: ((x - 3) ** 2).sum() + 1)
     >>> x = torch.zeros(1, dtype=torch.float64)
@@ -212,11 +87,11 @@ class GoldenSection:
             broken = max(broken, promised)
             lost = abs(line.slope) * trial.step <= line.resolution
             if lost or trial.step <= line.smallest_step:
-                return line.failure(_why_no_descent(line, trial, broken))
+                return line.failure(why_no_descent(line, trial, broken))
             if line.evaluations >= self.max_evaluations:
                 infinite = math.isinf(trial.value)
                 return line.failure(SearchStatus.NOT_FINITE if infinite else SearchStatus.LIMIT)
-            step, promised = _contraction(line, trial)
+            step, promised = contraction(line, trial)
             above, trial = trial, line.trial(step)
         return trial, above
 
@@ -259,7 +134,7 @@ class GoldenSection:
 
     def _beyond_comparison(self, line: Line, left: Trial, middle: Trial, right: Trial) -> bool:
         """Whether noise would decide the last comparisons on the way to the tolerance."""
-        noise = line.objective.resolution
+        noise = line.relative_resolution
         level = abs(middle.value)
         difference = max(left.value, right.value) - middle.value
         # losses differ by the square of the width of the bracket
@@ -274,34 +149,6 @@ class GoldenSection:
             return middle
         trial = line.trial(vertex)
         return trial if trial.value <= middle.value + line.resolution else middle
-
-
-def _why_no_descent(line: Line, trial: Trial, broken: float) -> SearchStatus:
-    """The status after a last trial that was not below the start.
-
-    A smooth loss keeps the gain that a parabola promises, unless that is below the resolution; a
-    promise broken far above it means that the slope is not that of this loss. Rounding errors can
-    be those of the losses that training began with, where residuals are differences.
-    """
-    if math.isinf(trial.value):
-        return SearchStatus.NOT_FINITE
-    rounding = max(line.resolution, line.objective.resolution * line.scale)
-    if broken > CLEAR * rounding:
-        return SearchStatus.NO_DESCENT
-    return SearchStatus.RESOLUTION
-
-
-def _contraction(line: Line, trial: Trial) -> tuple[float, float]:
-    """A shorter step, and the gain promised there.
-
-    It is the vertex of the parabola through the start, its slope and the trial, within bounds.
-    """
-    low, high = CONTRACTION
-    excess = trial.value - line.start.value - line.slope * trial.step
-    part = -line.slope * trial.step / (2 * excess) if excess > 0 else 0.0
-    step = trial.step * min(max(part, low), high)
-    trusted = part >= low and step > line.smallest_step
-    return step, abs(line.slope) * step / 2 if trusted else 0.0
 
 
 def _extrapolation(left: Trial, middle: Trial, right: Trial) -> float:

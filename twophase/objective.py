@@ -37,15 +37,19 @@ class Passes:
 
 
 class Point(NamedTuple):
-    """A parameter vector [P] with the loss and the gradient [P] there.
+    """A parameter vector [P] with the loss, the gradient [P] and the loss's resolution there.
 
-    >>> evaluate(FunctionObjective(lambda x: x @ x), torch.ones(2))
-    Point(x=tensor([1., 1.]), value=2.0, gradient=tensor([2., 2.]))
+    `resolution` is the relative change of the loss that cannot be told from none.
+
+    >>> point = evaluate(FunctionObjective(lambda x: x @ x), torch.ones(2))
+    >>> point.value, point.gradient, point.resolution == round_off(torch.float32)
+    (2.0, tensor([2., 2.]), True)
     """
 
     x: Tensor
     value: float
     gradient: Tensor
+    resolution: float
 
 
 class Objective(Protocol):
@@ -400,7 +404,8 @@ class FullBatch:
         (torch.Size([4]), 1.0)
         """
         hits = HitCount()
-        return Point(x, *self._forward_backward(x, hits)), hits.share()
+        value, gradient = self._forward_backward(x, hits)
+        return Point(x, value, gradient, self.resolution), hits.share()
 
     @torch.no_grad()
     def _forward(self, x: Tensor, tally: Callable[[Tensor, Tensor], None]) -> float:
@@ -521,10 +526,23 @@ def evaluate(objective: Objective, x: Tensor) -> Point:
     >>> evaluate(FunctionObjective(lambda x: x @ x), torch.ones(2)).value
     2.0
     """
-    with _reject_unrepeatable_modules():
-        point = Point(x, *objective.value_and_gradient(x))
+    point = observe(objective, x)
     check_finite(point.value, norm(point.gradient))
     return point
+
+
+def observe(objective: Objective, x: Tensor) -> Point:
+    """Evaluate loss and gradient at `x` [P], finite or not.
+
+    Raises:
+        InputError: a module with dropout or BatchNorm runs in training mode.
+
+    >>> observe(FunctionObjective(lambda x: x.log().sum()), -torch.ones(1)).value
+    nan
+    """
+    with _reject_unrepeatable_modules():
+        value, gradient = objective.value_and_gradient(x)
+    return Point(x, value, gradient, objective.resolution)
 
 
 def check_finite(loss: float, grad_norm: float, where: str = "") -> None:

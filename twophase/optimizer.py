@@ -9,7 +9,15 @@ from torch import Tensor
 from twophase.cg import CGSettings, Iteration, Memory, Status, iterate
 from twophase.errors import InputError
 from twophase.line_search import LineSearch, resolve
-from twophase.objective import Closure, ClosureObjective, ParameterVector, evaluate, norm, start
+from twophase.objective import (
+    Closure,
+    ClosureObjective,
+    ParameterVector,
+    Point,
+    check_repeats,
+    evaluate,
+    norm,
+)
 
 
 @dataclass(frozen=True)
@@ -151,12 +159,13 @@ class ConjugateGradient(torch.optim.Optimizer):
 
     def _iterate(self, objective: ClosureObjective, x: Tensor) -> Iteration:
         saved = self._saved()
-        point = start(objective, x) if self.result is None else evaluate(objective, x)
         memory = Memory(**saved["memory"]) if saved.get("memory") else None
         if memory is not None and not torch.equal(memory.x, x):
             memory = None
-        iteration = iterate(objective, point, memory, self.settings)
+        point = self._point(objective, x, saved["point"] if memory else None)
+        iteration = iterate(objective, point, memory, self.settings, saved.get("inverse"))
         saved["memory"] = iteration.memory._asdict() if iteration.memory else None
+        saved["point"] = _without_x(iteration.point)
         saved["iterations"] = saved.get("iterations", 0) + 1
         self.result = StepResult(
             iteration.status,
@@ -169,6 +178,18 @@ class ConjugateGradient(torch.optim.Optimizer):
         )
         return iteration
 
+    def _point(self, objective: ClosureObjective, x: Tensor, handed: dict | None) -> Point:
+        """The point at x: what the last step's search handed on, or an evaluation."""
+        point = Point(x, **handed) if handed else evaluate(objective, x)
+        if self.result is None:
+            check_repeats(objective, point)
+        return point
+
     def _saved(self) -> dict:
         """All state, kept with the first parameter as torch's own L-BFGS does."""
         return self.state[self.param_groups[0]["params"][0]]
+
+
+def _without_x(point: Point | None) -> dict | None:
+    """A point as it is kept beside the memory, which has its x."""
+    return None if point is None else {k: v for k, v in point._asdict().items() if k != "x"}

@@ -86,6 +86,7 @@ class Work(NamedTuple):
     passes: int = GRADIENT_PASSES
     status: Status = Status.MOVED
     message: str = ""
+    point: Point | None = None  # at x, if the phase has evaluated it
 
 
 class Phase(Protocol):
@@ -150,6 +151,7 @@ class CGPhase:
     def __init__(self, objective: FullBatch, settings: CGSettings, seed: int):
         self.objective, self.settings = objective, settings
         self.memory: Memory | None = None
+        self.handed_on = False
         self.checked = False
 
     def prepare(self, point: Point) -> int:
@@ -162,25 +164,30 @@ class CGPhase:
 
     def epoch(self, point: Point) -> Work:
         """One CG iteration from the current point."""
+        before = self.objective.passes.total - (0 if self.handed_on else GRADIENT_PASSES)
         iteration = iterate(self.objective, point, self.memory, self.settings)
-        self.memory = iteration.memory
+        self.memory, self.handed_on = iteration.memory, iteration.point is not None
         return Work(
             iteration.x,
             iteration.step,
             iteration.evaluations,
-            GRADIENT_PASSES + iteration.evaluations,
+            self.objective.passes.total - before,
             iteration.status,
             iteration.message,
+            iteration.point,
         )
 
     def state_dict(self) -> dict:
-        """The memory of the last iteration, and whether the loss was checked."""
+        """The memory of the last iteration, whether it counted the gradient at its end, and
+        whether the loss was checked.
+        """
         memory = self.memory._asdict() if self.memory else None
-        return {"memory": memory, "checked": self.checked}
+        return {"memory": memory, "handed_on": self.handed_on, "checked": self.checked}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from what `state_dict` returned."""
         self.memory = Memory(**state["memory"]) if state["memory"] else None
+        self.handed_on = state["handed_on"]
         self.checked = state["checked"]
 
 
@@ -272,7 +279,11 @@ class Trainer:
         if phase.uses_gradient:
             seconds += self._point_seconds
         self.status, self.message = work.status, work.message
-        accuracy = self._measure(work.x, f" after epoch {number} ({name})")
+        if work.point is None:
+            accuracy = self._measure(work.x, f" after epoch {number} ({name})")
+        else:
+            accuracy = self._adopt(work.point)
+            monitor_passes += 1
         record = self._record(number, name, work, accuracy, monitor_passes, seconds)
         self.history.append(record)
         return record
@@ -336,6 +347,14 @@ class Trainer:
         self._point_seconds = clock(self.device) - began
         check_finite(self._point.value, norm(self._point.gradient), where)
         return accuracy
+
+    def _adopt(self, point: Point) -> float | None:
+        """Make a point that its phase has evaluated the current one; the training accuracy there,
+        by one forward pass.
+        """
+        self._point, self._point_seconds = point, 0.0
+        with _evaluating(self.model):
+            return self.objective.score(point.x).accuracy
 
     def _record(
         self,

@@ -1,0 +1,223 @@
+"""Line searches by values and slopes: strong Wolfe conditions, with the gradient handed on."""
+
+import math
+from dataclasses import dataclass, field
+
+from twophase.errors import check_integer, check_number
+from twophase.line import (
+    CLEAR,
+    CONTRACTION,
+    GradientTrial,
+    Line,
+    LineSearch,
+    SearchResult,
+    SearchStatus,
+    Trial,
+    contraction,
+    why_no_descent,
+)
+
+# A step that is too short grows at least by the first and at most by the second factor.
+GROWTH = (1.1, 10.0)
+# A trial between two others keeps this part of their distance away from both.
+MARGIN = 0.05
+# An interval that a trial leaves longer than this part of itself is halved next (Hager and Zhang,
+# 2005, step L2).
+SHRINKAGE = 0.66
+
+
+@dataclass(frozen=True)
+class StrongWolfe:
+    """Bracket a point that satisfies the strong Wolfe conditions, then zoom in on one.
+
+    With φ(t) = L(x + t d), the step t is accepted where φ(t) <= φ(0) + decrease · t φ'(0) and
+    |φ'(t)| <= curvature · |φ'(0)| (Nocedal and Wright, Numerical Optimization, 2nd ed., algorithms
+    3.5 and 3.6). Interpolation is by cubics through values and slopes, or by secants of the slopes
+    where the losses are too close to compare; there the first condition holds up to the resolution
+    of the loss, as in the approximate Wolfe conditions of Hager and Zhang (2005), so that the
+    search goes on to smaller gradients where a search by losses must end. A trial is one forward
+    and backward pass; the gradient at the accepted step is handed on.
+
+    Failures are data: status `no descent`, `not finite` and `resolution` as for `GoldenSection`,
+    and `evaluation limit` where no trial satisfied both conditions within the bound; the lowest
+    step that satisfied the first then comes with it, if there is one.
+
+    Args:
+        decrease: c1 in (0, 1/2). Default 1e-4 (Nocedal and Wright, section 3.1).
+        curvature: c2 in (decrease, 1). Default 0.1, their choice for CG; 0.9 is that for L-BFGS.
+        max_evaluations: bound on the trials of a search, at least 1. Default 40.
+
+    Raises:
+        InputError: a value is out of range.
+
+    >>> import torch
+    >>> from twophase.objective import FunctionObjective
+    >>> objective = FunctionObjective(lambda x: ((x - 3) ** 2).sum() + 1)
+    >>> x = torch.zeros(1, dtype=torch.float64)
+    >>> line = Line(objective, x, torch.full_like(x, 6), value=10.0, slope=-36.0)
+    >>> result = StrongWolfe()(line, first_step=0.1)
+    >>> f"{result.step:.2f} {result.evaluations} {result.point.gradient.item():.0e}"
+    '0.50 2 -3e-15'
+    """
+
+    decrease: float = 1e-4
+    curvature: float = 0.1
+    max_evaluations: int = 40
+
+    def __post_init__(self):
+        check_number("decrease", self.decrease, above=0, below=0.5)
+        check_number("curvature", self.curvature, above=self.decrease, below=1)
+        check_integer("max_evaluations", self.max_evaluations, 1)
+
+    def __call__(self, line: Line, first_step: float) -> SearchResult:
+        low, high = GradientTrial(0.0, line.start.value, line.slope, None), None
+        step, width, promised, broken = first_step, math.inf, 0.0, 0.0
+        while line.evaluations < self.max_evaluations:
+            trial = line.gradient_trial(step)
+            if self._decreases(line, trial) and self._is_flat(line, trial):
+                return line.result(trial, SearchStatus.MINIMUM)
+            if not trial.value <= line.start.value + line.resolution:
+                broken = max(broken, promised)
+            before = low
+            low, high = self._narrow(line, low, high, trial)
+            promised = 0.0
+            if high is None:
+                step = _growth(line, before, low)
+                continue
+            if low.step == 0 and high.value > line.start.value:
+                step, promised = contraction(line, Trial(high.step, high.value))
+            elif abs(high.step - low.step) > SHRINKAGE * width:
+                step = (low.step + high.step) / 2
+            else:
+                step = _interpolation(line, low, high)
+            width = abs(high.step - low.step)
+            if _is_lost(line, low, high, step):
+                return self._ended(line, low, high, broken)
+        return self._out_of_trials(line, low, high)
+
+    def _decreases(self, line: Line, trial: GradientTrial) -> bool:
+        wanted = line.start.value + self.decrease * trial.step * line.slope
+        return trial.value <= wanted + line.resolution
+
+    def _is_flat(self, line: Line, trial: GradientTrial) -> bool:
+        return abs(trial.slope) <= self.curvature * abs(line.slope)
+
+    def _narrow(
+        self, line: Line, low: GradientTrial, high: GradientTrial | None, trial: GradientTrial
+    ) -> tuple[GradientTrial, GradientTrial | None]:
+        """The interval from a low end, from which the loss falls, to a high end, with a minimum."""
+        falls = trial.slope < 0 and self._decreases(line, trial)
+        if falls and trial.value <= low.value + line.resolution:
+            return trial, high
+        return low, trial
+
+    def _ended(
+        self, line: Line, low: GradientTrial, high: GradientTrial, broken: float
+    ) -> SearchResult:
+        """What an interval without a step left in it comes to."""
+        best = _lowest(low, high)
+        if line.start.value - best.value > line.resolution:
+            return line.result(best, SearchStatus.MINIMUM)
+        return line.failure(why_no_descent(line, Trial(high.step, high.value), broken))
+
+    def _out_of_trials(
+        self, line: Line, low: GradientTrial, high: GradientTrial | None
+    ) -> SearchResult:
+        best = _lowest(low, high)
+        if best.value < line.start.value:
+            return line.result(best, SearchStatus.LIMIT)
+        infinite = high is not None and math.isinf(high.value)
+        return line.failure(SearchStatus.NOT_FINITE if infinite else SearchStatus.LIMIT)
+
+
+@dataclass(frozen=True)
+class ParabolaFirst:
+    """One forward pass places the first step of another search, at the vertex of a parabola.
+
+    The parabola goes through the start, its slope and a trial at the proposed first step (Hager and
+    Zhang's QuadStep, 2005; Nocedal and Wright, equation 3.58). Near a minimum, where lines are
+    almost parabolas, the other search then accepts its first trial: 4 passes for a step as good as
+    an exact one. Where losses are too close to compare, the proposed step is left as it is.
+
+    Args:
+        search: what searches from the vertex. Default `StrongWolfe`.
+
+    >>> import torch
+    >>> from twophase.objective import FunctionObjective
+    >>> objective = FunctionObjective(lambda x: ((x - 3) ** 2).sum() + 1)
+    >>> x = torch.zeros(1, dtype=torch.float64)
+    >>> line = Line(objective, x, torch.full_like(x, 6), value=10.0, slope=-36.0)
+    >>> result = ParabolaFirst()(line, first_step=0.1)
+    >>> f"{result.step:.2f}", objective.passes.total
+    ('0.50', 4)
+    """
+
+    search: LineSearch = field(default_factory=StrongWolfe)
+
+    def __call__(self, line: Line, first_step: float) -> SearchResult:
+        return self.search(line, _vertex_step(line, first_step))
+
+
+def _vertex_step(line: Line, step: float) -> float:
+    """The vertex of the parabola through a forward trial, within bounds around it."""
+    if abs(line.slope) * step <= CLEAR * line.resolution:
+        return step
+    trial = line.trial(step)
+    if math.isinf(trial.value):
+        return CONTRACTION[0] * step
+    excess = trial.value - line.start.value - line.slope * step
+    vertex = -line.slope * step**2 / (2 * excess) if excess > 0 else math.inf
+    return min(max(vertex, CONTRACTION[0] * step), GROWTH[1] * step)
+
+
+def _lowest(low: GradientTrial, high: GradientTrial | None) -> GradientTrial:
+    return high if high is not None and high.value < low.value else low
+
+
+def _growth(line: Line, before: GradientTrial, low: GradientTrial) -> float:
+    """A longer step: where the secant of the last two slopes is zero, within bounds."""
+    least, most = (low.step + (factor - 1) * (low.step - before.step) for factor in GROWTH)
+    secant = _secant(before, low)
+    return most if secant is None else min(max(secant, least), most)
+
+
+def _interpolation(line: Line, low: GradientTrial, high: GradientTrial) -> float:
+    """A step between two: the minimum of a cubic or a secant's zero, clear of both ends."""
+    width = high.step - low.step
+    if math.isinf(high.value):
+        return low.step + CONTRACTION[0] * width
+    if abs(high.value - low.value) > CLEAR * line.resolution:
+        step = _cubic(low, high)
+    else:
+        step = _secant(low, high) if high.slope > 0 else None
+    if step is None:
+        return low.step + width / 2
+    return min(max(step, low.step + MARGIN * width), high.step - MARGIN * width)
+
+
+def _secant(a: GradientTrial, b: GradientTrial) -> float | None:
+    """Where the line through two slopes is zero; None where it has no such minimum."""
+    curvature = (b.slope - a.slope) / (b.step - a.step)
+    if not 0 < curvature < math.inf:
+        return None
+    return b.step - b.slope / curvature
+
+
+def _cubic(a: GradientTrial, b: GradientTrial) -> float | None:
+    """The minimum of the cubic through two values and slopes (Nocedal and Wright, 3.59)."""
+    width = b.step - a.step
+    mean = a.slope + b.slope - 3 * (b.value - a.value) / width
+    square = mean * mean - a.slope * b.slope
+    if not 0 <= square < math.inf:
+        return None
+    root = math.sqrt(square)
+    bottom = b.slope - a.slope + 2 * root
+    if bottom == 0:
+        return None
+    return b.step - width * (b.slope + root - mean) / bottom
+
+
+def _is_lost(line: Line, low: GradientTrial, high: GradientTrial, step: float) -> bool:
+    """Whether nothing is left between the ends that arithmetic could tell from them."""
+    inside = low.step < step < high.step
+    return not inside or high.step - low.step <= line.smallest_step
