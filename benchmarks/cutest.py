@@ -5,18 +5,13 @@ is over at the first gradient evaluation of norm <= 1e-6 times that at the start
 the function and of the gradient is counted where it happens, in the problem itself.
 """
 
-import argparse
-import platform
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import scipy
 import torch
 
@@ -102,9 +97,7 @@ def ours(counted: Counted, x0: np.ndarray, **options) -> None:
 def scipys(counted: Counted, x0: np.ndarray) -> None:
     """scipy's CG; its own test for convergence is off, so that ours decides."""
     options = {"gtol": 0.0, "maxiter": MAX_EVALUATIONS}
-    scipy.optimize.minimize(
-        counted.value, x0, jac=counted.gradient, method="CG", options=options
-    )
+    scipy.optimize.minimize(counted.value, x0, jac=counted.gradient, method="CG", options=options)
 
 
 def pytorch_minimizes(counted: Counted, x0: np.ndarray) -> None:

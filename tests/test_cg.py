@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twophase.cg import CGSettings, Status, iterate, minimize
+from twophase.cg import DIRECTIONS, CGSettings, Status, iterate, minimize
 from twophase.directions import BETA_RULES, Change
 from twophase.errors import InputError, NonFiniteError
 from twophase.line_search import LINE_SEARCHES, GoldenSection, SearchResult, SearchStatus
@@ -174,21 +174,36 @@ def test_stops_at_the_zero_gradient_norm():
 
 
 def test_stops_where_the_arithmetic_ends():
-    """At 1 + x'Ax/2, float64 cannot see progress below |x| = 1e-8."""
+    """At 1 + x'Ax/2, float64 cannot see progress of the loss below |x| = 1e-8."""
     matrix = quadratic(5, 10.0)
     objective = FunctionObjective(lambda x: 1 + 0.5 * x @ matrix @ x)
-    result = minimize(objective, torch.ones(5, dtype=torch.float64), 50)
+    settings = CGSettings(line_search=GoldenSection())
+    result = minimize(objective, torch.ones(5, dtype=torch.float64), 50, settings)
     assert result.status is Status.RESOLUTION
     assert result.x.norm() < 1e-6
 
 
-def test_a_gradient_that_belongs_to_another_loss_is_no_descent():
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_slopes_go_on_to_where_the_gradient_ends(direction):
+    """Beyond the losses' resolution, to that of the gradient, and no further."""
+    matrix = quadratic(5, 10.0)
+    minimum = torch.linspace(1, 2, 5, dtype=torch.float64)
+    objective = FunctionObjective(lambda x: 1 + 0.5 * (x - minimum) @ matrix @ (x - minimum))
+    settings = CGSettings(direction=direction)
+    result = minimize(objective, torch.zeros(5, dtype=torch.float64), 200, settings)
+    assert result.status in (Status.RESOLUTION, Status.CONVERGED)
+    assert (result.x - minimum).norm() < 1e-13
+
+
+@pytest.mark.parametrize("line_search", [None, GoldenSection()], ids=["default", "golden"])
+def test_a_gradient_that_belongs_to_another_loss_is_no_descent(line_search):
     class Liar(FunctionObjective):
         def value_and_gradient(self, x):
             value, gradient = super().value_and_gradient(x)
             return value, -gradient
 
-    result = minimize(Liar(lambda x: x @ x + 1), torch.ones(3, dtype=torch.float64), 5)
+    settings = CGSettings(line_search=line_search)
+    result = minimize(Liar(lambda x: x @ x + 1), torch.ones(3).double(), 5, settings)
     assert (result.status, result.iterations) == (Status.NO_DESCENT, 0)
 
 

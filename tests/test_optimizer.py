@@ -10,7 +10,9 @@ from torch.nn.functional import mse_loss
 
 import twophase
 from twophase import toys
+from twophase.cg import DIRECTIONS
 from twophase.errors import InputError, NonFiniteError
+from twophase.line_search import LINE_SEARCHES
 
 
 def minimise(function, start, iterations, **settings):
@@ -122,24 +124,54 @@ def test_every_step_lowers_the_loss_and_returns_it(dtype):
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_trial_points_cost_a_forward_pass_only():
-    model = network()
-    inputs, targets = samples()
-    with_graph = []
+class Recorded:
+    """A closure that notes, for each call, whether a gradient was asked for."""
 
-    def closure():
-        loss = mse_loss(model(inputs), targets)
-        with_graph.append(loss.requires_grad)
+    def __init__(self, model):
+        self.model, self.with_graph = model, []
+
+    def __call__(self):
+        inputs, targets = samples()
+        loss = mse_loss(self.model(inputs), targets)
+        self.with_graph.append(loss.requires_grad)
         return loss
 
-    optimizer = twophase.ConjugateGradient(model.parameters())
+
+def test_trial_points_of_golden_section_cost_a_forward_pass_only():
+    closure = Recorded(network())
+    optimizer = twophase.ConjugateGradient(closure.model.parameters(), line_search="golden")
     for _ in range(3):
-        with_graph.clear()
+        closure.with_graph.clear()
         optimizer.step(closure)
-        assert sum(with_graph) == 1
+        assert sum(closure.with_graph) == 1
         # the search's trials, and in the first step the check that the loss repeats itself
-        assert 0 <= len(with_graph) - 1 - optimizer.result.evaluations <= 1
-        assert optimizer.result.passes == len(with_graph) + 2
+        assert 0 <= len(closure.with_graph) - 1 - optimizer.result.evaluations <= 1
+        assert optimizer.result.passes == len(closure.with_graph) + 2
+
+
+@pytest.mark.parametrize("line_search", LINE_SEARCHES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_passes_are_what_the_closure_was_asked_for(line_search, direction):
+    closure = Recorded(network())
+    optimizer = twophase.ConjugateGradient(
+        closure.model.parameters(), line_search=line_search, direction=direction
+    )
+    for _ in range(10):
+        closure.with_graph.clear()
+        optimizer.step(closure)
+        forward, backward = len(closure.with_graph), sum(closure.with_graph)
+        assert optimizer.result.passes == forward + 2 * backward
+
+
+def test_no_gradient_is_computed_twice():
+    """A search by slopes starts from the gradient that the last one ended with."""
+    closure = Recorded(network())
+    optimizer = twophase.ConjugateGradient(closure.model.parameters(), line_search="wolfe")
+    optimizer.step(closure)
+    for _ in range(10):
+        closure.with_graph.clear()
+        optimizer.step(closure)
+        assert len(closure.with_graph) == optimizer.result.evaluations
 
 
 def test_a_state_dict_resumes_exactly():
@@ -249,7 +281,7 @@ def test_an_error_in_the_closure_leaves_the_parameters_as_they_were():
 
     def closure():
         calls.append(1)
-        if len(calls) == 5:
+        if len(calls) == 4:  # the trial with the gradient
             raise KeyboardInterrupt
         return mse_loss(model(inputs), targets)
 

@@ -14,7 +14,8 @@ from twophase.cg import CGSettings, iterate
 from twophase.data import Dataset, Examples
 from twophase.device import resolve_device
 from twophase.errors import InputError, NonFiniteError
-from twophase.line_search import GoldenSection, SearchStatus
+from twophase.line import SearchStatus
+from twophase.line_search import LINE_SEARCHES, GoldenSection
 from twophase.objective import FullBatch, evaluate
 from twophase.switch import GradientNormPeak
 from twophase.training import Trainer, fit, run
@@ -37,6 +38,7 @@ def dataset():
 
 
 ADAM = AdamSettings(learning_rate=0.01, batch_size=20)
+GOLDEN = CGSettings(line_search=GoldenSection())
 
 
 def flat(model):
@@ -94,7 +96,7 @@ def test_switches_as_algorithm_1_says():
 
 def test_records_hold_what_they_say():
     model, data = network(), dataset()
-    result = fit(model, data, epochs=6, switch=3, adam=ADAM)
+    result = fit(model, data, epochs=6, switch=3, adam=ADAM, cg=GOLDEN)
     last = result.records[-1]
     train = FullBatch(model, twophase.mse, data.train.inputs, data.train.targets)
     (_, loss, gradient, _), accuracy = train.measure(train.vector.read())
@@ -116,12 +118,16 @@ def test_records_hold_what_they_say():
 
 @pytest.mark.parametrize(
     ("strategy", "switch", "more", "less"),
-    # Adam's own passes go through no objective; the gradient after the last CG epoch starts no
-    # further iteration; the one at a swap counts for the rule and for CG
+    # Adam's own passes go through no objective; the gradient after the last CG epoch of a golden
+    # section starts no further iteration; the one at a swap counts for the rule and for CG
     [("adam", None, 0, 4 * 3), ("cg", None, 3, 0), ("adam+cg", 2, 3, 2 * 3 + 3)],
 )
-def test_passes_are_what_the_objective_counted(strategy, switch, more, less):
-    trainer = Trainer(network(), rings(), strategy=strategy, switch=switch)
+@pytest.mark.parametrize("search", ["golden", "parabola", "wolfe"])
+def test_passes_are_what_the_objective_counted(strategy, switch, more, less, search):
+    if search != "golden":
+        more = 0  # the gradient at the end is the search's own
+    settings = CGSettings(line_search=LINE_SEARCHES[search])
+    trainer = Trainer(network(), rings(), strategy=strategy, switch=switch, cg=settings)
     result = run(trainer, 4)
     recorded = sum(r.passes + r.monitor_passes for r in result.records)
     assert trainer.objective.passes.total == recorded + more - less
@@ -131,8 +137,12 @@ def test_seconds_are_those_of_the_optimization(monkeypatch):
     """A clock that ticks once a reading: one tick an Adam epoch, and for CG its gradient's, too."""
     ticks = iter(range(10_000))
     monkeypatch.setattr("twophase.training.clock", lambda device: float(next(ticks)))
-    result = fit(network(), rings(), epochs=6, switch=3, adam=ADAM, device="cpu")
+    settings = dict(epochs=6, switch=3, adam=ADAM, device="cpu")
+    result = fit(network(), rings(), **settings, cg=GOLDEN)
     assert [r.seconds for r in result.records] == [1, 1, 1, 2, 2, 2]
+    result = fit(network(), rings(), **settings)
+    # its search ends with the gradient that the next epoch starts from
+    assert [r.seconds for r in result.records] == [1, 1, 1, 2, 1, 1]
 
 
 def test_cg_never_raises_the_loss():
@@ -206,6 +216,42 @@ def test_one_state_serves_several_trainers():
     first, second = (without_seconds(run(twin, 6)) for twin in twins)
     assert first.equals(second)
     assert first.equals(without_seconds(run(prefix, 6)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [CGSettings(preconditioner="adam"), CGSettings(direction="lbfgs", preconditioner="adam")],
+    ids=["cg", "lbfgs"],
+)
+@pytest.mark.parametrize("epochs", [3, 4, 7])
+def test_a_preconditioned_run_resumes_exactly(settings, epochs):
+    arguments = dict(switch=3, adam=ADAM, cg=settings)
+    straight = run(Trainer(network(), dataset(), **arguments), 9)
+    stopped, resumed = (Trainer(network(), dataset(), **arguments) for _ in range(2))
+    run(stopped, epochs)
+    resumed.load_state_dict(stopped.state_dict())
+    assert without_seconds(run(resumed, 9)).equals(without_seconds(straight))
+
+
+def test_the_preconditioner_is_adams_at_the_swap():
+    settings = CGSettings(preconditioner="adam")
+    trainer = Trainer(network(), dataset(), switch=3, adam=ADAM, cg=settings)
+    run(trainer, 3)
+    before = trainer.objective.vector.read()
+    gradient = trainer._point.gradient
+    optimizer = trainer.phases["adam"].adam.optimizer
+    moments = torch.cat([optimizer.state[p]["exp_avg_sq"].reshape(-1) for p in optimizer.state])
+    steps = optimizer.state[next(iter(optimizer.state))]["step"].item()
+    scale = (moments / (1 - 0.999**steps)).sqrt() + 1e-8
+    record = trainer.epoch()
+    torch.testing.assert_close(
+        trainer.objective.vector.read() - before, -record.step_size * gradient / scale
+    )
+
+
+def test_cg_alone_has_no_adam_to_precondition_it():
+    with pytest.raises(InputError, match="^preconditioner: 'adam' is not allowed; use none"):
+        fit(network(), rings(), epochs=2, strategy="cg", cg=CGSettings(preconditioner="adam"))
 
 
 def test_a_rule_can_serve_several_runs():

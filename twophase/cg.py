@@ -6,7 +6,7 @@ sees a model, a data set or a device.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from twophase.directions import (
 )
 from twophase.errors import check_choice, check_integer, check_number
 from twophase.line import Line, LineSearch, SearchResult, SearchStatus
-from twophase.line_search import GoldenSection, resolve
+from twophase.line_search import LINE_SEARCHES, resolve
 from twophase.objective import Objective, Point, evaluate, norm, start
 
 # Iterations in a row without clear progress of loss or gradient norm after which CG ends. A search
@@ -32,6 +32,11 @@ from twophase.objective import Objective, Point, evaluate, norm, start
 # on, it would go on for ever.
 PATIENCE = 20
 
+DEFAULT_SEARCHES: dict[str, LineSearch] = {
+    "cg": LINE_SEARCHES["parabola"],
+    "lbfgs": LINE_SEARCHES["wolfe-loose"],
+}
+PRECONDITIONERS = ("none", "adam")
 DIRECTIONS: dict[str, Callable[["CGSettings"], DirectionRule]] = {
     "cg": lambda settings: ConjugateDirection(settings.beta, settings.powell),
     "lbfgs": lambda settings: LimitedMemoryBFGS(settings.history),
@@ -46,12 +51,20 @@ class CGSettings:
         beta: "FR" (Fletcher–Reeves), "PR" (Polak–Ribière) or "PR+". Default "PR+": the paper names
             the first two and not its choice; PR+ has a convergence theory for inexact searches,
             while FR without restarts can jam (Nocedal and Wright, section 5.2).
-        line_search: any `LineSearch`. Default golden section to a relative tolerance of 1e-2.
+        line_search: any `LineSearch`. Default (None) that of the direction in `DEFAULT_SEARCHES`.
         restart_every: iterations after which the direction is the steepest descent again; None:
             only where the direction is no descent direction.
         zero_gradient_norm: gradient norm (loss per unit of parameter) at or below which CG has
             converged. Default 0: nothing but an exact zero, since any other depends on the loss's
             scale; where the arithmetic ends before, the line search says so.
+        direction: "cg" (default), or "lbfgs" for the limited-memory BFGS direction, which takes no
+            β: more memory for fewer iterations.
+        history: steps that L-BFGS remembers, at least 1; 2 · `history` vectors of length P. Default
+            20.
+        powell: restart along the steepest descent where successive gradients are far from
+            orthogonal, |g'p| >= powell · g'g, above 0 (Powell, 1977, took 0.2); None: never.
+        preconditioner: "adam": `fit` scales the directions with the second moments that its Adam
+            phase ends with (see `twophase.preconditioner`). Default "none".
 
     Raises:
         InputError: a value is out of range.
@@ -62,12 +75,13 @@ class CGSettings:
     """
 
     beta: str = "PR+"
-    line_search: LineSearch = field(default_factory=GoldenSection)
+    line_search: LineSearch | None = None
     restart_every: int | None = None
     zero_gradient_norm: float = 0.0
     direction: str = "cg"
     history: int = 20
     powell: float | None = None
+    preconditioner: str = "none"
 
     def __post_init__(self):
         check_choice("beta", self.beta, BETA_RULES)
@@ -78,7 +92,10 @@ class CGSettings:
         check_integer("history", self.history, 1)
         if self.powell is not None:
             check_number("powell", self.powell, above=0)
+        if self.line_search is None:
+            object.__setattr__(self, "line_search", DEFAULT_SEARCHES[self.direction])
         resolve(self.line_search)
+        check_choice("preconditioner", self.preconditioner, PRECONDITIONERS)
 
     def rule(self) -> DirectionRule:
         """What chooses directions after the first.
@@ -101,7 +118,7 @@ class Status(StrEnum):
 
 
 MESSAGES = {
-    Status.MOVED: "a lower loss was found",
+    Status.MOVED: "the line search found its step",
     Status.CONVERGED: "the gradient norm is at or below the zero gradient norm",
     Status.RESOLUTION: "no step lowers the loss by more than the arithmetic resolves",
     Status.NO_DESCENT: "the loss rises along the steepest descent: is the gradient that loss's?",

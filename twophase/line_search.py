@@ -14,6 +14,7 @@ from twophase.line import (
     contraction,
     why_no_descent,
 )
+from twophase.wolfe import ParabolaFirst, StrongWolfe
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 GOLDEN_FRACTION = 2 - GOLDEN_RATIO
@@ -176,6 +177,11 @@ LINE_SEARCHES = {
     "golden": GoldenSection(tolerance=1e-2),
     # As exact as losses allow: the last trial is always that of the parabola.
     "golden-tight": GoldenSection(tolerance=1e-8),
+    # One forward trial, then slopes: 4 passes for most steps.
+    "parabola": ParabolaFirst(StrongWolfe(curvature=0.4)),
+    # Slopes alone: 3 passes where the first trial is right, as L-BFGS's is.
+    "wolfe": StrongWolfe(curvature=0.4),
+    "wolfe-loose": StrongWolfe(curvature=0.9),
 }
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from twophase.cg import CGSettings, Iteration, Memory, Status, iterate
 from twophase.errors import InputError
-from twophase.line_search import LineSearch, resolve
+from twophase.line import LineSearch
+from twophase.line_search import resolve
 from twophase.objective import (
     Closure,
     ClosureObjective,
@@ -18,6 +19,7 @@ from twophase.objective import (
     evaluate,
     norm,
 )
+from twophase.preconditioner import from_moments
 
 
 @dataclass(frozen=True)
@@ -49,22 +51,29 @@ class ConjugateGradient(torch.optim.Optimizer):
     d = −g + β · d_previous over ALL parameters of all groups as one vector, then x ← x + t · d with
     t from the line search (see `twophase.cg.iterate`; the paper's section 4). `step` takes a
     closure that computes and returns the loss of the full batch and does NOT call backward: a
-    trial point then costs a forward pass only. The iterates do not depend on the scale of the loss
-    or on how the parameters are cut into tensors or groups.
+    trial by its loss then costs a forward pass only. The iterates do not depend on the scale of the
+    loss or on how the parameters are cut into tensors or groups.
 
-    `state_dict` holds the previous vector, gradient and direction (three vectors of length P) and
-    resumes exactly under the same constructor arguments. If the parameters were changed between
-    two steps, or a group was added, the next direction is the steepest descent.
+    A line search by slopes has computed the gradient where it ends, and the next step starts from
+    it: the closure must be the same function at every step. Where its data have changed, call
+    `restart`. If the parameters were changed between two steps, or a group was added, the gradient
+    is computed again and the next direction is the steepest descent.
+
+    `state_dict` holds vectors of length P: the parameters, the previous gradient and direction, the
+    gradient handed on, the preconditioner, and 2 · `history` for L-BFGS. It resumes exactly under
+    the same constructor arguments (without the preconditioner, which it holds).
 
     Args:
         params: parameters or parameter groups, float32 or float64, of one dtype on one device. A
             group is a set of parameters and takes no options: one direction serves all.
-        beta: "FR", "PR" or "PR+" (default; see `CGSettings`).
+        beta, restart_every, zero_gradient_norm, direction, history, powell: see `CGSettings`.
         line_search: a name in `twophase.line_search.LINE_SEARCHES` or a `LineSearch`. Default
-            "golden": golden section to a relative tolerance of 1e-2; "golden-tight": to 1e-8.
-        tolerance: replaces the line search's relative tolerance, in (0, 1).
-        restart_every: iterations after which the direction is steepest descent; None: if needed.
-        zero_gradient_norm: gradient norm at or below which a step changes nothing; default 0.
+            `CGSettings`' for the direction. The paper's is "golden": golden section to a relative
+            tolerance of 1e-2; "golden-tight": to 1e-8.
+        tolerance: replaces a golden section's relative tolerance, in (0, 1).
+        preconditioner: a `torch.optim.Adam` (or another with its second moments) that has trained
+            the same parameters: the diagonal that its moments make at the first step scales all
+            directions (see `twophase.preconditioner`). None: no scaling.
 
     Attributes:
         result: the last step's `StepResult`; None before the first.
@@ -89,16 +98,25 @@ class ConjugateGradient(torch.optim.Optimizer):
         self,
         params: Iterable,
         beta: str = "PR+",
-        line_search: str | LineSearch = "golden",
+        line_search: str | LineSearch | None = None,
         tolerance: float | None = None,
         restart_every: int | None = None,
         zero_gradient_norm: float = 0.0,
+        direction: str = "cg",
+        history: int = 20,
+        powell: float | None = None,
+        preconditioner: torch.optim.Optimizer | None = None,
     ):
+        search = None
+        if line_search is not None or tolerance is not None:
+            search = resolve("golden" if line_search is None else line_search, tolerance)
         self.settings = CGSettings(
-            beta, resolve(line_search, tolerance), restart_every, zero_gradient_norm
+            beta, search, restart_every, zero_gradient_norm, direction, history, powell
         )
         self.result: StepResult | None = None
         super().__init__(params, defaults={})
+        if preconditioner is not None:
+            self._saved()["inverse"] = from_moments(preconditioner, self._parameters())
 
     def add_param_group(self, param_group: dict) -> None:
         """Add parameters to the one vector; the next direction is the steepest descent.
@@ -120,6 +138,21 @@ class ConjugateGradient(torch.optim.Optimizer):
             )
         super().add_param_group(param_group)
         self.state.clear()
+
+    def restart(self) -> None:
+        """Forget the last step: call it where the closure's loss has changed, with other data.
+
+        The next step computes the gradient anew and goes along the steepest descent.
+
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> optimizer = ConjugateGradient([weight])
+        >>> for target in (3.0, 5.0):
+        ...     loss = optimizer.step(lambda: (weight - target).square().sum())  # noqa: B023
+        ...     optimizer.restart()
+        >>> loss.item() < 0.1
+        True
+        """
+        self._saved().update(memory=None, point=None)
 
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"settings": self.settings, "result": None}
@@ -146,7 +179,7 @@ class ConjugateGradient(torch.optim.Optimizer):
         """
         if not callable(closure):
             raise InputError("closure", closure, "a function that returns the loss")
-        vector = ParameterVector(p for group in self.param_groups for p in group["params"])
+        vector = ParameterVector(self._parameters())
         x = vector.read()
         objective = ClosureObjective(vector, closure)
         try:
@@ -185,9 +218,12 @@ class ConjugateGradient(torch.optim.Optimizer):
             check_repeats(objective, point)
         return point
 
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
     def _saved(self) -> dict:
         """All state, kept with the first parameter as torch's own L-BFGS does."""
-        return self.state[self.param_groups[0]["params"][0]]
+        return self.state[self._parameters()[0]]
 
 
 def _without_x(point: Point | None) -> dict | None:

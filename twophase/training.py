@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import pandas as pd
@@ -30,6 +31,7 @@ from twophase.objective import (
     check_repeats,
     norm,
 )
+from twophase.preconditioner import from_moments
 from twophase.progress import track
 from twophase.switch import FixedEpoch, GradientNormPeak, SwitchRule
 
@@ -98,6 +100,10 @@ class Phase(Protocol):
 
     uses_gradient: bool
 
+    def follow(self, before: "Phase") -> None:
+        """Know the phase before, whose last state is that at the swap."""
+        ...
+
     def prepare(self, point: Point | None) -> int:
         """What must be checked before an epoch, outside its time; passes spent."""
         ...
@@ -124,6 +130,9 @@ class AdamPhase:
         self.objective = objective
         generator = torch.Generator().manual_seed(seed)
         self.adam = Adam(objective.model, objective.loss, settings, generator)
+
+    def follow(self, before: Phase) -> None:
+        """Adam takes nothing over."""
 
     def prepare(self, point: Point | None) -> int:
         """Nothing to check: no passes."""
@@ -153,6 +162,12 @@ class CGPhase:
         self.memory: Memory | None = None
         self.handed_on = False
         self.checked = False
+        self.before: Phase | None = None
+        self.inverse: Tensor | None = None
+
+    def follow(self, before: Phase) -> None:
+        """Take the preconditioner, if any, from that phase when the first epoch comes."""
+        self.before = before
 
     def prepare(self, point: Point) -> int:
         """Before the first iteration, check that the loss repeats itself."""
@@ -165,7 +180,11 @@ class CGPhase:
     def epoch(self, point: Point) -> Work:
         """One CG iteration from the current point."""
         before = self.objective.passes.total - (0 if self.handed_on else GRADIENT_PASSES)
-        iteration = iterate(self.objective, point, self.memory, self.settings)
+        if self.memory is None and self.settings.preconditioner == "adam":
+            self.inverse = from_moments(
+                self.before.adam.optimizer, self.objective.vector.parameters
+            )
+        iteration = iterate(self.objective, point, self.memory, self.settings, self.inverse)
         self.memory, self.handed_on = iteration.memory, iteration.point is not None
         return Work(
             iteration.x,
@@ -178,16 +197,21 @@ class CGPhase:
         )
 
     def state_dict(self) -> dict:
-        """The memory of the last iteration, whether it counted the gradient at its end, and
-        whether the loss was checked.
+        """The last iteration's memory, whether it counted the gradient at its end, whether the
+        loss was checked, and the preconditioner.
         """
         memory = self.memory._asdict() if self.memory else None
-        return {"memory": memory, "handed_on": self.handed_on, "checked": self.checked}
+        return {
+            "memory": memory,
+            "handed_on": self.handed_on,
+            "checked": self.checked,
+            "inverse": self.inverse,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from what `state_dict` returned."""
         self.memory = Memory(**state["memory"]) if state["memory"] else None
-        self.handed_on = state["handed_on"]
+        self.handed_on, self.inverse = state["handed_on"], state["inverse"]
         self.checked = state["checked"]
 
 
@@ -222,6 +246,8 @@ class Trainer:
         check_integer("seed", seed, 0)
         if "cg" in names:
             check_modules(model)
+        if names == ("cg",) and cg is not None and cg.preconditioner != "none":
+            raise InputError("preconditioner", cg.preconditioner, "none where no Adam comes before")
         self.device = resolve_device(device)
         self.model = model.to(self.device)
         dtype = ParameterVector(model.parameters()).dtype
@@ -238,6 +264,8 @@ class Trainer:
         self.phases: dict[str, Phase] = {
             name: PHASES[name](self.objective, settings[name], seed) for name in names
         }
+        for first, second in pairwise(names):
+            self.phases[second].follow(self.phases[first])
         self.names = names
         self.rule = _rule(switch, strategy)
         self.history: list[Record] = []

@@ -45,7 +45,7 @@ class StrongWolfe:
     Args:
         decrease: c1 in (0, 1/2). Default 1e-4 (Nocedal and Wright, section 3.1).
         curvature: c2 in (decrease, 1). Default 0.1, their choice for CG; 0.9 is that for L-BFGS.
-        max_evaluations: bound on the trials of a search, at least 1. Default 40.
+        max_evaluations: bound on the trials of a search, at least 1. Default 30.
 
     Raises:
         InputError: a value is out of range.
@@ -62,7 +62,7 @@ class StrongWolfe:
 
     decrease: float = 1e-4
     curvature: float = 0.1
-    max_evaluations: int = 40
+    max_evaluations: int = 30
 
     def __post_init__(self):
         check_number("decrease", self.decrease, above=0, below=0.5)
@@ -93,7 +93,7 @@ class StrongWolfe:
             width = abs(high.step - low.step)
             if _is_lost(line, low, high, step):
                 return self._ended(line, low, high, broken)
-        return self._out_of_trials(line, low, high)
+        return self._out_of_trials(line, low, high, broken)
 
     def _decreases(self, line: Line, trial: GradientTrial) -> bool:
         wanted = line.start.value + self.decrease * trial.step * line.slope
@@ -121,13 +121,15 @@ class StrongWolfe:
         return line.failure(why_no_descent(line, Trial(high.step, high.value), broken))
 
     def _out_of_trials(
-        self, line: Line, low: GradientTrial, high: GradientTrial | None
+        self, line: Line, low: GradientTrial, high: GradientTrial | None, broken: float
     ) -> SearchResult:
         best = _lowest(low, high)
         if best.value < line.start.value:
             return line.result(best, SearchStatus.LIMIT)
-        infinite = high is not None and math.isinf(high.value)
-        return line.failure(SearchStatus.NOT_FINITE if infinite else SearchStatus.LIMIT)
+        if high is None:
+            return line.failure(SearchStatus.LIMIT)
+        why = why_no_descent(line, Trial(high.step, high.value), broken)
+        return line.failure(SearchStatus.LIMIT if why is SearchStatus.RESOLUTION else why)
 
 
 @dataclass(frozen=True)

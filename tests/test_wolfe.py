@@ -1,0 +1,185 @@
+"""Strong Wolfe searches against the inequalities themselves, and where arithmetic or slopes end."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twophase.errors import InputError
+from twophase.line import Line, SearchStatus
+from twophase.objective import FunctionObjective
+from twophase.wolfe import ParabolaFirst, StrongWolfe
+
+COEFFICIENTS = st.floats(0.01, 100.0)
+FIRST_STEPS = st.floats(-12, 12).map(lambda exponent: 10.0**exponent)
+SEARCHES = {
+    "exact-like": StrongWolfe(curvature=0.01),
+    "for-cg": StrongWolfe(curvature=0.1),
+    "loose": StrongWolfe(curvature=0.9),
+    "parabola": ParabolaFirst(StrongWolfe(curvature=0.1)),
+    "parabola-loose": ParabolaFirst(StrongWolfe(curvature=0.4)),
+}
+every_search = pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
+
+
+def line_of(function, slope=None, scale=0.0):
+    """The line x = step: a scalar function as an objective along +1 from 0."""
+    objective = FunctionObjective(lambda x: function(x).sum())
+    x = torch.zeros(1, dtype=torch.float64)
+    value, gradient = objective.value_and_gradient(x)
+    return Line(objective, x, torch.ones_like(x), value, slope or gradient.item(), scale)
+
+
+def conditions(search):
+    return getattr(search, "search", search)
+
+
+def assert_strong_wolfe(search, function, line, result):
+    """Both inequalities, by an evaluation of its own."""
+    step = torch.tensor(result.step, dtype=torch.float64, requires_grad=True)
+    value = function(step)
+    (slope,) = torch.autograd.grad(value, step)
+    wolfe = conditions(search)
+    bound = line.start.value + wolfe.decrease * result.step * line.slope
+    assert value.item() <= bound + line.resolution
+    assert abs(slope.item()) <= wolfe.curvature * abs(line.slope) * (1 + 1e-9)
+
+
+@every_search
+@given(quadratic=COEFFICIENTS, quartic=COEFFICIENTS, minimum=COEFFICIENTS, first_step=FIRST_STEPS)
+def test_the_conditions_hold_on_a_convex_line(search, quadratic, quartic, minimum, first_step):
+    def function(t):
+        return quadratic * (t - minimum) ** 2 + quartic * (t - minimum) ** 4
+
+    line = line_of(function)
+    result = search(line, first_step)
+    assert result.status is SearchStatus.MINIMUM
+    assert_strong_wolfe(search, function, line, result)
+
+
+@every_search
+@given(
+    frequency=st.floats(0.1, 30),
+    height=st.floats(0.01, 10),
+    slope=st.floats(0.01, 10),
+    first_step=FIRST_STEPS,
+)
+def test_the_conditions_hold_on_a_wavy_line(search, frequency, height, slope, first_step):
+    def function(t):
+        return height * torch.sin(frequency * t) ** 2 - slope * t + 0.01 * t**2
+
+    line = line_of(function)
+    result = search(line, first_step)
+    assert result.value <= line.start.value + line.resolution
+    assert result.status in (SearchStatus.MINIMUM, SearchStatus.LIMIT)
+    if result.status is SearchStatus.MINIMUM:
+        assert_strong_wolfe(search, function, line, result)
+
+
+@every_search
+@given(first_step=FIRST_STEPS)
+def test_what_is_handed_on_is_the_point_at_the_step(search, first_step):
+    line = line_of(lambda t: (t - 3) ** 2 + torch.exp(t))
+    result = search(line, first_step)
+    value, gradient = line.objective.value_and_gradient(result.point.x)
+    assert result.point.x.item() == result.step
+    assert (result.value, result.point.value) == (value, value)
+    assert torch.equal(result.point.gradient, gradient)
+
+
+@every_search
+@given(first_step=FIRST_STEPS, power=st.integers(-60, 60))
+def test_the_scale_of_the_loss_changes_nothing(search, first_step, power):
+    """A power of two scales without rounding: the steps are equal to the last bit."""
+
+    def function(t):
+        return (t - 3) ** 2 + (t - 3) ** 4 + 1
+
+    plain = search(line_of(function), first_step)
+    scaled = search(line_of(lambda t: 2.0**power * function(t)), first_step)
+    assert scaled.step == plain.step
+    assert scaled.value == 2.0**power * plain.value
+
+
+@pytest.mark.parametrize("max_evaluations", [1, 2, 5])
+@given(first_step=FIRST_STEPS)
+def test_the_bound_on_trials_holds(max_evaluations, first_step):
+    line = line_of(lambda t: (t - 1) ** 2 + 10 * torch.sin(5 * t))
+    result = StrongWolfe(max_evaluations=max_evaluations)(line, first_step)
+    assert result.evaluations <= max_evaluations
+    assert line.objective.passes.backward == result.evaluations + 1  # 1: the slope at the start
+    assert result.value <= line.start.value + line.resolution
+
+
+def test_a_parabola_takes_one_forward_trial_and_one_with_the_gradient():
+    for first_step in (0.2, 1.0, 5.0):
+        line = line_of(lambda t: (t - 1) ** 2 + 0.5)
+        before = line.objective.passes.total
+        result = ParabolaFirst()(line, first_step)
+        assert result.step == pytest.approx(1)
+        assert line.objective.passes.total - before == 4
+
+
+@every_search
+def test_slopes_find_the_minimum_where_losses_cannot_be_compared(search):
+    """Within 1e-9 of the minimum, all losses are the same number."""
+    line = line_of(lambda t: (t - 1e-9) ** 2 + 1)
+    result = search(line, 1e-10)
+    assert result.status is SearchStatus.MINIMUM
+    assert abs(result.step - 1e-9) <= conditions(search).curvature * 1e-9 * (1 + 1e-6)
+
+
+@every_search
+@pytest.mark.parametrize("first_step", [1e-6, 1.0, 1e6])
+def test_rising_loss_against_a_lying_slope_is_no_descent(search, first_step):
+    class Liar(FunctionObjective):
+        def value_and_gradient(self, x):
+            value, gradient = super().value_and_gradient(x)
+            return value, -gradient
+
+    objective = Liar(lambda x: (x + 1).square().sum() + 1)
+    x = torch.zeros(1, dtype=torch.float64)
+    value, gradient = objective.value_and_gradient(x)
+    line = Line(objective, x, -gradient, value, -(gradient.item() ** 2))
+    result = search(line, first_step)
+    assert (result.status, result.step) == (SearchStatus.NO_DESCENT, 0.0)
+
+
+@every_search
+def test_a_loss_that_is_never_finite_is_reported(search):
+    result = search(line_of(lambda t: torch.where(t > 0, t / 0, 1 - t)), 1.0)
+    assert (result.status, result.step) == (SearchStatus.NOT_FINITE, 0.0)
+
+
+@every_search
+@pytest.mark.parametrize("wall", [math.inf, math.nan])
+def test_a_wall_is_stepped_back_from(search, wall):
+    line = line_of(lambda t: torch.where(t < 2, (t - 1) ** 2, t + wall))
+    result = search(line, 1e6)
+    assert result.status is SearchStatus.MINIMUM
+    assert 0 < result.step < 2
+
+
+@every_search
+def test_a_loss_without_a_minimum_ends_at_the_bound_with_its_best_step(search):
+    result = search(line_of(lambda t: -t), 1.0)
+    assert result.status is SearchStatus.LIMIT
+    assert result.value == -result.step < 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("decrease", 0),
+        ("decrease", 0.5),
+        ("curvature", 1e-4),
+        ("curvature", 1),
+        ("curvature", math.nan),
+        ("max_evaluations", 0),
+    ],
+)
+def test_a_setting_out_of_range_names_itself(field, value):
+    with pytest.raises(InputError, match=f"^{field}: {value!r} is not allowed"):
+        StrongWolfe(**{field: value})
