@@ -26,7 +26,7 @@ LISTED = (
 SIZES = {"WOODS": "WOODS_4"}
 LARGEST = 60  # variables of a problem beyond the list
 TOLERANCE = 1e-6
-MAX_EVALUATIONS = 20_000
+MAX_EVALUATIONS = 5_000
 MAX_SECONDS = 60.0
 
 

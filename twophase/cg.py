@@ -5,7 +5,6 @@ sees a model, a data set or a device.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -22,88 +21,122 @@ from twophase.directions import (
     Memory,
     steepest_descent,
 )
-from twophase.errors import check_choice, check_integer, check_number
+from twophase.errors import InputError, check_choice, check_integer, check_number
 from twophase.line import Line, LineSearch, SearchResult, SearchStatus
 from twophase.line_search import LINE_SEARCHES, resolve
-from twophase.objective import Objective, Point, evaluate, norm, start
+from twophase.objective import Objective, Point, dot, evaluate, norm, start
 
 # Iterations in a row without clear progress of loss or gradient norm after which CG ends. A search
 # that follows slopes goes on where losses can no longer be compared; from the noise of the gradient
 # on, it would go on for ever.
 PATIENCE = 20
+# The last line's step is corrected by this factor at most, either way.
+CORRECTION = 10.0
 
-DEFAULT_SEARCHES: dict[str, LineSearch] = {
-    "cg": LINE_SEARCHES["parabola"],
-    "lbfgs": LINE_SEARCHES["wolfe-loose"],
-}
+DIRECTIONS = ("cg", "lbfgs")
 PRECONDITIONERS = ("none", "adam")
-DIRECTIONS: dict[str, Callable[["CGSettings"], DirectionRule]] = {
-    "cg": lambda settings: ConjugateDirection(settings.beta, settings.powell),
-    "lbfgs": lambda settings: LimitedMemoryBFGS(settings.history),
-}
 
 
 @dataclass(frozen=True)
 class CGSettings:
-    """How CG chooses directions and steps; it has no learning rate.
+    """How the second phase chooses directions and steps; it has no learning rate.
+
+    `CGSettings()` is what reaches low losses with the fewest passes: L-BFGS directions with a
+    search by slopes, 3 passes for most iterations, preconditioned with what Adam leaves. A β rule
+    by name is plain nonlinear CG; the paper's setting is `CGSettings("PR+", resolve("golden"))`.
 
     Args:
-        beta: "FR" (Fletcher–Reeves), "PR" (Polak–Ribière) or "PR+". Default "PR+": the paper names
+        beta: "FR" (Fletcher–Reeves), "PR" (Polak–Ribière), "PR+" or another of `BETA_RULES`, for CG
+            directions. Default None: L-BFGS, or "PR+" where `direction` is "cg". The paper names
             the first two and not its choice; PR+ has a convergence theory for inexact searches,
             while FR without restarts can jam (Nocedal and Wright, section 5.2).
-        line_search: any `LineSearch`. Default (None) that of the direction in `DEFAULT_SEARCHES`.
+        line_search: any `LineSearch`. Default None: "wolfe" for L-BFGS, "parabola" for CG (see
+            `twophase.line_search.LINE_SEARCHES`).
         restart_every: iterations after which the direction is the steepest descent again; None:
             only where the direction is no descent direction.
         zero_gradient_norm: gradient norm (loss per unit of parameter) at or below which CG has
             converged. Default 0: nothing but an exact zero, since any other depends on the loss's
             scale; where the arithmetic ends before, the line search says so.
-        direction: "cg" (default), or "lbfgs" for the limited-memory BFGS direction, which takes no
-            β: more memory for fewer iterations.
+        direction: "cg", or "lbfgs" for limited-memory BFGS, which takes no β. Default None: "cg"
+            where a β is given, else "lbfgs".
         history: steps that L-BFGS remembers, at least 1; 2 · `history` vectors of length P. Default
-            20.
-        powell: restart along the steepest descent where successive gradients are far from
+            100, torch's own.
+        powell: restart CG along the steepest descent where successive gradients are far from
             orthogonal, |g'p| >= powell · g'g, above 0 (Powell, 1977, took 0.2); None: never.
         preconditioner: "adam": `fit` scales the directions with the second moments that its Adam
-            phase ends with (see `twophase.preconditioner`). Default "none".
+            phase, if it has one, ends with (see `twophase.preconditioner`); "none". Default None:
+            "adam" for L-BFGS, "none" for CG.
 
     Raises:
-        InputError: a value is out of range.
+        InputError: a value is out of range, or a β comes with L-BFGS.
 
     >>> CGSettings(beta="CD")
     Traceback (most recent call last):
     twophase.errors.InputError: beta: 'CD' is not allowed; use one of FR, PR, PR+, ...
     """
 
-    beta: str = "PR+"
+    beta: str | None = None
     line_search: LineSearch | None = None
     restart_every: int | None = None
     zero_gradient_norm: float = 0.0
-    direction: str = "cg"
-    history: int = 20
+    direction: str | None = None
+    history: int = 100
     powell: float | None = None
-    preconditioner: str = "none"
+    preconditioner: str | None = None
 
     def __post_init__(self):
-        check_choice("beta", self.beta, BETA_RULES)
+        if self.beta is not None:
+            check_choice("beta", self.beta, BETA_RULES)
         if self.restart_every is not None:
             check_integer("restart_every", self.restart_every, 1)
         check_number("zero_gradient_norm", self.zero_gradient_norm, minimum=0)
-        check_choice("direction", self.direction, DIRECTIONS)
+        if self.direction is not None:
+            check_choice("direction", self.direction, DIRECTIONS)
         check_integer("history", self.history, 1)
         if self.powell is not None:
             check_number("powell", self.powell, above=0)
-        if self.line_search is None:
-            object.__setattr__(self, "line_search", DEFAULT_SEARCHES[self.direction])
-        resolve(self.line_search)
-        check_choice("preconditioner", self.preconditioner, PRECONDITIONERS)
+        if self.preconditioner is not None:
+            check_choice("preconditioner", self.preconditioner, PRECONDITIONERS)
+        if self.direction == "lbfgs" and self.beta is not None:
+            raise InputError("beta", self.beta, "none with direction lbfgs, which has no β")
+        resolve(self.search)
 
+    @property
     def rule(self) -> DirectionRule:
         """What chooses directions after the first.
 
-        >>> CGSettings(direction="lbfgs").rule()
-        LimitedMemoryBFGS(history=20)
+        >>> CGSettings().rule, CGSettings("FR").rule
+        (LimitedMemoryBFGS(history=100), ConjugateDirection(beta='FR', powell=None))
         """
-        return DIRECTIONS[self.direction](self)
+        if self._conjugate:
+            return ConjugateDirection(self.beta or "PR+", self.powell)
+        return LimitedMemoryBFGS(self.history)
+
+    @property
+    def search(self) -> LineSearch:
+        """What chooses steps.
+
+        >>> CGSettings(direction="cg").search == resolve("parabola")
+        True
+        """
+        if self.line_search is not None:
+            return self.line_search
+        return LINE_SEARCHES["parabola" if self._conjugate else "wolfe"]
+
+    @property
+    def preconditioned(self) -> bool:
+        """Whether a phase of Adam before this one leaves its preconditioner.
+
+        >>> CGSettings().preconditioned, CGSettings("PR+").preconditioned
+        (True, False)
+        """
+        if self.preconditioner is None:
+            return not self._conjugate
+        return self.preconditioner == "adam"
+
+    @property
+    def _conjugate(self) -> bool:
+        return self.beta is not None or self.direction == "cg"
 
 
 class Status(StrEnum):
@@ -162,7 +195,7 @@ def iterate(
     settings: CGSettings,
     inverse: Tensor | None = None,
 ) -> Iteration:
-    """One iteration: a direction, by default d = −g + β · d_previous, then a line search along d.
+    """One iteration: a direction, of L-BFGS or d = −g + β · d_previous, and a line search along it.
 
     The direction is the steepest descent −g at the start, every `restart_every` iterations, where
     the rule finds no descent direction, and where the search along d has failed (Press et al.,
@@ -279,7 +312,7 @@ def _direction(
     due = settings.restart_every or math.inf
     if memory is None or memory.age + 1 >= due:
         return steepest_descent(point.gradient, inverse)
-    return settings.rule()(point, memory, inverse)
+    return settings.rule(point, memory, inverse)
 
 
 def _search(
@@ -299,23 +332,32 @@ def _search(
         scale,
         point.resolution,
     )
-    return settings.line_search(line, direction.first_step or _first_step(point, direction, memory))
+    return settings.search(line, direction.first_step or _first_step(point, direction, memory))
 
 
 def _first_step(point: Point, direction: Direction, memory: Memory | None) -> float:
     """A first trial that follows the scale of loss and parameters.
 
     Later iterations expect the previous first-order change of the loss (Nocedal and Wright,
-    equation 3.60); the first takes the minimum of a parabola that ends at loss 0, but no longer
-    than the parameter vector itself.
+    equation 3.60) at the minimum of the previous line; the first takes the minimum of a parabola
+    that ends at loss 0, but no longer than the parameter vector itself.
     """
     if memory is not None:
-        return memory.step * memory.slope / direction.slope
+        return _line_minimum(point, memory) * memory.slope / direction.slope
     lengths = (
         2 * abs(point.value) / -direction.slope,
         norm(point.x) / norm(direction.vector),
     )
     return min((length for length in lengths if length > 0), default=1 / norm(direction.vector))
+
+
+def _line_minimum(point: Point, memory: Memory) -> float:
+    """Where the last line had its minimum, by the slopes at its start and at its step."""
+    end = dot(point.gradient, memory.direction)
+    if end <= memory.slope:
+        return memory.step
+    factor = memory.slope / (memory.slope - end)
+    return memory.step * min(max(factor, 1 / CORRECTION), CORRECTION)
 
 
 def _stay(point: Point, evaluations: int, status: Status, memory: Memory | None) -> Iteration:

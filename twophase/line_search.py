@@ -177,11 +177,11 @@ LINE_SEARCHES = {
     "golden": GoldenSection(tolerance=1e-2),
     # As exact as losses allow: the last trial is always that of the parabola.
     "golden-tight": GoldenSection(tolerance=1e-8),
-    # One forward trial, then slopes: 4 passes for most steps.
+    # One forward trial, then slopes: 4 passes for most steps of CG.
     "parabola": ParabolaFirst(StrongWolfe(curvature=0.4)),
-    # Slopes alone: 3 passes where the first trial is right, as L-BFGS's is.
-    "wolfe": StrongWolfe(curvature=0.4),
-    "wolfe-loose": StrongWolfe(curvature=0.9),
+    # Slopes alone: 3 passes where the first trial is right, as L-BFGS's is (Nocedal and Wright's
+    # curvature for quasi-Newton directions).
+    "wolfe": StrongWolfe(curvature=0.9),
 }
 
 

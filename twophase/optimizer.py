@@ -97,13 +97,13 @@ class ConjugateGradient(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable,
-        beta: str = "PR+",
+        beta: str | None = None,
         line_search: str | LineSearch | None = None,
         tolerance: float | None = None,
         restart_every: int | None = None,
         zero_gradient_norm: float = 0.0,
-        direction: str = "cg",
-        history: int = 20,
+        direction: str | None = None,
+        history: int = 100,
         powell: float | None = None,
         preconditioner: torch.optim.Optimizer | None = None,
     ):

@@ -180,7 +180,7 @@ class CGPhase:
     def epoch(self, point: Point) -> Work:
         """One CG iteration from the current point."""
         before = self.objective.passes.total - (0 if self.handed_on else GRADIENT_PASSES)
-        if self.memory is None and self.settings.preconditioner == "adam":
+        if self.memory is None and self.before is not None and self.settings.preconditioned:
             self.inverse = from_moments(
                 self.before.adam.optimizer, self.objective.vector.parameters
             )
@@ -246,8 +246,6 @@ class Trainer:
         check_integer("seed", seed, 0)
         if "cg" in names:
             check_modules(model)
-        if names == ("cg",) and cg is not None and cg.preconditioner != "none":
-            raise InputError("preconditioner", cg.preconditioner, "none where no Adam comes before")
         self.device = resolve_device(device)
         self.model = model.to(self.device)
         dtype = ParameterVector(model.parameters()).dtype

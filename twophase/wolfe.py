@@ -71,7 +71,9 @@ class StrongWolfe:
 
     def __call__(self, line: Line, first_step: float) -> SearchResult:
         low, high = GradientTrial(0.0, line.start.value, line.slope, None), None
-        step, width, promised, broken = first_step, math.inf, 0.0, 0.0
+        # a first step that no parameter can take would prove nothing
+        step = max(first_step, line.smallest_step)
+        width, promised, broken = math.inf, 0.0, 0.0
         while line.evaluations < self.max_evaluations:
             trial = line.gradient_trial(step)
             if self._decreases(line, trial) and self._is_flat(line, trial):
@@ -168,7 +170,8 @@ def _vertex_step(line: Line, step: float) -> float:
     if math.isinf(trial.value):
         return CONTRACTION[0] * step
     excess = trial.value - line.start.value - line.slope * step
-    vertex = -line.slope * step**2 / (2 * excess) if excess > 0 else math.inf
+    # ** would raise where a float overflows
+    vertex = -line.slope * step / (2 * excess) * step if excess > 0 else math.inf
     return min(max(vertex, CONTRACTION[0] * step), GROWTH[1] * step)
 
 
