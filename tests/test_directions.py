@@ -215,8 +215,18 @@ def test_the_preconditioner_is_what_adam_scales_its_steps_with():
         gradient = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
         adam.step()
         step = nn.utils.parameters_to_vector(model.parameters()).detach() - before
-        inverse = from_moments(adam, model.parameters())
+        inverse = from_moments(adam, model.parameters(), damping=0)
         torch.testing.assert_close(step, -0.01 * inverse * gradient)
+
+
+def test_damping_bounds_the_scales_and_serves_unused_parameters():
+    model, adam = trained()
+    spare = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    adam.add_param_group({"params": [spare]})
+    parameters = [*model.parameters(), spare]
+    plain, damped = (1 / from_moments(adam, parameters, damping=d) for d in (0, 0.5))
+    torch.testing.assert_close(damped, plain + 0.5 * (plain - 1e-8).mean())
+    assert (damped[-2:] >= 0.5 * (plain - 1e-8).mean()).all()
 
 
 def test_a_wrong_preconditioner_is_explained():
@@ -228,6 +238,8 @@ def test_a_wrong_preconditioner_is_explained():
             from_moments(optimizer, parameters)
     with pytest.raises(InputError, match="^preconditioner: 'an Adam without a step'"):
         from_moments(torch.optim.Adam(model.parameters()), model.parameters())
+    with pytest.raises(InputError, match="^damping: -1 is not allowed"):
+        from_moments(adam, model.parameters(), damping=-1)
 
 
 def test_no_beta_is_ignored():

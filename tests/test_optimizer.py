@@ -193,6 +193,52 @@ def test_a_state_dict_resumes_exactly():
     assert torch.equal(flat(second), flat(straight))
 
 
+@pytest.mark.parametrize("arguments", [{}, {"beta": "HZ"}, {"history": 3}, {"beta": "PR+"}])
+def test_a_preconditioned_state_resumes_exactly_without_its_adam(arguments):
+    def prefix():
+        model = network()
+        adam = torch.optim.Adam(model.parameters())
+        for _ in range(5):
+            adam.zero_grad()
+            mse_loss(model(samples()[0]), samples()[1]).backward()
+            adam.step()
+        return model, adam
+
+    straight, adam = prefix()
+    train(straight, 12, preconditioner=adam, **arguments)
+    stopped, adam = prefix()
+    _, optimizer = train(stopped, 5, preconditioner=adam, **arguments)
+    file = io.BytesIO()
+    torch.save({"model": stopped.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    model = network()
+    model.load_state_dict(saved["model"])
+    resumed = twophase.ConjugateGradient(model.parameters(), **arguments)
+    resumed.load_state_dict(saved["optimizer"])
+    inputs, targets = samples()
+    for _ in range(7):
+        resumed.step(lambda: mse_loss(model(inputs), targets))
+    assert torch.equal(flat(model), flat(straight))
+    plain, _ = prefix()
+    train(plain, 12, **arguments)
+    assert not torch.equal(flat(plain), flat(straight))
+
+
+def test_restart_makes_other_data_safe():
+    model = network()
+    inputs, targets = samples()
+    optimizer = twophase.ConjugateGradient(model.parameters())
+    for count in (20, 35, 50):
+        for _ in range(5):
+            optimizer.step(lambda n=count: mse_loss(model(inputs[:n]), targets[:n]))
+        before = mse_loss(model(inputs), targets).item()
+        optimizer.restart()
+    optimizer.step(lambda: mse_loss(model(inputs), targets))
+    assert optimizer.result.loss < before
+    assert optimizer.state_dict()["state"][0]["memory"]["age"] == 0
+
+
 def test_parameters_changed_between_steps_restart_the_direction():
     model = network()
     _, optimizer = train(model, 4)

@@ -5,48 +5,59 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from twophase.errors import InputError
+from twophase.errors import InputError, check_number
 
 
 @torch.no_grad()
-def from_moments(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> Tensor:
-    """The diagonal [P] of M⁻¹ = 1 / (sqrt(v̂) + ε) from Adam's second moments v of the parameters.
+def from_moments(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], damping: float = 0.1
+) -> Tensor:
+    """The diagonal [P] of M⁻¹, M = sqrt(v̂) + damping · mean(sqrt(v̂)) + ε, from second moments v.
 
     v̂ = v / (1 − β₂^t) corrects the moments' bias at Adam's step t; ε is Adam's own (Kingma and Ba,
-    2015, algorithm 1). Adam's step is −rate · M⁻¹ m: M is what it scales its directions with.
-    Parameters that require no gradient are left out, those that never had one get 1 / ε.
+    2015, algorithm 1), which divides its steps by sqrt(v̂) + ε. Parameters that require no gradient
+    are left out; one without moments counts as having v = 0.
+
+    Args:
+        optimizer: a `torch.optim.Adam`, or another with its second moments.
+        parameters: those of the vector that is to be scaled, in its order.
+        damping: in parts of the mean over all P parameters, at least 0: how far M trusts small
+            moments, which may be those of a parameter whose gradients merely were small of late.
+            Default 0.1: of 0 and 0.1 the one that was best, or close to the best, at four swaps of
+            two networks.
 
     Raises:
         InputError: the optimizer holds no second moments, has not stepped, or a parameter is not
-            among its own.
+            among its own; `damping` is below 0.
 
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> adam = torch.optim.Adam([weight])
-    >>> (weight * torch.tensor([2.0, 10.0])).sum().backward()
+    >>> (weight * torch.tensor([2.0, 8.0])).sum().backward()
     >>> adam.step()
-    >>> from_moments(adam, [weight])
-    tensor([0.5000, 0.1000])
+    >>> from_moments(adam, [weight], damping=0), from_moments(adam, [weight], damping=0.4)
+    (tensor([0.5000, 0.1250]), tensor([0.2500, 0.1000]))
     """
-    settings = {p: group for group in optimizer.param_groups for p in group["params"]}
-    parts = []
-    for parameter in parameters:
-        if not parameter.requires_grad:
-            continue
-        if parameter not in settings or "betas" not in settings[parameter]:
+    check_number("damping", damping, minimum=0)
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in wanted:
+        if parameter not in groups or "betas" not in groups[parameter]:
             raise InputError(
                 "preconditioner",
                 type(optimizer).__name__,
                 "an Adam that has trained the same parameters",
             )
-        parts.append(_diagonal(optimizer, parameter, settings[parameter]).reshape(-1))
-    return torch.cat(parts)
-
-
-def _diagonal(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict) -> Tensor:
-    state = optimizer.state.get(parameter, {})
     if not optimizer.state:
         raise InputError("preconditioner", "an Adam without a step", "one that has trained")
+    roots = torch.cat([_root(optimizer, p, groups[p]).reshape(-1) for p in wanted])
+    epsilon = max(groups[p]["eps"] for p in wanted)
+    return 1 / (roots + damping * roots.mean() + epsilon)
+
+
+def _root(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict) -> Tensor:
+    """sqrt(v̂) of a parameter."""
+    state = optimizer.state.get(parameter, {})
     if "exp_avg_sq" not in state:
-        return torch.full_like(parameter, 1 / group["eps"])
+        return torch.zeros_like(parameter)
     correction = 1 - group["betas"][1] ** float(state["step"])
-    return 1 / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"])
+    return (state["exp_avg_sq"] / correction).sqrt()
