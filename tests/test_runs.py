@@ -112,8 +112,8 @@ def test_a_loss_that_turns_nan_leaves_nothing_that_looks_finished(tmp_path, caps
         ("--swap-epoch", "4", "below the number of epochs, 4"),
         ("--restart-every", "0", "a whole number of at least 1"),
         ("--train-examples", "5000", "from 1 to 1437"),
-        ("--beta", "HS", "one of FR, PR, PR+"),
-        ("--line-search", "wolfe", "one of golden, golden-tight"),
+        ("--beta", "CD", "one of FR, PR, PR+"),
+        ("--line-search", "armijo", "one of golden, golden-tight"),
         ("--device", "tpu", "auto, cpu or cuda"),
     ],
 )
