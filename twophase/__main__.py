@@ -104,6 +104,7 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         "tolerance": float,
         "restart_every": int,
         "train_examples": int,
+        "validation_examples": int,
     }
     from twophase.config import RunConfig
 

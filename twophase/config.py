@@ -28,7 +28,7 @@ class RunConfig:
         batch_size, learning_rate: of Adam; see `AdamSettings`.
         beta, line_search, tolerance, restart_every: of CG; see `CGSettings` and
             `twophase.line_search.LINE_SEARCHES`. A tolerance of None is the line search's own.
-        train_examples: size of a random training subset; None: all.
+        train_examples, validation_examples: sizes of random subsets; None: all.
 
     Raises:
         InputError: a field is out of range; nothing has been loaded yet.
@@ -52,6 +52,7 @@ class RunConfig:
     tolerance: float | None = None
     restart_every: int | None = None
     train_examples: int | None = None
+    validation_examples: int | None = None
 
     def __post_init__(self):
         check_choice("dataset", self.dataset, DATASETS)
@@ -59,8 +60,9 @@ class RunConfig:
         check_choice("strategy", self.strategy, STRATEGIES)
         check_integer("epochs", self.epochs, 1)
         check_integer("seed", self.seed, 0)
-        if self.train_examples is not None:
-            check_integer("train_examples", self.train_examples, 1)
+        for field in ("train_examples", "validation_examples"):
+            if getattr(self, field) is not None:
+                check_integer(field, getattr(self, field), 1)
         self._check_swap()
         self.adam()
         self.cg()

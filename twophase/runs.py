@@ -78,7 +78,12 @@ def run(
     if finished is not None:
         return finished
     dataset = data.load(
-        config.dataset, root, chosen, train_examples=config.train_examples, seed=config.seed
+        config.dataset,
+        root,
+        chosen,
+        train_examples=config.train_examples,
+        validation_examples=config.validation_examples,
+        seed=config.seed,
     )
     trainer = _trainer(config, dataset, chosen)
     out.mkdir(parents=True, exist_ok=True)
