@@ -104,7 +104,7 @@ def test_a_branch_equals_the_run_in_one_piece(tmp_path, rule):
     """Adam keeps its state where the rule fires; Adam then CG goes on from there."""
     fixed = isinstance(rule, FixedEpoch)
     adam = RunConfig(**SMALL | {"swap_epoch": None}, strategy="adam")
-    both = RunConfig(**SMALL | {"swap_epoch": 5 if fixed else None}, factor=0.999)
+    both = RunConfig(**SMALL | {"swap_epoch": 5 if fixed else None}, rule="norm-peak", factor=0.999)
     run(adam, tmp_path / "adam", device="cpu", branches={"swap": rule})
     run(both, tmp_path / "both", device="cpu", branch_from=branch_file(tmp_path / "adam", "swap"))
     run(both, tmp_path / "whole", device="cpu")

@@ -206,6 +206,7 @@ def test_every_setting_reaches_the_run(tmp_path, monkeypatch):
     config = RunConfig(
         model="vit-nomlp",
         seed=5,
+        rule="norm-peak",
         factor=0.7,
         batch_size=64,
         learning_rate=0.01,

