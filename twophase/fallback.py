@@ -10,8 +10,11 @@ from twophase.cg import Status
 from twophase.errors import check_integer, check_number
 from twophase.switch import check_seen
 
-# Fewer points than this are no trend.
-TREND = 3
+# A trend is that of at least so many epochs, where there are as many.
+SHORTEST_TREND = 3
+# Adam is not believed to have stopped for good: CG that gains less than 5 % while the passes grow
+# by a factor e must let it try.
+LEAST_SLOPE = 0.05
 
 
 class Verdict(NamedTuple):
@@ -46,12 +49,13 @@ class Fallback:
       Adam's promise is its trend, the straight line through ln(loss) over ln(passes) in the latter
       half of its epochs (loss over ln(passes) where a loss is not positive).
 
-    After the last kind, Adam goes on from CG's weights if their loss is below Adam's promise, else,
-    as after the other two, from the weights at the swap: then its epochs are those of a run of
-    Adam alone. The best weights of CG are kept aside, and are the result if Adam ends above them.
-    So the final training loss is at most that of Adam alone after as many Adam epochs, unless CG
-    was ahead when it handed over; what CG may cost is `trial` iterations for each of
-    `max_switches` swaps, and swaps wait for `growth` times the passes of the one before.
+    After the last kind, if CG had stood its trial and is still ahead, its loss at or below Adam's
+    promise, Adam goes on from CG's weights. Else it goes on from the weights at the swap, with the
+    moments it had there: its epochs are then those of a run of Adam alone. The best weights of CG are kept aside, and are the result if Adam
+    ends above them. So the final training loss is at most that of Adam alone after as many Adam
+    epochs, unless CG was ahead of Adam's promise when it handed over. A swap that does not pay
+    costs about `trial` iterations; there are at most `max_switches`, and each waits for `growth`
+    times the passes before the last one.
 
     It is a pure object like the switch rules, and replays over a run's records.
 
@@ -152,8 +156,9 @@ class Fallback:
         )
         if gained >= promised:
             return Verdict(False, False, seen)
+        stood = len(self._cg) > self.trial + 1
         ahead = trend.scale(last.loss) <= trend.promise(last.passes)
-        return Verdict(True, ahead, seen)
+        return Verdict(True, stood and ahead, seen)
 
 
 class Trend(NamedTuple):
@@ -174,16 +179,16 @@ class Trend(NamedTuple):
 
     @classmethod
     def of(cls, seen: list[Seen]) -> "Trend":
-        """The least-squares line through the latter half of Adam's epochs, flat if too few."""
+        """The least-squares line through the latter half of Adam's epochs, within `LEAST_SLOPE`."""
         logarithmic = all(loss > 0 for _, loss in seen)
-        flat = cls(logarithmic, seen[-1].passes, 0.0, 0.0)
-        half = seen[len(seen) // 2 :]
+        flat = cls(logarithmic, seen[-1].passes, 0.0, LEAST_SLOPE)
+        half = seen[-max(SHORTEST_TREND, math.ceil(len(seen) / 2)) :]
         levels = [flat.scale(loss) for _, loss in half]
-        if len(half) < TREND:
-            return flat._replace(level=levels[-1])
+        if len(half) == 1:
+            return flat._replace(level=levels[0])
         times = np.log([passes for passes, _ in half])
         rise, level = np.polyfit(times - times[-1], levels, 1)
-        return flat._replace(level=float(level), slope=max(0.0, -float(rise)))
+        return flat._replace(level=float(level), slope=max(LEAST_SLOPE, -float(rise)))
 
     @property
     def unit(self) -> str:
