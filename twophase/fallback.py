@@ -51,11 +51,11 @@ class Fallback:
 
     After the last kind, if CG had stood its trial and is still ahead, its loss at or below Adam's
     promise, Adam goes on from CG's weights. Else it goes on from the weights at the swap, with the
-    moments it had there: its epochs are then those of a run of Adam alone. The best weights of CG are kept aside, and are the result if Adam
-    ends above them. So the final training loss is at most that of Adam alone after as many Adam
-    epochs, unless CG was ahead of Adam's promise when it handed over. A swap that does not pay
-    costs about `trial` iterations; there are at most `max_switches`, and each waits for `growth`
-    times the passes before the last one.
+    moments it had there: its epochs are then those of a run of Adam alone. The best weights of CG
+    are kept aside, and are the result if Adam ends above them. So the final training loss is at
+    most that of Adam alone after as many Adam epochs, unless CG was ahead of Adam's promise when
+    it handed over. A swap that does not pay costs about `trial` iterations; there are at most
+    `max_switches`, and each waits for `growth` times the passes before the last one.
 
     It is a pure object like the switch rules, and replays over a run's records.
 
