@@ -10,13 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.functional import mse_loss
 
 from twophase import AdamSettings, CGSettings, Fallback, GradientNormPeak, InputError, fit
 from twophase.cg import Status
 from twophase.fallback import Seen, Trend
 from twophase.line_search import GoldenSection, Line, SearchResult, SearchStatus
 from twophase.objective import FullBatch, Point
-from twophase.toys import TwoLayerTanh
+from twophase.toys import OneWeight, TwoLayerTanh, mean_output, one_example
 from twophase.training import Trainer
 
 # How far above Adam alone, after as many Adam epochs, a run may end in which CG was ahead of Adam's
@@ -120,26 +121,13 @@ def test_settings_out_of_range_name_themselves(field, value):
         Fallback(**{field: value})
 
 
-# Networks, each with data, on which the guarantee is tried: what it must never do is worse than
+# Networks, each with data and loss, on which the guarantee is tried: what it must never do is worse than
 # Adam alone, whatever rule sends it to CG.
 
 
-class Toy(nn.Module):
-    """The paper's Figure 4 as a network of one weight."""
-
-    def __init__(self, c: float, start: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([start], dtype=torch.float64))
-        self.toy = TwoLayerTanh(c)
-
-    def forward(self, inputs):
-        h = torch.tanh(self.weight * inputs)
-        return torch.tanh(h) + self.toy.c * torch.tanh(-2 * h)
-
-
 def toy(c, start):
-    one = torch.ones(1, 1, dtype=torch.float64)
-    return Toy(c, start), (one, 0.1 * one)
+    """The paper's Figure 4 as a network of one weight."""
+    return OneWeight(TwoLayerTanh(c), start), one_example(), mean_output
 
 
 class Units(nn.Module):
@@ -155,7 +143,7 @@ class Units(nn.Module):
 
 def two_peaks():
     inputs = torch.linspace(-0.5, 0.5, 50, dtype=torch.float64)[:, None].expand(50, 2)
-    return Units([-6.0, -20.0]), (inputs, torch.tanh(2.0 * inputs))
+    return Units([-6.0, -20.0]), (inputs, torch.tanh(2.0 * inputs)), mse_loss
 
 
 def no_peak():
@@ -164,7 +152,7 @@ def no_peak():
     model = nn.Linear(4, 1).double()
     with torch.no_grad():
         model.weight.zero_(), model.bias.zero_()
-    return model, (inputs, inputs.sum(1, keepdim=True) + 3)
+    return model, (inputs, inputs.sum(1, keepdim=True) + 3), mse_loss
 
 
 def small_network():
@@ -172,7 +160,7 @@ def small_network():
     inputs = torch.randn(96, 2, generator=generator, dtype=torch.float64)
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(2, 12), nn.Tanh(), nn.Linear(12, 1)).double()
-    return model, (inputs, torch.sin(3 * inputs[:, :1]) * inputs[:, 1:])
+    return model, (inputs, torch.sin(3 * inputs[:, :1]) * inputs[:, 1:]), mse_loss
 
 
 PROBLEMS = {
@@ -186,8 +174,7 @@ PROBLEMS = {
 
 
 def train(problem, adam=FULL_BATCH, epochs=300, **settings):
-    model, data = PROBLEMS[problem]()
-    loss = nn.functional.mse_loss
+    model, data, loss = PROBLEMS[problem]()
     result = fit(model, data, epochs=epochs, loss=loss, adam=adam, device="cpu", **settings)
     full = FullBatch(model, loss, *data)
     return result, full.value(full.vector.read())
@@ -327,21 +314,22 @@ def test_without_a_fallback_cg_keeps_what_it_has():
 
 
 def test_a_fallback_in_a_run_of_one_phase_is_none():
-    trainer = Trainer(*no_peak(), strategy="adam", fallback=Fallback(), device="cpu")
+    model, data, _ = no_peak()
+    trainer = Trainer(model, data, strategy="adam", fallback=Fallback(), device="cpu")
     assert trainer.fallback is None
     with pytest.raises(InputError, match="^fallback: 'yes' is not allowed"):
-        Trainer(*no_peak(), fallback="yes", device="cpu")
+        Trainer(model, data, fallback="yes", device="cpu")
 
 
 @pytest.mark.parametrize("stop", [5, 9, 11, 14, 17, 25])
 def test_a_state_at_any_epoch_continues_the_same_run(stop):
     def trainer():
-        model, data = small_network()
+        model, data, loss = small_network()
         return Trainer(
             model,
             data,
             switch=9,
-            loss=nn.functional.mse_loss,
+            loss=loss,
             adam=AdamSettings(0.05, 16),
             cg=CGSettings(line_search=GoldenSection(0.3)),
             fallback=Fallback(trial=3),
