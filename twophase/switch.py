@@ -119,8 +119,8 @@ class PeakTest:
             initialisation are smaller, the rises in the paper's Figure 5 tenfold.
         window: values under the median, at least 1. Default 5: two outliers change nothing.
         patience: values that must lie below, at least 1. Default 5, a window of its own.
-        share: the same as a share of the peak's place, at least 0. Default 0.75: a second peak
-            within that time is seen before the switch.
+        share: the same as a share of the peak's place, at least 0. Default 1, as long again as the
+            peak took: a higher peak within that time is seen before the switch.
         confidence: standard errors, at least 0. Default 3: one in a thousand.
 
     Raises:
@@ -135,7 +135,7 @@ class PeakTest:
     rise: float = 1.5
     window: int = 5
     patience: int = 5
-    share: float = 0.75
+    share: float = 1.0
     confidence: float = 3.0
 
     def __post_init__(self):
@@ -187,10 +187,10 @@ class SmoothedNormPeak:
     Source: the paper, section 3, asks for smoothing where the path zigzags.
 
     >>> rule = SmoothedNormPeak()
-    >>> trace = [2, 1.6, 2, 4, 8, 16, 23, 20, 16, 12, 9, 7, 5, 4, 3, 2, 1.5, 1, 0.7]
-    >>> first_switch(rule, [(0.0, norm) for norm in trace])
-    17
-    >>> first_switch(GradientNormPeak(), [(0.0, norm) for norm in trace])
+    >>> norms = [2, 1.6, 2, 4, 8, 16, 23, 20, 16, 12, 9, 7, 5, 4, 3, 2, 1.5, 1, 0.7, 0.5, 0.3]
+    >>> first_switch(rule, [(0.0, norm) for norm in norms])
+    19
+    >>> first_switch(GradientNormPeak(), [(0.0, norm) for norm in norms])
     2
     """
 
@@ -233,7 +233,7 @@ class NormVersusLoss:
 
     >>> rise, spike = [(9, 1.0), (8, 2.0), (7, 4.0), (6, 8.0)], [(8, 2.0)]
     >>> fall = [(5, 6.0), (4, 4.0), (3, 3.0), (2, 2.0), (1, 1.5), (0.9, 1.0), (0.8, 0.7)]
-    >>> first_switch(NormVersusLoss(), rise + spike + fall)
+    >>> first_switch(NormVersusLoss(), [*rise, *spike, *fall, (0.7, 0.5), (0.6, 0.4)])
     12
     """
 

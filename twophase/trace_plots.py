@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from twophase.plots import COLORS, GREY, MARKERS
 from twophase.traces import peak_epoch, smoothed
@@ -52,6 +53,8 @@ def norm_trace(
             **style,
         )
     ax.set(yscale="log", xlim=(0, len(norms) + 1))
+    # within less than a decade matplotlib labels the minor ticks, too many for a small figure
+    ax.yaxis.set_minor_formatter(NullFormatter())
     return ax
 
 

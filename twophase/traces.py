@@ -205,12 +205,12 @@ class Outcome(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Early: before the peak. Late: after more than twice its epoch. Else in time, or never."""
+        """Early: before the peak. Late: after more than three times its epoch. Else in time, or never."""
         if self.fired is None:
             return "never"
         if self.fired < self.peak:
             return "early"
-        return "late" if self.fired > 2 * self.peak else "in time"
+        return "late" if self.fired > 3 * self.peak else "in time"
 
 
 def outcomes(traces: pd.DataFrame, rules: Mapping[str, SwitchRule]) -> pd.DataFrame:
@@ -225,8 +225,8 @@ def outcomes(traces: pd.DataFrame, rules: Mapping[str, SwitchRule]) -> pd.DataFr
         epochs (the trace's length) and verdict; see `Outcome`.
 
     >>> from twophase.switch import GradientNormPeak
-    >>> outcomes(committed(), {"literal": GradientNormPeak()}).verdict.eq("early").mean() > 0.5
-    True
+    >>> outcomes(committed(), {"literal": GradientNormPeak()}).verdict.value_counts().idxmax()
+    'early'
     """
     rows = []
     for key, trace in traces.groupby(KEY, sort=False):
