@@ -231,10 +231,10 @@ class NormVersusLoss:
     Raises:
         InputError: in `update`, a number is not finite or a norm below zero.
 
-    >>> rise, spike = [(9, 1.0), (8, 2.0), (7, 4.0), (6, 8.0)], [(8, 2.0)]
-    >>> fall = [(5, 6.0), (4, 4.0), (3, 3.0), (2, 2.0), (1, 1.5), (0.9, 1.0), (0.8, 0.7)]
-    >>> first_switch(NormVersusLoss(), [*rise, *spike, *fall, (0.7, 0.5), (0.6, 0.4)])
-    12
+    >>> norms = [1, 2, 4, 8, 2, 6, 4, 3, 2, 1.5, 1, 0.7, 0.5, 0.4, 0.3, 0.2]
+    >>> losses = [9, 8, 7, 6, 8, 5, 4, 3, 2, 1.5, 1, 0.9, 0.8, 0.7, 0.6, 0.5]  # 8 comes twice
+    >>> first_switch(NormVersusLoss(), zip(losses, norms))
+    15
     """
 
     test: PeakTest = field(default_factory=PeakTest)
