@@ -8,7 +8,7 @@ it was. `summary.json` is written last and marks a finished run; until then the 
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -127,6 +127,42 @@ def read(folder: Path) -> tuple[pd.DataFrame, dict]:
         allowed = "the folder of a finished run, with history and summary"
         raise InputError("run", str(folder), allowed)
     return history, summary
+
+
+def restore(
+    config: RunConfig,
+    state: Path,
+    root: Path | None = None,
+    device: str | torch.device = "auto",
+) -> Trainer:
+    """The trainer of a run at a state that it kept, without validation examples.
+
+    Args:
+        config: the run's.
+        state: the file; see `branch_file`.
+        root, device: see `run`.
+
+    Raises:
+        InputError: the file is no state of such a run, or is damaged.
+        DataError: a data file is missing or damaged.
+
+    >>> import tempfile
+    >>> from twophase.switch import FixedEpoch
+    >>> config = RunConfig(strategy="adam", train_examples=16, epochs=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     out = Path(folder)
+    ...     summary = run(config, out, device="cpu", branches={"first": FixedEpoch(1)})
+    ...     trainer = restore(config, branch_file(out, "first"), device="cpu")
+    >>> len(trainer.history)
+    1
+    """
+    chosen = resolve_device(device)
+    examples = data.load(
+        config.dataset, root, chosen, train_examples=config.train_examples, seed=config.seed
+    )
+    trainer = _trainer(config, replace(examples, validation=None), chosen)
+    trainer.load_state_dict(checkpoints.load(state))
+    return trainer
 
 
 def _trainer(config: RunConfig, dataset: Dataset, device: torch.device) -> Trainer:
