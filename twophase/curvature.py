@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twophase.errors import InputError, NonFiniteError, check_choice, check_integer, check_number
+from twophase.errors import InputError, NonFiniteError, check_integer, check_number
 from twophase.objective import TwiceDifferentiable, dot, evaluate, norm, round_off
 
 Product = Callable[[Tensor], Tensor]
@@ -223,13 +223,13 @@ def negative_share(
     >>> round(negative_share(saddle, torch.ones(2).double()).share, 9)
     0.25
     """
-    check_choice("power", power, (1, 2))
+    if power not in (1, 2):
+        raise InputError("power", power, "1 or 2")
     generator = _checked_runs(probes, steps, seed)
     evaluate(objective, x)
     product = _product(objective, x)
-    krylov = Krylov(product, random_unit(x, generator), steps)
-    krylov.converge(0.0, steps)
-    return _spectrum(product, krylov, probes, steps, generator)[0].negative_share(power)
+    _, known, vectors = _outliers(Krylov(product, random_unit(x, generator), steps), 0.0, steps)
+    return _spectrum(product, known, vectors, probes, steps, generator)[0].negative_share(power)
 
 
 def along(objective: TwiceDifferentiable, x: Tensor, direction: Tensor) -> float:
@@ -292,9 +292,10 @@ def audit(
     units = {name: _unit(name, vector, x) for name, vector in (directions or {}).items()}
     point = evaluate(objective, x)
     product = _product(objective, x)
-    krylov = Krylov(product, random_unit(x, generator), BASIS_SIZE)
-    first = krylov.converge(tolerance, max_products)
-    spectrum, others = _spectrum(product, krylov, probes, steps, generator)
+    first, known, vectors = _outliers(
+        Krylov(product, random_unit(x, generator), BASIS_SIZE), tolerance, max_products
+    )
+    spectrum, others = _spectrum(product, known, vectors, probes, steps, generator)
     found = [first, *others]
     low = min(found, key=lambda one: one.smallest)
     high = max(found, key=lambda one: one.largest)
@@ -387,7 +388,8 @@ class Krylov:
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ritz values [m], ascending, the bounds of their errors [m], and coordinates [m, m]."""
         values, coordinates = np.linalg.eigh(self.matrix[: self.size, : self.size])
-        rounding = round_off(self.vectors.dtype) * np.abs(values).max()
+        # a product's own rounding errors, a few units of its last place
+        rounding = 4 * round_off(self.vectors.dtype) * np.abs(values).max()
         return values, self.residual * np.abs(coordinates[-1]) + rounding, coordinates
 
     def ritz_vectors(self, which: Sequence[int] | np.ndarray) -> Tensor:
@@ -466,29 +468,40 @@ def random_unit(x: Tensor, generator: torch.Generator) -> Tensor:
     return (draw / norm(draw)).to(x)
 
 
-def _spectrum(
-    product: Product, krylov: Krylov, probes: int, steps: int, generator: torch.Generator
-) -> tuple[Spectrum, list[Extremes]]:
-    """Probe what a first run left unknown; also what the probes' runs say of the extremes."""
+def _outliers(
+    krylov: Krylov, tolerance: float, max_products: int
+) -> tuple[Extremes, np.ndarray, Tensor]:
+    """The extremes, and all eigenvalues [k] and eigenvectors [k, P] that converged on the way."""
+    found = krylov.converge(tolerance, max_products)
     values, errors, _ = krylov.ritz()
     converged = np.flatnonzero(errors <= DEFLATED * np.abs(values))
-    known = krylov.ritz_vectors(converged)
-    count = known.shape[1] - len(known)
+    return found, values[converged], krylov.ritz_vectors(converged)
+
+
+def _spectrum(
+    product: Product,
+    known: np.ndarray,
+    vectors: Tensor,
+    probes: int,
+    steps: int,
+    generator: torch.Generator,
+) -> tuple[Spectrum, list[Extremes]]:
+    """Probe what lies beside the known eigenvectors; also what the probes say of the extremes."""
+    like, count = vectors.new_empty(vectors.shape[1]), vectors.shape[1] - len(known)
     if count == 0:
-        return Spectrum(values[converged], [], True, 0), []
+        return Spectrum(known, [], True, 0), []
 
     def remove(vector: Tensor) -> Tensor:
-        return vector - (known @ vector) @ known
+        return vector - (vectors @ vector) @ vectors
 
-    runs, found = [], []
+    found, matrices, complete = [], [], True
     for _ in range(probes):
-        start = remove(random_unit(known[0] if len(known) else krylov.vectors[0], generator))
-        run = Krylov(lambda vector: remove(product(vector)), start / norm(start), min(steps, count))
-        found.append(run.converge(0.0, steps))
-        runs.append(run)
-    matrices = [run.matrix[: run.size, : run.size] for run in runs]
-    complete = all(run.complete for run in runs)
-    return Spectrum(values[converged], matrices, complete, count), found
+        start = remove(random_unit(like, generator))
+        krylov = Krylov(lambda vector: remove(product(vector)), start / norm(start), steps)
+        found.append(krylov.converge(0.0, steps))
+        matrices.append(krylov.matrix[: krylov.size, : krylov.size])
+        complete = complete and krylov.complete
+    return Spectrum(known, matrices, complete, count), found
 
 
 def _product(objective: TwiceDifferentiable, x: Tensor) -> Product:
