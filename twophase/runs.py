@@ -300,6 +300,7 @@ def _summary(config: RunConfig, trainer: Trainer, outcome: Fit, dataset: Dataset
         "status": outcome.status,
         "message": outcome.message,
         "swap_epoch": outcome.swap_epoch,
+        "changes": outcome.changes.to_dict("records"),
         "train_loss": last.train_loss,
         "train_accuracy": last.train_accuracy,
         "validation_loss": last.validation_loss,
