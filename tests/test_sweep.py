@@ -88,6 +88,13 @@ def test_a_rule_that_never_fires_is_adam_alone(tmp_path, trained):
     assert frame.train_loss_epochs[0] == frame.train_loss_passes[0] == frame.adam_train_loss[0]
 
 
+def test_a_rule_that_fires_at_the_end_is_adam_alone():
+    literal = replace(BOTH, swap_epoch=None, rule="norm-peak")
+    rising = [(1.0, 1.0), (1.0, 2.0), (1.0, 3.0)]
+    assert sweep.settled(literal, [*rising, (1.0, 1.0)]) == sweep.trunk(BOTH)
+    assert sweep.settled(literal, [*rising[:2], (1.0, 1.0), (1.0, 1.0)]).swap_epoch == 3
+
+
 # -- many sittings
 
 

@@ -74,11 +74,17 @@ def ratios(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) -> 
     """
     ax.axhline(1, color=GREY, linestyle="-", linewidth=0.8)
     intervals(ax, lines, x, column)
-    # ratios rarely span a decade: ticks in between need labels of their own
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_locator(LogLocator(subs=_ticks(*ax.get_ylim())))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
     return ax
+
+
+def _ticks(low: float, high: float) -> tuple[float, ...]:
+    """Multiples of powers of ten that give a logarithmic axis some, but not too many, ticks."""
+    if high < 10 * low:
+        return (1, 1.5, 2, 3, 5, 7)
+    return (1, 2, 5) if high < 100 * low else (1,)
 
 
 def _text(value: Hashable) -> str:

@@ -378,14 +378,14 @@ def in_words(found: Estimate) -> str:
         A phrase to follow "the loss is"; "lower" and "higher" only if the interval leaves out 1.
 
     >>> in_words(Estimate(0.5, 0.4, 0.6))
-    "0.50 times Adam's (0.40 to 0.60), lower"
+    "0.5 times Adam's (0.4 to 0.6), lower"
     >>> in_words(Estimate(1.2, 0.9, 1.6))
-    "1.20 times Adam's (0.90 to 1.60), no clear difference"
+    "1.2 times Adam's (0.9 to 1.6), no clear difference"
     """
-    number = f"{found.mean:.2f} times Adam's"
+    number = f"{_number(found.mean)} times Adam's"
     if found.low is None:
         return f"{number} (one seed, no interval)"
-    number += f" ({found.low:.2f} to {found.high:.2f})"
+    number += f" ({_number(found.low)} to {_number(found.high)})"
     if found.high < 1:
         return f"{number}, lower"
     if found.low > 1:
@@ -420,8 +420,8 @@ def as_table(compared: pd.DataFrame, by: Sequence[str], loss: str = "train_loss"
     ...     frame[f"adam_{name}"] = [0.2, 0.4]
     ...     for budget in BUDGETS:
     ...         frame[f"{name}_{budget}"] = [0.1, 0.2]
-    >>> as_table(compare(frame, ["factor"]), ["factor"])["equal passes"].tolist()
-    ['0.15 [0.1, 0.2]']
+    >>> as_table(compare(frame, ["factor"]), ["factor"])["equal passes"][0].split()
+    ['0.15', '[0.1,', '0.2]']
     """
     names = {"Adam alone": f"adam_{loss}"}
     for budget in BUDGETS:
@@ -475,8 +475,16 @@ def _failed(config: RunConfig, error: TwoPhaseError) -> dict:
 def _shown(found: Estimate) -> str:
     if np.isnan(found.mean):
         return "–"
-    mean = f"{found.mean:.3g}"
-    return mean if found.low is None else f"{mean} [{found.low:.3g}, {found.high:.3g}]"
+    mean = _number(found.mean)
+    if found.low is None:
+        return mean
+    # a line may break before the interval, not within it
+    return f"{mean} [{_number(found.low)},\N{NO-BREAK SPACE}{_number(found.high)}]"
+
+
+def _number(value: float) -> str:
+    """Two significant digits; a few seeds tell no more."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _columns(name: str, found: Estimate | None) -> dict[str, float | None]:
