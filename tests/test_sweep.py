@@ -143,12 +143,14 @@ def test_a_run_that_fails_is_named_and_the_others_run(tmp_path, caplog):
     assert "mnist vit-nomlp-wkewq-wvwo1 adam+cg" in caplog.text
     compared = sweep.compare(frame, ["dataset"])
     assert compared.seeds.tolist() == [0, 1] and compared.failed.tolist() == [1, 0]
-    assert sweep.as_table(compared, ["dataset"])["equal epochs"][0] == "–"
+    assert sweep.as_table(compared, ["dataset"])["equal epochs, 10⁻³"][0] == "–"
 
 
 def test_a_sweep_in_which_all_fails_has_a_table(tmp_path):
     frame = sweep.run([replace(ADAM, dataset="mnist")], tmp_path, root=tmp_path, device="cpu")
-    assert sweep.as_table(sweep.compare(frame, ["dataset"]), ["dataset"])["Adam alone"][0] == "–"
+    assert (
+        sweep.as_table(sweep.compare(frame, ["dataset"]), ["dataset"])["Adam alone, 10⁻³"][0] == "–"
+    )
 
 
 def test_a_damaged_branch_fails_alone(tmp_path):

@@ -412,24 +412,24 @@ def as_table(compared: pd.DataFrame, by: Sequence[str], loss: str = "train_loss"
         loss: one of `LOSSES`.
 
     Returns:
-        Columns `by`, "seeds", "Adam alone", and for either budget the loss and its ratio to Adam's;
-        "–" where nothing was measured.
+        Columns `by`, "seeds", the loss of Adam alone, and for either budget the loss and its ratio
+        to Adam's; losses in units of 10⁻³, "–" where nothing was measured.
 
     >>> frame = pd.DataFrame({"factor": 0.9, "seed": [0, 1], "error": ""})
     >>> for name in LOSSES:
     ...     frame[f"adam_{name}"] = [0.2, 0.4]
     ...     for budget in BUDGETS:
     ...         frame[f"{name}_{budget}"] = [0.1, 0.2]
-    >>> as_table(compare(frame, ["factor"]), ["factor"])["equal passes"][0].split()
-    ['0.15', '[0.1,', '0.2]']
+    >>> as_table(compare(frame, ["factor"]), ["factor"])["equal passes, 10⁻³"][0].split()
+    ['150', '[100,', '200]']
     """
-    names = {"Adam alone": f"adam_{loss}"}
+    names = {"Adam alone, 10⁻³": (f"adam_{loss}", 1e3)}
     for budget in BUDGETS:
-        names |= {f"equal {budget}": f"{loss}_{budget}"}
-        names |= {f"ratio, equal {budget}": f"{loss}_{budget}_ratio"}
+        names |= {f"equal {budget}, 10⁻³": (f"{loss}_{budget}", 1e3)}
+        names |= {f"ratio, equal {budget}": (f"{loss}_{budget}_ratio", 1)}
     shown = compared[[*by, "seeds"]].copy()
-    for heading, name in names.items():
-        shown[heading] = [_shown(estimate(row, name)) for _, row in compared.iterrows()]
+    for heading, (name, scale) in names.items():
+        shown[heading] = [_shown(estimate(row, name), scale) for _, row in compared.iterrows()]
     return shown.reset_index(drop=True)
 
 
@@ -472,19 +472,18 @@ def _failed(config: RunConfig, error: TwoPhaseError) -> dict:
     return config.to_dict() | missing | {"status": "failed", "error": str(error)}
 
 
-def _shown(found: Estimate) -> str:
+def _shown(found: Estimate, scale: float) -> str:
     if np.isnan(found.mean):
         return "–"
-    mean = _number(found.mean)
-    if found.low is None:
-        return mean
+    mean, *ends = (_number(scale * value) for value in found if value is not None)
     # a line may break before the interval, not within it
-    return f"{mean} [{_number(found.low)},\N{NO-BREAK SPACE}{_number(found.high)}]"
+    interval_text = ",\N{NO-BREAK SPACE}".join(ends)
+    return f"{mean} [{interval_text}]" if ends else mean
 
 
 def _number(value: float) -> str:
-    """Two significant digits; a few seeds tell no more."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+    """Two significant digits, a few seeds tell no more; ratios near 1 have two decimals."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.{3 if value >= 1 else 2}g}"
 
 
 def _columns(name: str, found: Estimate | None) -> dict[str, float | None]:
