@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from twophase.plots import COLORS, DASHES, GREY, MARKERS
 
@@ -74,17 +74,17 @@ def ratios(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) -> 
     """
     ax.axhline(1, color=GREY, linestyle="-", linewidth=0.8)
     intervals(ax, lines, x, column)
-    ax.yaxis.set_major_locator(LogLocator(subs=_ticks(*ax.get_ylim())))
+    ax.yaxis.set_major_locator(_ticks(*ax.get_ylim()))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
     return ax
 
 
-def _ticks(low: float, high: float) -> tuple[float, ...]:
-    """Multiples of powers of ten that give a logarithmic axis some, but not too many, ticks."""
+def _ticks(low: float, high: float) -> Locator:
+    """Some, but not too many, ticks on a logarithmic axis, however short."""
     if high < 10 * low:
-        return (1, 1.5, 2, 3, 5, 7)
-    return (1, 2, 5) if high < 100 * low else (1,)
+        return MaxNLocator(6)
+    return LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
 
 
 def _text(value: Hashable) -> str:
