@@ -291,10 +291,19 @@ def test_loading_leaves_global_random_numbers_alone(shares):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("field", ["train_examples", "validation_examples"])
 @pytest.mark.parametrize("count", [0, -1, 201, 1.5, True, "10"])
-def test_subset_size_out_of_range_is_named(shares, count):
-    with pytest.raises(InputError, match=f"^train_examples: {count!r} .* whole number"):
-        load("shares", train_examples=count)
+def test_subset_size_out_of_range_is_named(shares, field, count):
+    with pytest.raises(InputError, match=f"^{field}: {count!r} .* whole number"):
+        load("shares", **{field: count})
+
+
+def test_validation_subset_keeps_the_rest_as_it_is():
+    full, subset = load("digits"), load("digits", validation_examples=90, seed=1)
+    assert torch.equal(subset.train.inputs, full.train.inputs)
+    assert len(subset.validation) == 90
+    found = subset.validation.targets.bincount(minlength=10)
+    assert ((found - full.validation.targets.bincount(minlength=10) / 4).abs() <= 1).all()
 
 
 def test_unknown_name_and_negative_seed_are_named():

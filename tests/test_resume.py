@@ -73,6 +73,20 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, monkeypatch, whole, epo
     assert not (tmp_path / "history.partial.csv").exists()
 
 
+def test_a_run_with_ways_back_is_stopped_anywhere(tmp_path, monkeypatch):
+    """Weights and moments of the swap are in the checkpoints, and so are CG's best weights."""
+    config = RunConfig(**SMALL | {"epochs": 16, "swap_epoch": 4}, fallback="on")
+    summary = run(config, tmp_path / "whole", device="cpu")
+    assert [change["phase"] for change in summary["changes"]][:2] == ["adam", "cg"]
+    for epochs in (4, 5, 8, 10, 12):
+        out = tmp_path / str(epochs)
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            stop_after(patch, epochs)
+            run(config, out, device="cpu")
+        assert run(config, out, device="cpu")["weights_epoch"] == summary["weights_epoch"]
+        assert same(out, tmp_path / "whole")
+
+
 def test_a_run_killed_at_twenty_moments_reaches_the_same_end(tmp_path):
     """kill -9 at random moments of training; each attempt goes on where the last one was."""
     long = RunConfig(**SMALL | {"epochs": 200, "swap_epoch": 30})
@@ -104,7 +118,7 @@ def test_a_branch_equals_the_run_in_one_piece(tmp_path, rule):
     """Adam keeps its state where the rule fires; Adam then CG goes on from there."""
     fixed = isinstance(rule, FixedEpoch)
     adam = RunConfig(**SMALL | {"swap_epoch": None}, strategy="adam")
-    both = RunConfig(**SMALL | {"swap_epoch": 5 if fixed else None}, factor=0.999)
+    both = RunConfig(**SMALL | {"swap_epoch": 5 if fixed else None}, rule="norm-peak", factor=0.999)
     run(adam, tmp_path / "adam", device="cpu", branches={"swap": rule})
     run(both, tmp_path / "both", device="cpu", branch_from=branch_file(tmp_path / "adam", "swap"))
     run(both, tmp_path / "whole", device="cpu")

@@ -43,7 +43,7 @@ def test_a_run_leaves_config_history_and_summary(tmp_path, capsys):
     assert code == 0
     assert visible(out) == ["config.json", "history.csv", "summary.json", "weights.pt"]
     config = json.loads((out / "config.json").read_text())
-    assert config.pop("format") == 1
+    assert config.pop("format") == 2
     assert RunConfig(**config) == RunConfig(train_examples=64, epochs=4, swap_epoch=2, seed=3)
     table = history(out)
     assert table.epoch.tolist() == [1, 2, 3, 4]
@@ -206,6 +206,7 @@ def test_every_setting_reaches_the_run(tmp_path, monkeypatch):
     config = RunConfig(
         model="vit-nomlp",
         seed=5,
+        rule="norm-peak",
         factor=0.7,
         batch_size=64,
         learning_rate=0.01,

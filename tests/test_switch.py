@@ -1,13 +1,24 @@
-"""The switch rule against Algorithm 1 as the paper prints it."""
+"""The literal rule against Algorithm 1 as the paper prints it; the robust ones on traces."""
 
 import math
+import re
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twophase import switch
 from twophase.errors import InputError
-from twophase.switch import FixedEpoch, GradientNormPeak
+from twophase.switch import (
+    FixedEpoch,
+    GradientNormPeak,
+    NormVersusLoss,
+    PeakTest,
+    SmoothedNormPeak,
+    first_switch,
+    replay,
+)
 
 NORMS = st.lists(st.floats(0, 1e6), min_size=1, max_size=50)
 
@@ -65,5 +76,165 @@ def test_a_factor_out_of_range_names_itself(factor):
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf), (1.0, -1.0)])
 def test_numbers_that_are_none_are_refused(loss, norm):
-    with pytest.raises(InputError, match="^(loss|grad_norm): "):
-        GradientNormPeak().update(loss, norm)
+    for rule in (GradientNormPeak(), SmoothedNormPeak(), NormVersusLoss()):
+        with pytest.raises(InputError, match="^(loss|grad_norm): "):
+            rule.update(loss, norm)
+
+
+# The robust rules on artificial traces. A switch is early if it comes before the largest norm of
+# the whole trace, smoothed here by a centred mean that the rules do not use.
+
+
+def bump(n, centre, width, height):
+    """A trace that starts at 1 and rises by a factor `height` around an epoch, over n epochs."""
+    epochs = np.arange(1, n + 1)
+    return 1 + (height - 1) * np.exp(-0.5 * (np.log(epochs / centre) / width) ** 2)
+
+
+def peak_epoch(norms, window=5):
+    half = window // 2
+    means = [np.mean(norms[max(0, i - half) : i + half + 1]) for i in range(len(norms))]
+    return int(np.argmax(means)) + 1
+
+
+def fired(rule, norms):
+    """The epoch at which a rule switches over falling losses."""
+    return first_switch(rule, zip(np.linspace(1, 0.1, len(norms)), norms, strict=True))
+
+
+ROBUST = [SmoothedNormPeak(), NormVersusLoss()]
+NOISE = st.sampled_from([0.0, 0.1, 0.3])
+
+
+@pytest.mark.parametrize("rule", ROBUST)
+@settings(max_examples=60, deadline=None)
+@given(centre=st.integers(10, 40), height=st.floats(3, 20), noise=NOISE, seed=st.integers(0, 10**6))
+def test_a_peak_after_a_dip_is_found_and_not_before(rule, centre, height, noise, seed):
+    norms = bump(5 * centre, centre, 0.4, height)
+    norms[1:4] *= 0.7  # the literal rule fires here
+    norms *= np.exp(noise * np.random.default_rng(seed).standard_normal(len(norms)))
+    epoch = fired(rule, norms)
+    assert epoch is None or epoch >= peak_epoch(norms)
+    if noise == 0:
+        assert fired(GradientNormPeak(), norms) == 2 < epoch
+
+
+@pytest.mark.parametrize("rule", ROBUST)
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.sampled_from(["flat", "rising", "falling"]), noise=NOISE, seed=st.integers(0, 10**6)
+)
+def test_without_a_peak_it_never_fires(rule, shape, noise, seed):
+    epochs = np.arange(1, 201)
+    norms = {"flat": np.ones(200), "rising": 1 + epochs / 20, "falling": 1 / epochs}[shape]
+    norms = norms * np.exp(noise * np.random.default_rng(seed).standard_normal(200))
+    assert fired(rule, norms) is None
+
+
+@pytest.mark.parametrize("rule", ROBUST)
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_plateau_is_waited_out(rule, noise):
+    norms = np.concatenate([bump(20, 20, 0.4, 8), np.full(20, 8.0), np.geomspace(8, 0.2, 100)])
+    norms *= np.exp(noise * np.random.default_rng(5).standard_normal(len(norms)))
+    assert peak_epoch(norms) <= fired(rule, norms) <= 100
+
+
+@pytest.mark.parametrize("rule", ROBUST)
+@pytest.mark.parametrize(("second", "height"), [(30, 0.6), (30, 2.0), (34, 1.5), (60, 0.5)])
+def test_a_second_peak_within_the_waiting_time_is_waited_for(rule, second, height):
+    norms = bump(150, 20, 0.2, 10.0) + bump(150, second, 0.12, 10.0 * height)
+    assert fired(rule, norms) >= peak_epoch(norms)
+
+
+@settings(max_examples=30, deadline=None)
+@given(scale=st.floats(1e-12, 1e12), seed=st.integers(0, 10**6))
+def test_the_unit_of_the_norm_does_not_matter(scale, seed):
+    noise = np.exp(0.2 * np.random.default_rng(seed).standard_normal(120))
+    norms = bump(120, 20, 0.4, 8.0) * noise
+    for rule in ROBUST:
+        assert fired(rule, scale * norms) == fired(rule, norms)
+
+
+def test_a_slower_training_switches_later_in_proportion():
+    quick, slow = (fired(SmoothedNormPeak(), bump(n, n / 8, 0.4, 8.0)) for n in (160, 1600))
+    assert slow == pytest.approx(10 * quick, rel=0.1)
+
+
+def test_spikes_are_no_peaks():
+    norms = np.geomspace(1, 0.05, 120)
+    norms[[10, 30, 31, 70]] *= 50
+    assert fired(SmoothedNormPeak(), norms) is None
+
+
+def test_the_thresholds_are_those_that_are_stated():
+    """Without noise: a rise by `rise`, then as many values below `factor` as are asked for."""
+    test = PeakTest(factor=0.5, rise=3, window=1, patience=4, share=0, confidence=0)
+    assert not test([1.0, 2.9, 0.1, 0.1, 0.1, 0.1]).switch
+    assert test([1.0, 3.0, 1.5, 1.5, 1.5, 1.5]).switch
+    assert not test([1.0, 3.0, 1.5, 1.5, 1.5]).switch
+    assert not test([1.0, 3.0, 1.5, 1.5, 1.6, 1.5]).switch
+    waiting = PeakTest(factor=0.5, rise=3, window=1, patience=1, share=2, confidence=0)
+    assert not waiting([1.0, 3.0, *[1.0] * 3]).switch
+    assert waiting([1.0, 3.0, *[1.0] * 4]).switch
+
+
+def test_the_noise_is_that_of_the_trace():
+    logs = np.random.default_rng(0).normal(0, 0.3, 4000) + np.linspace(0, 50, 4000)
+    assert switch._noise(logs) == pytest.approx(0.3, rel=0.05)
+    assert switch._noise(np.linspace(0, 1, 50)) == pytest.approx(0, abs=1e-12)
+
+
+def test_smoothing_is_the_median_of_the_last_values():
+    values = np.random.default_rng(0).normal(size=30)
+    expected = [np.median(values[max(0, i - 4) : i + 1]) for i in range(30)]
+    assert switch._running_median(values, 5) == pytest.approx(expected)
+
+
+def test_a_norm_over_the_loss_ignores_epochs_that_climb_back():
+    """Every other epoch jumps back to an earlier loss, and its norm with it."""
+    losses, norms = np.linspace(1, 0.1, 120), bump(120, 20, 0.4, 8.0)
+    trace = [(losses[j], norms[j]) for i in range(120) for j in (i, i // 4)]
+    epoch = first_switch(NormVersusLoss(), trace)
+    assert trace[epoch - 1][0] < losses[peak_epoch(norms) - 1]
+    assert first_switch(SmoothedNormPeak(), trace) is None
+
+
+def test_a_replay_starts_anew_and_says_why():
+    rule = SmoothedNormPeak()
+    rule.update(1.0, 5.0)
+    trace = [(1.0, norm) for norm in bump(60, 15, 0.4, 8.0)]
+    decisions = replay(rule, trace)
+    assert len(rule.norms) == 1
+    assert sum(decision.switch for decision in decisions) >= 1
+    assert all(re.search(r"rise.*; smoothed norm .*, peak .* at \d+$", d.reason) for d in decisions)
+
+
+def test_a_norm_of_zero_is_a_number():
+    assert fired(SmoothedNormPeak(), np.zeros(40)) is None
+    assert fired(SmoothedNormPeak(), np.append(bump(40, 10, 0.4, 8.0), np.zeros(40))) is not None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("factor", 0),
+        ("factor", 1.1),
+        ("rise", 1),
+        ("window", 0),
+        ("patience", 0),
+        ("share", -1),
+        ("confidence", -1),
+        ("window", 2.5),
+    ],
+)
+def test_thresholds_out_of_range_name_themselves(field, value):
+    with pytest.raises(InputError, match=f"^{field}: "):
+        PeakTest(**{field: value})
+
+
+@pytest.mark.parametrize("name", switch.SWITCH_RULES)
+def test_rules_by_name_take_their_factor(name):
+    assert "0.8" in repr(switch.switch_rule(name, 0.8))
+    for wrong in ({"name": "peak", "factor": 0.9}, {"name": name, "factor": 0}):
+        with pytest.raises(InputError, match="^(rule|factor): "):
+            switch.switch_rule(**wrong)

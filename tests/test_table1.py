@@ -115,14 +115,6 @@ def test_several_seeds_have_a_mean_and_an_interval(tmp_path):
     assert row.train_loss < row.train_loss_high <= max(losses) * (1 + 1e-12)
 
 
-def test_the_interval_is_the_bootstraps():
-    values = np.random.default_rng(1).normal(5, 2, size=200)
-    low, high = table1.interval(values)
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
-    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
-
-
 def test_a_pair_that_fails_does_not_stop_the_others(tmp_path, caplog):
     pairs = table1.pairs(TINY, datasets=["mnist", "digits"], networks=NETWORK)
     with pytest.raises(TwoPhaseError, match="1 of 2 pairs failed; first mnist .* is missing"):

@@ -7,11 +7,20 @@ Networks", KDIR 2025.
 from twophase.adam import AdamSettings
 from twophase.cg import CGSettings
 from twophase.errors import DataError, InputError, NonFiniteError, TwoPhaseError
+from twophase.fallback import Fallback
 from twophase.line_search import GoldenSection
 from twophase.losses import mse
 from twophase.optimizer import ConjugateGradient
-from twophase.switch import Decision, FixedEpoch, GradientNormPeak
-from twophase.training import Fit, Record, Trainer, fit
+from twophase.record import Record
+from twophase.switch import (
+    Decision,
+    FixedEpoch,
+    GradientNormPeak,
+    NormVersusLoss,
+    PeakTest,
+    SmoothedNormPeak,
+)
+from twophase.training import Fit, Trainer, fit
 
 __all__ = [
     "AdamSettings",
@@ -19,13 +28,17 @@ __all__ = [
     "ConjugateGradient",
     "DataError",
     "Decision",
+    "Fallback",
     "Fit",
     "FixedEpoch",
     "GoldenSection",
     "GradientNormPeak",
     "InputError",
     "NonFiniteError",
+    "NormVersusLoss",
+    "PeakTest",
     "Record",
+    "SmoothedNormPeak",
     "Trainer",
     "TwoPhaseError",
     "fit",

@@ -1,4 +1,4 @@
-"""The command line: `python -m twophase report | run | plot | table1 | download`."""
+"""The command line: `python -m twophase report | run | plot | table1 | traces | download`."""
 
 import argparse
 import sys
@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_plot(commands)
     _add_table1(commands)
+    _add_traces(commands)
     _add_download(commands)
     return parser
 
@@ -104,6 +105,7 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         "tolerance": float,
         "restart_every": int,
         "train_examples": int,
+        "validation_examples": int,
     }
     from twophase.config import RunConfig
 
@@ -178,6 +180,26 @@ def _table1(options: argparse.Namespace) -> None:
     out = options.out or table1.default_folder(options.preset)
     print(table1.as_text(table1.run(chosen, out, options.data, options.device)))
     print(f"table: {out / 'table1.csv'}")
+
+
+def _add_traces(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("traces", help="record gradient norms of Adam alone, resumable")
+    parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
+    parser.add_argument("--dataset", nargs="+", help="default: the preset's")
+    parser.add_argument("--model", nargs="+", help="default: all five")
+    parser.add_argument("--seeds", type=_number("seeds", int), default=3, help="default: 3")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--data", type=Path, help="data folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.set_defaults(command=_traces)
+
+
+def _traces(options: argparse.Namespace) -> None:
+    from twophase import traces
+
+    chosen = traces.configs(options.preset, options.dataset, options.model, options.seeds)
+    traces.record(chosen, options.out, options.data, options.device)
+    print(f"traces: {options.out / 'grad_norm_traces.csv'}")
 
 
 def _add_download(commands: argparse._SubParsersAction) -> None:

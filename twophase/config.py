@@ -8,9 +8,10 @@ from twophase.adam import AdamSettings
 from twophase.cg import CGSettings
 from twophase.data import DATASETS
 from twophase.errors import InputError, check_choice, check_integer
+from twophase.fallback import Fallback
 from twophase.line_search import resolve
 from twophase.models import MODELS
-from twophase.switch import FixedEpoch, GradientNormPeak, SwitchRule
+from twophase.switch import FixedEpoch, SwitchRule, switch_rule
 from twophase.training import STRATEGIES
 
 
@@ -23,12 +24,16 @@ class RunConfig:
         strategy: "adam", "cg" or "adam+cg".
         epochs: at least 1.
         seed: of initial weights, mini-batch order and training subset, at least 0.
-        swap_epoch: Adam epochs before CG, below `epochs`; None: Algorithm 1 with `factor` decides.
+        swap_epoch: Adam epochs before CG, below `epochs`; None: `rule` with `factor` decides.
+        rule: a name in `twophase.switch.SWITCH_RULES`; default the robust one, "norm-peak" is the
+            paper's Algorithm 1.
         factor: of the peak gradient norm, in (0, 1]; the paper's gn_fact 0.9.
+        fallback: whether CG may hand back to Adam: "on", "off", or "auto", the default of
+            `twophase.fit`: on with the two robust rules.
         batch_size, learning_rate: of Adam; see `AdamSettings`.
         beta, line_search, tolerance, restart_every: of CG; see `CGSettings` and
             `twophase.line_search.LINE_SEARCHES`. A tolerance of None is the line search's own.
-        train_examples: size of a random training subset; None: all.
+        train_examples, validation_examples: sizes of random subsets; None: all.
 
     Raises:
         InputError: a field is out of range; nothing has been loaded yet.
@@ -44,7 +49,9 @@ class RunConfig:
     epochs: int = 40
     seed: int = 0
     swap_epoch: int | None = None
+    rule: str = "smoothed-norm-peak"
     factor: float = 0.9
+    fallback: str = "auto"
     batch_size: int = 512
     learning_rate: float = 1e-3
     beta: str = "PR+"
@@ -52,15 +59,18 @@ class RunConfig:
     tolerance: float | None = None
     restart_every: int | None = None
     train_examples: int | None = None
+    validation_examples: int | None = None
 
     def __post_init__(self):
         check_choice("dataset", self.dataset, DATASETS)
         check_choice("model", self.model, MODELS)
         check_choice("strategy", self.strategy, STRATEGIES)
+        check_choice("fallback", self.fallback, ("auto", "on", "off"))
         check_integer("epochs", self.epochs, 1)
         check_integer("seed", self.seed, 0)
-        if self.train_examples is not None:
-            check_integer("train_examples", self.train_examples, 1)
+        for field in ("train_examples", "validation_examples"):
+            if getattr(self, field) is not None:
+                check_integer(field, getattr(self, field), 1)
         self._check_swap()
         self.adam()
         self.cg()
@@ -91,7 +101,15 @@ class RunConfig:
             return None
         if self.swap_epoch is not None:
             return FixedEpoch(self.swap_epoch)
-        return GradientNormPeak(self.factor)
+        return switch_rule(self.rule, self.factor)
+
+    def safe_way_back(self) -> Fallback | str | None:
+        """The `fallback` that `Trainer` takes.
+
+        >>> RunConfig(fallback="on").safe_way_back()
+        Fallback(trial=5, max_switches=3, growth=2.0)
+        """
+        return {"on": Fallback(), "off": None, "auto": "auto"}[self.fallback]
 
     def to_dict(self) -> dict:
         """All fields, as config.json holds them.
@@ -111,7 +129,7 @@ class RunConfig:
         return hashlib.sha256(content).hexdigest()[:8]
 
     def _check_swap(self) -> None:
-        GradientNormPeak(self.factor)
+        switch_rule(self.rule, self.factor)
         if self.swap_epoch is None:
             return
         if len(STRATEGIES[self.strategy]) == 1:

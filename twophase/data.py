@@ -350,6 +350,7 @@ def load(
     train_examples: int | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    validation_examples: int | None = None,
 ) -> Dataset:
     """Return a data set as standardised images [N, channels, 32, 32] with int64 labels [N].
 
@@ -370,8 +371,9 @@ def load(
         device: where inputs and labels lie.
         train_examples: take that many training examples at random, each class in its share; a
             smaller subset of the same seed is part of a larger one. None: all.
-        seed: of the subset, at least 0.
+        seed: of the subsets, at least 0.
         dtype: of the inputs.
+        validation_examples: the same for the validation examples.
 
     Returns:
         The `Dataset`.
@@ -379,7 +381,7 @@ def load(
     Raises:
         DataError: a file is missing, truncated or altered; the message names it and the command
             that repairs it.
-        InputError: the name is unknown, or `train_examples` or the seed out of range.
+        InputError: the name is unknown, or a number of examples or the seed out of range.
 
     >>> digits = load("digits", train_examples=100)
     >>> digits.train.inputs.shape, len(digits.validation)
@@ -387,8 +389,8 @@ def load(
     """
     source = SOURCES[check_choice("dataset", name, SOURCES)]
     check_integer("seed", seed, 0)
-    if train_examples is not None:
-        check_integer("train_examples", train_examples, 1)
+    for field, count in _counts(train_examples, validation_examples):
+        check_integer(field, count, 1)
     folder = data_root(root)
     mend = _mend(name, folder)
     train, validation = source.read([_verified(folder, file, mend) for file in source.files])
@@ -398,14 +400,29 @@ def load(
         inputs = torch.from_numpy(images).to(device, dtype, copy=True)
         return Examples(inputs.sub_(mean).div_(deviation), torch.from_numpy(labels).to(device))
 
-    if train_examples is not None:
-        if train_examples > len(train[1]):
-            allowed = f"a whole number from 1 to {len(train[1])}"
-            raise InputError("train_examples", train_examples, allowed)
-        chosen = _stratified(train[1], train_examples, torch.Generator().manual_seed(seed))
-        train = train[0][chosen], train[1][chosen]
+    parts = {"train_examples": train, "validation_examples": validation}
+    for field, count in _counts(train_examples, validation_examples):
+        parts[field] = _subset(field, parts[field], count, seed)
+    train, validation = parts.values()
     held_out = None if validation is None else examples(*validation)
     return Dataset(name, examples(*train), held_out, source.classes)
+
+
+def _counts(train: int | None, validation: int | None) -> list[tuple[str, int]]:
+    counts = {"train_examples": train, "validation_examples": validation}
+    return [(field, count) for field, count in counts.items() if count is not None]
+
+
+def _subset(
+    field: str, images: tuple[np.ndarray, np.ndarray] | None, count: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`count` images and labels at random, each class in its share."""
+    available = 0 if images is None else len(images[1])
+    if count > available:
+        allowed = f"a whole number from 1 to {available}" if available else "None: there are none"
+        raise InputError(field, count, allowed)
+    chosen = _stratified(images[1], count, torch.Generator().manual_seed(seed))
+    return images[0][chosen], images[1][chosen]
 
 
 def download(name: str, root: str | os.PathLike | None = None) -> Path:

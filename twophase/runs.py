@@ -8,7 +8,7 @@ it was. `summary.json` is written last and marks a finished run; until then the 
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +26,7 @@ from twophase.switch import SwitchRule
 from twophase.training import Fit, Record, Trainer
 from twophase.training import run as train
 
-FORMAT = 1
+FORMAT = 2
 CHECKPOINTS = "checkpoints"
 WRITTEN = ("summary.json", "history.csv", "history.partial.csv", "weights.pt", CHECKPOINTS)
 
@@ -78,7 +78,12 @@ def run(
     if finished is not None:
         return finished
     dataset = data.load(
-        config.dataset, root, chosen, train_examples=config.train_examples, seed=config.seed
+        config.dataset,
+        root,
+        chosen,
+        train_examples=config.train_examples,
+        validation_examples=config.validation_examples,
+        seed=config.seed,
     )
     trainer = _trainer(config, dataset, chosen)
     out.mkdir(parents=True, exist_ok=True)
@@ -124,6 +129,42 @@ def read(folder: Path) -> tuple[pd.DataFrame, dict]:
     return history, summary
 
 
+def restore(
+    config: RunConfig,
+    state: Path,
+    root: Path | None = None,
+    device: str | torch.device = "auto",
+) -> Trainer:
+    """The trainer of a run at a state that it kept, without validation examples.
+
+    Args:
+        config: the run's.
+        state: the file; see `branch_file`.
+        root, device: see `run`.
+
+    Raises:
+        InputError: the file is no state of such a run, or is damaged.
+        DataError: a data file is missing or damaged.
+
+    >>> import tempfile
+    >>> from twophase.switch import FixedEpoch
+    >>> config = RunConfig(strategy="adam", train_examples=16, epochs=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     out = Path(folder)
+    ...     summary = run(config, out, device="cpu", branches={"first": FixedEpoch(1)})
+    ...     trainer = restore(config, branch_file(out, "first"), device="cpu")
+    >>> len(trainer.history)
+    1
+    """
+    chosen = resolve_device(device)
+    examples = data.load(
+        config.dataset, root, chosen, train_examples=config.train_examples, seed=config.seed
+    )
+    trainer = _trainer(config, replace(examples, validation=None), chosen)
+    trainer.load_state_dict(checkpoints.load(state))
+    return trainer
+
+
 def _trainer(config: RunConfig, dataset: Dataset, device: torch.device) -> Trainer:
     model = models.build(config.model, dataset.channels, dataset.classes, config.seed)
     return Trainer(
@@ -133,6 +174,7 @@ def _trainer(config: RunConfig, dataset: Dataset, device: torch.device) -> Train
         switch=config.switch(),
         adam=config.adam(),
         cg=config.cg(),
+        fallback=config.safe_way_back(),
         seed=config.seed,
         device=device,
     )
@@ -246,7 +288,7 @@ def _top5(trainer: Trainer, dataset: Dataset) -> float | None:
 
 
 def _summary(config: RunConfig, trainer: Trainer, outcome: Fit, dataset: Dataset) -> dict:
-    last = outcome.records[-1]
+    last = outcome.final
     examples, parameters = len(dataset.train), models.parameter_count(trainer.model)
     return {
         "dataset": config.dataset,
@@ -254,9 +296,11 @@ def _summary(config: RunConfig, trainer: Trainer, outcome: Fit, dataset: Dataset
         "strategy": config.strategy,
         "seed": config.seed,
         "epochs": len(outcome.records),
+        "weights_epoch": last.epoch,
         "status": outcome.status,
         "message": outcome.message,
         "swap_epoch": outcome.swap_epoch,
+        "changes": outcome.changes.to_dict("records"),
         "train_loss": last.train_loss,
         "train_accuracy": last.train_accuracy,
         "validation_loss": last.validation_loss,

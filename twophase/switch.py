@@ -1,10 +1,18 @@
 """When to leave Adam: rules that read one loss and one gradient norm per epoch."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, Self
 
-from twophase.errors import InputError, check_integer, check_number
+import numpy as np
+
+from twophase.errors import InputError, check_choice, check_integer, check_number
+
+# The median of absolute deviations of a normal distribution, in standard deviations.
+NORMAL_MAD = 0.6745
+# The standard error of a median over that of a mean, for normal noise: sqrt(π/2).
+MEDIAN_ERROR = math.sqrt(math.pi / 2)
 
 
 class Decision(NamedTuple):
@@ -76,10 +84,7 @@ class GradientNormPeak:
         >>> rule.update(1.0, 4.0).switch, rule.update(0.9, 1.5).reason
         (False, 'at or below 0.5 of its peak: gradient norm 1.5, peak 4, level 2')
         """
-        _check_finite("loss", loss)
-        _check_finite("grad_norm", grad_norm)
-        if grad_norm < 0:
-            raise InputError("grad_norm", grad_norm, "a norm of at least 0")
+        check_seen(loss, grad_norm)
         self.peak = max(self.peak, grad_norm)
         level = self.factor * self.peak
         seen = f"gradient norm {grad_norm:.4g}, peak {self.peak:.4g}, level {level:.4g}"
@@ -90,6 +95,172 @@ class GradientNormPeak:
     def fresh(self) -> "GradientNormPeak":
         """A rule of the same factor that has seen nothing."""
         return GradientNormPeak(self.factor)
+
+
+@dataclass(frozen=True)
+class PeakTest:
+    """Whether a sequence of gradient norms has risen clearly, peaked, and stayed below its peak.
+
+    The norms are smoothed by a running median over `window` values, backwards. With s the
+    logarithm of the smoothed norms, p the place of its maximum (counted from 1) and σ the noise of
+    the logarithms, estimated from their second differences, e = confidence · σ · sqrt(π / window)
+    is what noise may do to a difference of two smoothed values. The test asks for
+
+    - a clear rise before the peak: s_p − min s_i >= ln(rise) + e over i <= p;
+    - a lasting fall: s_i <= s_p + ln(factor) − e for the last max(patience, share · p) values.
+
+    The time to wait grows with the time that the peak took, so that neither a dip after the
+    initialisation nor the learning rate, which stretches the whole curve, decides; noise raises
+    both thresholds by itself.
+
+    Args:
+        factor: in (0, 1], the paper's gn_fact; default 0.9, the paper's value.
+        rise: ratio of peak to the smallest norm before it, above 1. Default 1.5: dips after the
+            initialisation are smaller, the rises in the paper's Figure 5 tenfold.
+        window: values under the median, at least 1. Default 5: two outliers change nothing.
+        patience: values that must lie below, at least 1. Default 5, a window of its own.
+        share: the same as a share of the peak's place, at least 0. Default 1, as long again as the
+            peak took: a higher peak within that time is seen before the switch.
+        confidence: standard errors, at least 0. Default 3: one in a thousand.
+
+    Raises:
+        InputError: a value is out of range.
+
+    >>> rise, fall = [1.0, 2.0, 4.0, 8.0], [6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.3]
+    >>> PeakTest()(rise + fall[:4]).switch, PeakTest()(rise + fall).switch
+    (False, True)
+    """
+
+    factor: float = 0.9
+    rise: float = 1.5
+    window: int = 5
+    patience: int = 5
+    share: float = 1.0
+    confidence: float = 3.0
+
+    def __post_init__(self):
+        check_number("factor", self.factor, above=0, maximum=1)
+        check_number("rise", self.rise, above=1)
+        check_integer("window", self.window, 1)
+        check_integer("patience", self.patience, 1)
+        check_number("share", self.share, minimum=0)
+        check_number("confidence", self.confidence, minimum=0)
+
+    def __call__(self, norms: Iterable[float]) -> Decision:
+        """Decide for a sequence of at least one norm, in the order in which they were met."""
+        # a norm of zero is below every other, and its logarithm must be a number
+        logs = np.log(np.maximum(np.fromiter(norms, float), np.finfo(float).tiny))
+        smooth = _running_median(logs, self.window)
+        error = self.confidence * _noise(logs) * MEDIAN_ERROR * math.sqrt(2 / self.window)
+        top = int(np.argmax(smooth))
+        peak, place = math.exp(smooth[top]), top + 1
+        seen = f"smoothed norm {math.exp(smooth[-1]):.4g}, peak {peak:.4g} at {place}"
+        rise = smooth[top] - smooth[:place].min()
+        if rise < math.log(self.rise) + error:
+            needed = f"{self.rise * math.exp(error):.3g} needed"
+            return Decision(False, f"no clear rise: {math.exp(rise):.3g} times, {needed}; {seen}")
+        level = smooth[top] + math.log(self.factor) - error
+        below = _trailing(smooth <= level)
+        needed = max(self.patience, math.ceil(self.share * place))
+        fall = f"below {math.exp(level):.4g} for {below} of {needed}"
+        if below < needed:
+            return Decision(False, f"waiting after a clear rise, {fall}; {seen}")
+        return Decision(True, f"a clear rise and a lasting fall, {fall}; {seen}")
+
+
+@dataclass
+class SmoothedNormPeak:
+    """Switch when the smoothed gradient norm has risen clearly, peaked and fallen for long enough.
+
+    The robust rule, and the default of `twophase.fit`: `PeakTest` over the epochs, which names the
+    formula. A trace without a clear rise never fires it; then Adam simply goes on. Where the norm
+    peaks within the first epoch (small batches, large data sets), update it more than once per
+    epoch.
+
+    Args:
+        test: thresholds and waiting times, counted in updates; default `PeakTest()`.
+        norms: the norms seen so far (loss per unit of parameter).
+
+    Raises:
+        InputError: in `update`, a number is not finite or a norm below zero.
+
+    Source: the paper, section 3, asks for smoothing where the path zigzags.
+
+    >>> rule = SmoothedNormPeak()
+    >>> norms = [2, 1.6, 2, 4, 8, 16, 23, 20, 16, 12, 9, 7, 5, 4, 3, 2, 1.5, 1, 0.7, 0.5, 0.3]
+    >>> first_switch(rule, [(0.0, norm) for norm in norms])
+    19
+    >>> first_switch(GradientNormPeak(), [(0.0, norm) for norm in norms])
+    2
+    """
+
+    test: PeakTest = field(default_factory=PeakTest)
+    norms: list[float] = field(default_factory=list, repr=False)
+
+    def update(self, loss: float, grad_norm: float) -> Decision:
+        """Take one epoch's loss and gradient norm; decide whether to switch now.
+
+        Raises:
+            InputError: a number is not finite, or the norm is below 0.
+
+        >>> SmoothedNormPeak().update(loss=1.0, grad_norm=0.5).reason
+        'no clear rise: 1 times, 1.5 needed; smoothed norm 0.5, peak 0.5 at 1'
+        """
+        check_seen(loss, grad_norm)
+        self.norms.append(grad_norm)
+        return self.test(self.norms)
+
+    def fresh(self) -> "SmoothedNormPeak":
+        """A rule of the same thresholds that has seen nothing."""
+        return SmoothedNormPeak(self.test)
+
+
+@dataclass
+class NormVersusLoss:
+    """Switch when the gradient norm, as a function of the loss, has peaked and fallen.
+
+    `PeakTest` over the norms in the order of falling losses instead of epochs: an epoch that climbs
+    back to an earlier loss is compared with what was seen at that loss. The paper's section 3
+    recommends it for losses that fluctuate, as those of stochastic methods do. It never
+    switches at an epoch whose own loss is in the upper half of those seen.
+
+    Args:
+        test: thresholds and waiting times, counted in updates; default `PeakTest()`.
+        seen: (loss, norm) of the updates so far.
+
+    Raises:
+        InputError: in `update`, a number is not finite or a norm below zero.
+
+    >>> norms = [1, 2, 4, 8, 2, 6, 4, 3, 2, 1.5, 1, 0.7, 0.5, 0.4, 0.3, 0.2]
+    >>> losses = [9, 8, 7, 6, 8, 5, 4, 3, 2, 1.5, 1, 0.9, 0.8, 0.7, 0.6, 0.5]  # 8 comes twice
+    >>> first_switch(NormVersusLoss(), zip(losses, norms))
+    15
+    """
+
+    test: PeakTest = field(default_factory=PeakTest)
+    seen: list[tuple[float, float]] = field(default_factory=list, repr=False)
+
+    def update(self, loss: float, grad_norm: float) -> Decision:
+        """Take one epoch's loss and gradient norm; decide whether to switch now.
+
+        Raises:
+            InputError: a number is not finite, or the norm is below 0.
+
+        >>> NormVersusLoss().update(loss=1.0, grad_norm=0.5).switch
+        False
+        """
+        check_seen(loss, grad_norm)
+        self.seen.append((loss, grad_norm))
+        ordered = sorted(self.seen, key=lambda pair: -pair[0])
+        decision = self.test(norm for _, norm in ordered)
+        lower = sum(seen < loss for seen, _ in ordered)
+        if decision.switch and lower > len(ordered) // 2:
+            return Decision(False, f"the loss {loss:.4g} is above most seen; {decision.reason}")
+        return Decision(decision.switch, f"by falling loss, {decision.reason}")
+
+    def fresh(self) -> "NormVersusLoss":
+        """A rule of the same thresholds that has seen nothing."""
+        return NormVersusLoss(self.test)
 
 
 @dataclass
@@ -128,6 +299,85 @@ class FixedEpoch:
         return FixedEpoch(self.epoch)
 
 
-def _check_finite(field: str, number: float) -> None:
-    if not math.isfinite(number):
-        raise InputError(field, number, "a finite number")
+SWITCH_RULES: dict[str, Callable[[float], SwitchRule]] = {
+    "smoothed-norm-peak": lambda factor: SmoothedNormPeak(PeakTest(factor)),
+    "norm-versus-loss": lambda factor: NormVersusLoss(PeakTest(factor)),
+    "norm-peak": GradientNormPeak,
+}
+
+
+def switch_rule(name: str, factor: float) -> SwitchRule:
+    """A rule from its name in `SWITCH_RULES` and its factor, the paper's gn_fact, in (0, 1].
+
+    Raises:
+        InputError: the name is unknown or the factor out of range.
+
+    >>> switch_rule("norm-peak", 0.8)
+    GradientNormPeak(factor=0.8, peak=0.0)
+    """
+    return SWITCH_RULES[check_choice("rule", name, SWITCH_RULES)](factor)
+
+
+def replay(rule: SwitchRule, trace: Iterable[tuple[float, float]]) -> list[Decision]:
+    """The decisions of a rule over a recorded trace, one for each epoch.
+
+    Args:
+        rule: any; a fresh one of its kind sees the trace.
+        trace: the epochs' (loss, gradient norm).
+
+    Raises:
+        InputError: from the rule, for a number that is none.
+
+    >>> [decision.switch for decision in replay(GradientNormPeak(), [(2, 1.0), (1, 0.5)])]
+    [False, True]
+    """
+    rule = rule.fresh()
+    return [rule.update(loss, grad_norm) for loss, grad_norm in trace]
+
+
+def first_switch(rule: SwitchRule, trace: Iterable[tuple[float, float]]) -> int | None:
+    """The epoch, counted from 1, after which a rule first says switch; None if it never does.
+
+    Args and errors as for `replay`.
+
+    >>> first_switch(GradientNormPeak(), [(3, 1.0), (2, 2.0), (1, 1.7)])
+    3
+    """
+    decisions = enumerate(replay(rule, trace), 1)
+    return next((epoch for epoch, decision in decisions if decision.switch), None)
+
+
+def check_seen(loss: float, grad_norm: float) -> None:
+    """Raise `InputError` unless both numbers are finite and the norm is at least 0.
+
+    >>> check_seen(0.5, -1.0)
+    Traceback (most recent call last):
+    twophase.errors.InputError: grad_norm: -1.0 is not allowed; use a norm of at least 0
+    """
+    for name, number in (("loss", loss), ("grad_norm", grad_norm)):
+        if not math.isfinite(number):
+            raise InputError(name, number, "a finite number")
+    if grad_norm < 0:
+        raise InputError("grad_norm", grad_norm, "a norm of at least 0")
+
+
+def _running_median(values: np.ndarray, window: int) -> np.ndarray:
+    """The median of each value and up to `window` − 1 before it."""
+    padded = np.concatenate([np.full(window - 1, np.nan), values])
+    return np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
+
+
+def _noise(logs: np.ndarray) -> float:
+    """Standard deviation of independent noise on a smooth curve, robustly.
+
+    Second differences of the noise have six times its variance; those of the curve are small.
+    """
+    if len(logs) < 3:
+        return 0.0
+    return float(np.median(np.abs(np.diff(logs, 2)))) / (NORMAL_MAD * math.sqrt(6))
+
+
+def _trailing(below: np.ndarray) -> int:
+    """How many values at the end are true."""
+    above = np.flatnonzero(~below)
+    return len(below) - (above[-1] + 1 if len(above) else 0)

@@ -10,16 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import bootstrap
 
-from twophase import models, runs
+from twophase import models, runs, sweep
 from twophase.config import RunConfig
 from twophase.errors import InputError, TwoPhaseError, check_choice, check_integer
 from twophase.files import project_folder, write_atomically
-from twophase.switch import FixedEpoch, GradientNormPeak, SwitchRule
+from twophase.sweep import interval
 
 log = logging.getLogger("twophase")
 
@@ -146,19 +144,11 @@ class Pair:
             epochs=epochs,
             seed=self.seed,
             swap_epoch=swap_epoch if fixed else None,
+            rule="norm-peak",
             factor=FACTOR,
             train_examples=self.protocol.train_examples,
             **chosen,
         )
-
-    def branches(self) -> dict[str, SwitchRule]:
-        """Where runs may branch off Adam's: for either kind of swap its rule.
-
-        >>> Pair(PROTOCOLS["paper"], "mnist", "vit-mlp", 0, "rule").branches()["fixed"]
-        FixedEpoch(epoch=210, seen=0)
-        """
-        _, swap_epoch = self.protocol.length(self.model)
-        return {"fixed": FixedEpoch(swap_epoch), "rule": GradientNormPeak(FACTOR)}
 
     def folder(self, out: Path, strategy: str) -> Path:
         """Where a run of the pair lies below the table's folder.
@@ -428,12 +418,13 @@ def paper_table() -> pd.DataFrame:
 
 
 def _run_pair(pair: Pair, out: Path, root: Path | None, device: str | torch.device) -> None:
-    adam, both = (pair.folder(out, strategy) for strategy in STRATEGIES)
-    runs.run(pair.config("adam"), adam, root, device, branches=pair.branches())
-    # without a branch the rule never fired, or the file was deleted: then from the beginning
-    branch = runs.branch_file(adam, pair.swap)
-    start = branch if branch.exists() else None
-    runs.run(pair.config("adam+cg"), both, root, device, branch_from=start)
+    adam, adam_folder = pair.config("adam"), pair.folder(out, "adam")
+    both, folder = pair.config("adam+cg"), pair.folder(out, "adam+cg")
+    # a state for either kind of swap, so that the other kind can branch off later
+    branches = [replace(pair, swap=swap).config("adam+cg") for swap in SWAPS]
+    sweep.run_trunk(adam, adam_folder, branches, root, device)
+    start = sweep.state_for(both, adam, adam_folder, root, device)
+    runs.run(both, folder, root, device, branch_from=start)
 
 
 def _summaries(group: Sequence[Pair], out: Path, strategy: str) -> Iterator[dict]:
@@ -465,27 +456,6 @@ def _measured(measured: pd.DataFrame) -> dict[str, object]:
     for name in METRICS:
         row[f"{name}_low"], row[f"{name}_high"] = interval(measured[name].to_numpy(float))
     return row
-
-
-def interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """Ends of the 95 % percentile bootstrap interval of the mean; None for fewer than two values.
-
-    The resampling always starts from the same seed, so that the same values give the same ends.
-
-    Args:
-        values: shape [n].
-
-    Returns:
-        The lower and the upper end, in the unit of the values.
-
-    >>> interval(np.array([1.0]))
-    (None, None)
-    """
-    if len(values) < 2:
-        return None, None
-    generator = np.random.default_rng(0)
-    ends = bootstrap((values,), np.mean, method="percentile", rng=generator).confidence_interval
-    return float(ends.low), float(ends.high)
 
 
 def _compared(measured: pd.DataFrame, printed: pd.Series | None) -> dict[str, object]:

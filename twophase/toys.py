@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
-from torch import Tensor
+from torch import Tensor, nn
 
 from twophase.errors import InputError, NonFiniteError, check_integer, check_number
 
@@ -94,6 +94,51 @@ class TwoLayerTanh:
     def __call__(self, x: Tensor) -> Tensor:
         h = torch.tanh(x)
         return (torch.tanh(h) + self.c * torch.tanh(-2 * h) - self.r).square()
+
+
+class OneWeight(nn.Module):
+    """A loss of one number x as a network with one weight, whose output is the loss.
+
+    So that a toy can be trained like any network: with one example, any, and the outputs' mean
+    (`mean_output`) as loss.
+
+    Args:
+        loss: of a tensor, elementwise.
+        start: the weight x to begin with; float64.
+
+    Calling it with inputs [K, ...] returns L(x) for each of them, shape [K].
+
+    >>> network = OneWeight(TwoLayerTanh(c=0.55), start=-2.0)
+    >>> network(torch.zeros(1, 1)).shape, network.x.item()
+    (torch.Size([1]), -2.0)
+    """
+
+    def __init__(self, loss: Loss, start: float):
+        super().__init__()
+        self.loss = loss
+        self.x = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """L(x), shape [K]."""
+        return self.loss(self.x).expand(len(inputs))
+
+
+def one_example() -> tuple[Tensor, Tensor]:
+    """Inputs and targets for `OneWeight`, which looks at neither.
+
+    >>> len(one_example()[0])
+    1
+    """
+    return torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+
+
+def mean_output(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean of the outputs, whatever the targets: the loss of networks like `OneWeight`.
+
+    >>> mean_output(torch.tensor([1.0, 3.0]), torch.zeros(2))
+    tensor(2.)
+    """
+    return outputs.mean()
 
 
 # ---- losses over a parameter vector -------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The two-phase loop: Adam, the switch, then CG; one record per epoch.
+"""The two-phase loop: Adam, the switch, then CG, and back if need be; one record per epoch.
 
 The loop knows phases only by what `Phase` promises, so that another optimizer, another line search
 or another switch rule changes nothing here.
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import pandas as pd
 import torch
@@ -19,7 +19,8 @@ from twophase.adam import Adam, AdamSettings
 from twophase.cg import CGSettings, Memory, Status, iterate
 from twophase.data import Dataset, Examples
 from twophase.device import clock, resolve_device
-from twophase.errors import InputError, check_choice, check_integer
+from twophase.errors import InputError, NonFiniteError, check_choice, check_integer
+from twophase.fallback import Fallback
 from twophase.losses import mse
 from twophase.objective import (
     FullBatch,
@@ -33,7 +34,8 @@ from twophase.objective import (
 )
 from twophase.preconditioner import from_moments
 from twophase.progress import track
-from twophase.switch import FixedEpoch, GradientNormPeak, SwitchRule
+from twophase.record import Record
+from twophase.switch import FixedEpoch, NormVersusLoss, SmoothedNormPeak, SwitchRule
 
 # Full-batch loss and gradient: a forward pass counts 1, a backward pass 2.
 GRADIENT_PASSES = 3
@@ -43,40 +45,6 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "cg": ("cg",),
     "adam+cg": ("adam", "cg"),
 }
-
-
-@dataclass(frozen=True)
-class Record:
-    """One epoch: an Adam epoch is a sweep of mini-batches, a CG epoch is one iteration.
-
-    Losses, accuracies (share in 0..1, None without classes) and the gradient norm (loss per unit
-    of parameter, of the full training loss) are those at the end of the epoch. `passes` counts the
-    epoch's optimisation in sweeps over the training set (forward 1, forward with backward 3), and
-    `seconds` its wall time; `monitor_passes` counts what was spent on the training set beyond that
-    to fill the record, above all Adam's gradient norm. The gradient at a swap counts in both, since
-    the rule needs it and CG starts from it; the one after the last epoch starts nothing and counts
-    in neither if that was CG's. `step_size` and `evaluations` are the line search's. `note` says
-    why a phase ended.
-
-    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
-    >>> record = Trainer(nn.Linear(1, 1), (inputs, 3 * inputs)).epoch()
-    >>> record.phase, record.passes, record.monitor_passes
-    ('adam', 3, 3)
-    """
-
-    epoch: int
-    phase: str
-    train_loss: float
-    train_accuracy: float | None
-    validation_loss: float | None
-    validation_accuracy: float | None
-    grad_norm: float
-    step_size: float | None
-    evaluations: int
-    passes: int
-    monitor_passes: int
-    seconds: float
-    note: str
 
 
 class Work(NamedTuple):
@@ -102,6 +70,10 @@ class Phase(Protocol):
 
     def follow(self, before: "Phase") -> None:
         """Know the phase before, whose last state is that at the swap."""
+        ...
+
+    def enter(self) -> None:
+        """The phase takes over: forget directions that belong to an earlier trajectory."""
         ...
 
     def prepare(self, point: Point | None) -> int:
@@ -133,6 +105,9 @@ class AdamPhase:
 
     def follow(self, before: Phase) -> None:
         """Adam takes nothing over."""
+
+    def enter(self) -> None:
+        """Adam goes on with the moments it had."""
 
     def prepare(self, point: Point | None) -> int:
         """Nothing to check: no passes."""
@@ -168,6 +143,10 @@ class CGPhase:
     def follow(self, before: Phase) -> None:
         """Take the preconditioner, if any, from that phase when the first epoch comes."""
         self.before = before
+
+    def enter(self) -> None:
+        """CG starts with a steepest descent, from a gradient that it has not counted."""
+        self.memory, self.handed_on = None, False
 
     def prepare(self, point: Point) -> int:
         """Before the first iteration, check that the loss repeats itself."""
@@ -218,6 +197,14 @@ class CGPhase:
 PHASES = {"adam": AdamPhase, "cg": CGPhase}
 
 
+class Kept(NamedTuple):
+    """Weights [P] set aside, the training loss there, and the epoch after which they were met."""
+
+    x: Tensor
+    loss: float
+    epoch: int
+
+
 class Trainer:
     """Two-phase training, epoch by epoch; see `fit` for the arguments and errors.
 
@@ -238,6 +225,7 @@ class Trainer:
         loss: Loss = mse,
         adam: AdamSettings | None = None,
         cg: CGSettings | None = None,
+        fallback: Fallback | Literal["auto"] | None = "auto",
         seed: int = 0,
         device: str | torch.device = "auto",
         chunk_size: int = 512,
@@ -266,11 +254,14 @@ class Trainer:
             self.phases[second].follow(self.phases[first])
         self.names = names
         self.rule = _rule(switch, strategy)
+        self.fallback = _fallback(fallback, self.rule)
         self.history: list[Record] = []
         self.swap_epoch: int | None = None
         self.status = Status.MOVED
         self.message = ""
-        self._current = 0
+        self.reason = ""
+        self._name = names[0]
+        self._kept: dict[str, Kept] = {}
         self._point: Point | None = None
         self._point_seconds = 0.0
 
@@ -292,27 +283,51 @@ class Trainer:
         >>> [trainer.epoch().phase for _ in range(2)]
         ['adam', 'cg']
         """
-        number, name = len(self.history) + 1, self.names[self._current]
+        number, name = len(self.history) + 1, self._name
         phase = self.phases[name]
         if phase.uses_gradient and self._point is None:
             self._measure(self.objective.vector.read(), f" before epoch {number}")
         monitor_passes = phase.prepare(self._point)
         if not phase.uses_gradient:
             monitor_passes += GRADIENT_PASSES
-        began = clock(self.device)
-        work = phase.epoch(self._point)
+        before, began = self._point, clock(self.device)
+        work = phase.epoch(before)
         seconds = clock(self.device) - began
         if phase.uses_gradient:
             seconds += self._point_seconds
+        try:
+            accuracy = self._settle(work, f" after epoch {number} ({name})")
+        except NonFiniteError as error:
+            if self.fallback is None or name != "cg":
+                raise
+            work = work._replace(
+                x=before.x, status=Status.NOT_FINITE, message=str(error), point=None
+            )
+            accuracy = self._measure(work.x, f" before epoch {number} ({name})")
+        monitor_passes += work.point is not None  # for the accuracy alone
         self.status, self.message = work.status, work.message
-        if work.point is None:
-            accuracy = self._measure(work.x, f" after epoch {number} ({name})")
-        else:
-            accuracy = self._adopt(work.point)
-            monitor_passes += 1
         record = self._record(number, name, work, accuracy, monitor_passes, seconds)
+        note = self._decide(record, work.x)
+        record = replace(record, note=note or (work.message if self.ended else ""))
         self.history.append(record)
         return record
+
+    def finish(self) -> Record:
+        """Give the model its final weights, CG's best if Adam ended above them; their record.
+
+        It is for the end of a training: epochs after it would go on from these weights.
+
+        >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+        >>> trainer = Trainer(nn.Linear(1, 1), (inputs, inputs), strategy="adam")
+        >>> trainer.epoch() == trainer.finish()
+        True
+        """
+        last, best = self.history[-1], self._kept.get("best")
+        if best is None or last.train_loss <= best.loss:
+            return last
+        self.objective.vector.write(best.x)
+        self._point = None
+        return self.history[best.epoch - 1]
 
     def state_dict(self) -> dict:
         """Everything that the coming epochs depend on: tensors, numbers and strings only.
@@ -322,18 +337,19 @@ class Trainer:
 
         >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
         >>> sorted(Trainer(nn.Linear(1, 1), (inputs, inputs)).state_dict())
-        ['history', 'message', 'phases', 'status', 'x']
+        ['history', 'kept', 'message', 'phases', 'status', 'x']
         """
         return {
             "history": [asdict(record) for record in self.history],
             "status": str(self.status),
             "message": self.message,
             "x": self.objective.vector.read(),
+            "kept": {name: kept._asdict() for name, kept in self._kept.items()},
             "phases": {name: deepcopy(phase.state_dict()) for name, phase in self.phases.items()},
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a state; the switch rule is replayed over its records.
+        """Continue from a state; switch rule and fallback are replayed over its records.
 
         Raises:
             InputError: the records' phases are not those that this strategy and rule would take.
@@ -348,18 +364,22 @@ class Trainer:
         'cg'
         """
         self.rule = self.rule and self.rule.fresh()
-        self.history, self.swap_epoch, self._current, self._point = [], None, 0, None
+        self.fallback = self.fallback and self.fallback.fresh()
+        self.history, self.swap_epoch, self._name, self._point = [], None, self.names[0], None
+        x = state["x"].to(self.device)
         for fields in state["history"]:
             record = Record(**fields)
-            name = self.names[self._current]
-            if record.phase != name:
-                raise InputError(
-                    "state", f"epoch {record.epoch} in phase {record.phase}", f"one in phase {name}"
-                )
-            reason = self._switch(record.epoch, record.train_loss, record.grad_norm)
-            self.history.append(replace(record, note=reason or record.note))
+            if record.phase != self._name:
+                seen = f"epoch {record.epoch} in phase {record.phase}"
+                raise InputError("state", seen, f"one in phase {self._name}")
+            note = self._decide(record, x)
+            self.history.append(replace(record, note=note or record.note))
         self.status, self.message = Status(state["status"]), state["message"]
-        self.objective.vector.write(state["x"].to(self.device))
+        # what the replay kept are the records' losses with the last epoch's weights; a branch that
+        # leaves a run of Adam alone at this epoch keeps just these
+        for name, kept in state["kept"].items():
+            self._kept[name] = Kept(**kept | {"x": kept["x"].to(self.device)})
+        self.objective.vector.write(x)
         for name, phase in state["phases"].items():
             if name in self.phases:
                 # torch's optimizers keep the tensors they are given, and change them in place
@@ -374,13 +394,16 @@ class Trainer:
         check_finite(self._point.value, norm(self._point.gradient), where)
         return accuracy
 
-    def _adopt(self, point: Point) -> float | None:
-        """Make a point that its phase has evaluated the current one; the training accuracy there,
-        by one forward pass.
+    def _settle(self, work: Work, where: str) -> float | None:
+        """Make the end of an epoch the current point; the training accuracy there.
+
+        Where the phase has evaluated the point, the accuracy takes one forward pass.
         """
-        self._point, self._point_seconds = point, 0.0
+        if work.point is None:
+            return self._measure(work.x, where)
+        self._point, self._point_seconds = work.point, 0.0
         with _evaluating(self.model):
-            return self.objective.score(point.x).accuracy
+            return self.objective.score(work.x).accuracy
 
     def _record(
         self,
@@ -409,19 +432,56 @@ class Trainer:
             work.passes,
             monitor_passes,
             seconds,
-            self._switch(number, loss, grad_norm) or (work.message if self.ended else ""),
+            str(work.status),
+            note="",
         )
 
-    def _switch(self, epoch: int, loss: float, grad_norm: float) -> str:
-        """Ask the rule after an epoch of the first phase; the reason if it switches."""
-        if self._current + 1 >= len(self.names):
+    def _decide(self, record: Record, x: Tensor) -> str:
+        """After an epoch that ended at x [P]: change phase if due; the reason if it was."""
+        if self.rule is None:
             return ""
-        decision = self.rule.update(loss, grad_norm)
+        if record.phase == "adam":
+            return self._decide_adam(record, x)
+        return "" if self.fallback is None else self._decide_cg(record, x)
+
+    def _decide_adam(self, record: Record, x: Tensor) -> str:
+        decision = self.rule.update(record.train_loss, record.grad_norm)
+        self.reason = decision.reason
+        if self.fallback is not None:
+            self.fallback.adam(record.train_loss, record.grad_norm, record.passes)
+            if not self.fallback.ready:
+                return ""
         if not decision.switch:
             return ""
-        self._current += 1
-        self.swap_epoch = epoch
+        if self.fallback is not None:
+            self.fallback.swap()
+            self._kept["swap"] = Kept(x, record.train_loss, record.epoch)
+        self.swap_epoch = self.swap_epoch or record.epoch
+        self._enter("cg")
         return f"switch: {decision.reason}"
+
+    def _decide_cg(self, record: Record, x: Tensor) -> str:
+        best = self._kept.get("best")
+        if best is None or record.train_loss < best.loss:
+            self._kept["best"] = Kept(x, record.train_loss, record.epoch)
+        verdict = self.fallback.cg(
+            record.train_loss, record.grad_norm, record.passes, Status(record.status)
+        )
+        if not verdict.back:
+            return ""
+        swap = self._kept.pop("swap")
+        origin = "CG's weights"
+        if not verdict.keep:
+            origin = f"the weights of epoch {swap.epoch}"
+            self.objective.vector.write(swap.x)
+            self._point = None
+        self.status, self.message = Status.MOVED, ""
+        self._enter("adam")
+        return f"return: {verdict.reason}; Adam goes on from {origin}"
+
+    def _enter(self, name: str) -> None:
+        self._name = name
+        self.phases[name].enter()
 
 
 @dataclass(frozen=True)
@@ -432,7 +492,9 @@ class Fit:
         records: one `Record` per epoch.
         status: "completed" when all epochs were run, else why CG ended before.
         message: the status in a sentence.
-        swap_epoch: the last epoch of Adam before CG; None where there was no swap.
+        swap_epoch: the last epoch of Adam before CG first took over; None: there was no swap.
+        final: the record of the weights that the model has now: the last, or, after a return to
+            Adam, that of CG's best epoch if it is lower.
 
     >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
     >>> result = fit(nn.Linear(1, 1), (inputs, inputs), epochs=2, strategy="adam")
@@ -444,6 +506,19 @@ class Fit:
     status: str
     message: str
     swap_epoch: int | None
+    final: Record = field(repr=False)
+
+    @property
+    def changes(self) -> pd.DataFrame:
+        """The changes of phase: the last epoch of a phase, the phase, and why it ended.
+
+        >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+        >>> fit(nn.Linear(1, 1), (inputs, inputs), epochs=3, switch=2).changes.values.tolist()
+        [[2, 'adam', 'switch: epoch 2, fixed swap at 2']]
+        """
+        columns = ["epoch", "phase", "note"]
+        changed = self.history.note.str.startswith(("switch: ", "return: "))
+        return self.history.loc[changed, columns].reset_index(drop=True)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -467,6 +542,7 @@ def fit(
     loss: Loss = mse,
     adam: AdamSettings | None = None,
     cg: CGSettings | None = None,
+    fallback: Fallback | Literal["auto"] | None = "auto",
     seed: int = 0,
     device: str | torch.device = "auto",
     chunk_size: int = 512,
@@ -486,9 +562,12 @@ def fit(
             3 and its line search's evaluations.
         strategy: "adam", "cg" or "adam+cg" (the paper's Figure 6).
         switch: a rule, or the number of Adam epochs; for "adam+cg" only. Default
-            `GradientNormPeak(0.9)`, the paper's.
+            `SmoothedNormPeak()`, the robust one; `GradientNormPeak()` is the paper's.
         loss: mean loss of a batch, `loss(outputs, targets)`; default `twophase.mse`, the paper's.
         adam, cg: settings of the phases; defaults `AdamSettings()` and `CGSettings()`.
+        fallback: when CG hands back to Adam; None: never, as in the paper. Default "auto":
+            `Fallback()` with `SmoothedNormPeak` and `NormVersusLoss`, None with the paper's own
+            `GradientNormPeak`, a given epoch, or a rule of yours.
         seed: of the order of mini-batches.
         device: "auto" (CUDA if there, else CPU), "cpu", "cuda" or "cuda:N".
         chunk_size: examples per forward pass of a full-batch evaluation; bounds the memory.
@@ -521,6 +600,7 @@ def fit(
         loss=loss,
         adam=adam,
         cg=cg,
+        fallback=fallback,
         seed=seed,
         device=device,
         chunk_size=chunk_size,
@@ -547,7 +627,12 @@ def run(trainer: Trainer, epochs: int, on_epoch: Callable[[Record], None] | None
     status, message = str(trainer.status), trainer.message
     if not trainer.ended:
         status, message = "completed", f"all {epochs} epochs were run"
-    return Fit(tuple(trainer.history), status, message, trainer.swap_epoch)
+    if trainer.rule is not None and trainer.swap_epoch is None:
+        message += f"; no switch: {trainer.reason}"
+    final = trainer.finish()
+    if final != trainer.history[-1]:
+        message += f"; the weights are CG's after epoch {final.epoch}, lower than Adam's last"
+    return Fit(tuple(trainer.history), status, message, trainer.swap_epoch, final)
 
 
 def _epochs(trainer: Trainer, epochs: int) -> Iterator[Record]:
@@ -573,12 +658,23 @@ def _rule(switch: SwitchRule | int | None, strategy: str) -> SwitchRule | None:
             raise InputError("switch", switch, f"none with strategy {strategy}: it has one phase")
         return None
     if switch is None:
-        return GradientNormPeak()
+        return SmoothedNormPeak()
     if isinstance(switch, int):
         return FixedEpoch(switch)
     if not hasattr(switch, "fresh"):
         raise InputError("switch", switch, "a switch rule or a number of epochs")
     return switch.fresh()
+
+
+def _fallback(
+    fallback: Fallback | Literal["auto"] | None, rule: SwitchRule | None
+) -> Fallback | None:
+    """One with nothing seen yet; none in a run of one phase."""
+    if fallback == "auto":
+        fallback = Fallback() if isinstance(rule, SmoothedNormPeak | NormVersusLoss) else None
+    elif not isinstance(fallback, Fallback | None):
+        raise InputError("fallback", fallback, 'a Fallback, None or "auto"')
+    return None if rule is None or fallback is None else fallback.fresh()
 
 
 @contextmanager

@@ -1,0 +1,351 @@
+"""The safe way back: its evidence, and what it guarantees against Adam alone, also under faults."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from twophase import AdamSettings, CGSettings, Fallback, GradientNormPeak, InputError, fit
+from twophase.cg import Status
+from twophase.fallback import Seen, Trend
+from twophase.line_search import GoldenSection, Line, SearchResult, SearchStatus
+from twophase.objective import FullBatch
+from twophase.toys import OneWeight, TwoLayerTanh, mean_output, one_example
+from twophase.training import Trainer
+
+# How far above Adam alone, after as many Adam epochs, a run may end in which CG was ahead of Adam's
+# promise when it handed over; a run in which it was not may not end above it at all.
+MARGIN = 1.05
+FULL_BATCH = AdamSettings(learning_rate=0.05, batch_size=10_000)
+
+
+def watched(losses, passes=3):
+    """A fallback that has seen epochs of Adam with these losses, and then a swap."""
+    fallback = Fallback()
+    for loss in losses:
+        fallback.adam(loss, grad_norm=1.0, passes=passes)
+    fallback.swap()
+    return fallback
+
+
+def test_a_power_law_is_its_own_trend():
+    seen = [Seen(3 * n, 5.0 * n**-1.7) for n in range(1, 30)]
+    trend = Trend.of(seen)
+    assert trend.slope == pytest.approx(1.7)
+    assert math.exp(trend.promise(3 * 29)) == pytest.approx(5.0 * 58**-1.7)
+
+
+def test_losses_below_zero_have_a_linear_trend():
+    seen = [Seen(3 * n, 1 - 2 * math.log(n)) for n in range(1, 30)]
+    trend = Trend.of(seen)
+    assert not trend.logarithmic
+    assert trend.slope == pytest.approx(2.0)
+
+
+@given(losses=st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=20))
+def test_a_promise_never_rises(losses):
+    trend = Trend.of([Seen(3 * n, loss) for n, loss in enumerate(losses, 1)])
+    promises = [trend.promise(passes) for passes in (0, 1, 10, 1000)]
+    assert promises == sorted(promises, reverse=True)
+
+
+def test_cg_that_falls_faster_than_adam_stays():
+    fallback = watched([1 / n for n in range(1, 21)])
+    loss = 1 / 20
+    for _ in range(50):
+        loss *= 0.5
+        assert not fallback.cg(loss, grad_norm=0.5, passes=17).back
+
+
+def test_cg_that_falls_more_slowly_than_adam_goes_back_after_the_trial():
+    fallback = watched([1 / n for n in range(1, 21)])
+    loss, verdicts = 1 / 20, []
+    for _ in range(fallback.trial):
+        loss *= 0.999
+        verdicts.append(fallback.cg(loss, grad_norm=0.5, passes=17))
+    assert [v.back for v in verdicts] == [False] * (fallback.trial - 1) + [True]
+    assert not verdicts[-1].keep
+    assert "CG gained" in verdicts[-1].reason and "Adam promised" in verdicts[-1].reason
+
+
+def test_weights_of_a_cg_that_is_ahead_are_kept():
+    fallback = watched([1 / n for n in range(1, 21)])
+    losses = [1e-6] * (fallback.trial + 1)
+    verdicts = [fallback.cg(loss, grad_norm=0.5, passes=17) for loss in losses]
+    assert (verdicts[-1].back, verdicts[-1].keep) == (True, True)
+    assert not any(verdict.back for verdict in verdicts[:-1])
+    behind = watched([1 / n for n in range(1, 21)])
+    losses = [1 / 40, *[1 / 80] * behind.trial]
+    verdicts = [behind.cg(loss, grad_norm=0.5, passes=1700) for loss in losses]
+    assert (verdicts[-1].back, verdicts[-1].keep) == (True, False)
+
+
+@pytest.mark.parametrize("status", [status for status in Status if status is not Status.MOVED])
+def test_cg_that_can_do_no_more_goes_back(status):
+    verdict = watched([1.0, 0.5]).cg(0.4, grad_norm=0.5, passes=5, status=status)
+    assert verdict == (True, False, f"CG ended: {status}")
+
+
+def test_a_loss_or_a_norm_that_rises_goes_back():
+    verdict = watched([1.0, 0.5]).cg(0.51, grad_norm=0.5, passes=5)
+    assert verdict == (True, False, "the loss rose from 0.5 to 0.51")
+    reason = "the gradient norm 1.5 is above its peak 1"
+    assert watched([1.0, 0.5]).cg(0.5, grad_norm=1.5, passes=5) == (True, False, reason)
+
+
+def test_swaps_are_bounded_and_wait_longer_each_time():
+    fallback = Fallback(max_switches=3, growth=2)
+    swaps = []
+    for epoch in range(1, 200):
+        fallback.adam(1 / epoch, 1.0, passes=3)
+        if fallback.ready:
+            fallback.swap()
+            fallback.cg(1 / epoch, 0.5, passes=9, status=Status.RESOLUTION)
+            swaps.append(fallback._swaps[-1])
+    assert len(swaps) == 3
+    assert all(later >= 2 * earlier for earlier, later in zip(swaps, swaps[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("trial", 0), ("max_switches", 0), ("growth", 1.0), ("trial", 2.5)]
+)
+def test_settings_out_of_range_name_themselves(field, value):
+    with pytest.raises(InputError, match=f"^{field}: "):
+        Fallback(**{field: value})
+
+
+# Networks, each with data and loss, on which the guarantee is tried: what it must never do is worse than
+# Adam alone, whatever rule sends it to CG.
+
+
+def toy(c, start):
+    """The paper's Figure 4 as a network of one weight."""
+    return OneWeight(TwoLayerTanh(c), start), one_example(), mean_output
+
+
+class Units(nn.Module):
+    """Tanh units that share nothing; the farther out one starts, the later its norm peaks."""
+
+    def __init__(self, starts):
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor(starts, dtype=torch.float64))
+
+    def forward(self, inputs):
+        return torch.tanh(self.weights * inputs)
+
+
+def two_peaks():
+    inputs = torch.linspace(-0.5, 0.5, 50, dtype=torch.float64)[:, None].expand(50, 2)
+    return Units([-6.0, -20.0]), (inputs, torch.tanh(2.0 * inputs)), mse_loss
+
+
+def no_peak():
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(60, 4, generator=generator, dtype=torch.float64)
+    model = nn.Linear(4, 1).double()
+    with torch.no_grad():
+        model.weight.zero_(), model.bias.zero_()
+    return model, (inputs, inputs.sum(1, keepdim=True) + 3), mse_loss
+
+
+def small_network():
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(96, 2, generator=generator, dtype=torch.float64)
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(2, 12), nn.Tanh(), nn.Linear(12, 1)).double()
+    return model, (inputs, torch.sin(3 * inputs[:, :1]) * inputs[:, 1:]), mse_loss
+
+
+PROBLEMS = {
+    "figure 4, C = 0.55": lambda: toy(0.55, -2.0),
+    "figure 4, C = 0.60": lambda: toy(0.60, -2.0),
+    "figure 4, C = 0.55, from the right": lambda: toy(0.55, 2.5),
+    "no peak": no_peak,
+    "two peaks": two_peaks,
+    "network": small_network,
+}
+
+
+def train(problem, adam=FULL_BATCH, epochs=300, **settings):
+    model, data, loss = PROBLEMS[problem]()
+    result = fit(model, data, epochs=epochs, loss=loss, adam=adam, device="cpu", **settings)
+    full = FullBatch(model, loss, *data)
+    return result, full.value(full.vector.read())
+
+
+@cache
+def adam_alone(problem):
+    return train(problem, strategy="adam")
+
+
+def test_the_problems_have_the_peaks_they_claim():
+    def peaks(problem):
+        norms = adam_alone(problem)[0].history.grad_norm.to_numpy()
+        # a maximum that stands out by a fifth from the lowest norms on both sides
+        found = [i for i in range(1, 299) if norms[i - 1] < norms[i] >= norms[i + 1]]
+        return sum(
+            norms[i] > 1.2 * norms[: i + 1].min() and norms[i] > 1.2 * norms[i:].min()
+            for i in found
+            if norms[i] > 0.05 * norms.max()
+        )
+
+    assert peaks("no peak") == 0
+    assert peaks("two peaks") == 2
+
+
+# the literal rule fires early, often and wrongly: the harder trial for the way back
+RULES = {
+    "robust": {},
+    "literal": {"switch": GradientNormPeak(), "fallback": Fallback()},
+    "at once": {"switch": 3, "fallback": Fallback()},
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_never_ends_above_adam_alone(problem, rule):
+    alone, _ = adam_alone(problem)
+    result, reached = train(problem, **RULES[rule])
+    assert_no_worse(result, reached, alone)
+    assert reached == pytest.approx(result.final.train_loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_default_never_ends_above_adam_alone_at_equal_epochs(problem):
+    _, alone = adam_alone(problem)
+    _, reached = train(problem)
+    assert reached <= MARGIN * alone
+
+
+def assert_no_worse(result, reached, alone):
+    """Against Adam alone after as many Adam epochs, of which failed trials took few."""
+    phases = result.history.phase.value_counts()
+    kept = result.changes.note.str.contains("CG's weights").any()
+    margin = MARGIN if kept else 1 + 1e-12
+    assert reached <= margin * alone.history.train_loss[phases["adam"] - 1]
+
+
+@dataclass(frozen=True)
+class Liar:
+    """A line search that takes a random step and swears that the loss fell."""
+
+    seed: int
+
+    def __call__(self, line: Line, first_step: float) -> SearchResult:
+        scale = 10 ** np.random.default_rng([self.seed, int(1e6 * first_step)]).uniform(-3, 3)
+        line.trial(first_step)
+        return SearchResult(
+            scale * max(first_step, 1e-200), 0.9 * line.start.value, 1, SearchStatus.MINIMUM
+        )
+
+
+@dataclass(frozen=True)
+class Runaway:
+    """A line search whose steps leave the range of floating point."""
+
+    seed: int
+
+    def __call__(self, line: Line, first_step: float) -> SearchResult:
+        return SearchResult(1e300, 0.0, 1, SearchStatus.MINIMUM)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("search", [Liar, Runaway])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_line_search_that_lies_costs_its_trials_only(problem, search, seed):
+    alone, _ = adam_alone(problem)
+    cg = CGSettings(line_search=search(seed))
+    result, reached = train(problem, switch=3, fallback=Fallback(), cg=cg)
+    assert_no_worse(result, reached, alone)
+    assert math.isfinite(result.history.train_loss.max())
+    assert result.changes.note.str.startswith("return: ").any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_gradient_that_is_noise_costs_its_trials_only(problem, seed, monkeypatch):
+    alone, _ = adam_alone(problem)
+    generator = torch.Generator().manual_seed(seed)
+    measure = FullBatch.measure
+
+    def noisy(self, x):
+        point, accuracy = measure(self, x)
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        return point._replace(gradient=noise * point.gradient.norm()), accuracy
+
+    monkeypatch.setattr(FullBatch, "measure", noisy)
+    result, reached = train(problem, switch=3, fallback=Fallback())
+    assert_no_worse(result, reached, alone)
+
+
+def test_adam_goes_on_as_if_cg_had_never_been():
+    """After a return to the weights at the swap: the same losses, bit for bit."""
+    adam = AdamSettings(learning_rate=0.05, batch_size=16)
+    alone = train("network", adam=adam, epochs=60, strategy="adam")[0].history
+    cg = CGSettings(line_search=Liar(0))
+    both = train("network", adam=adam, epochs=60, switch=9, fallback=Fallback(), cg=cg)[0].history
+    assert (both.phase == "cg").sum() >= 1
+    losses = both.train_loss[both.phase == "adam"].to_numpy()
+    assert np.array_equal(losses, alone.train_loss[: len(losses)].to_numpy())
+
+
+def test_the_record_shows_every_change_and_its_reason():
+    result, _ = train("network", switch=9, fallback=Fallback(max_switches=2))
+    history, changes = result.history, result.changes
+    changed = history.epoch[:-1][history.phase.to_numpy()[:-1] != history.phase.to_numpy()[1:]]
+    assert changes.epoch.tolist() == changed.tolist()
+    assert changes.phase.tolist() == (["adam", "cg"] * len(changes))[: len(changes)]
+    assert (changes.phase == "adam").sum() <= 2
+    for note, phase in zip(changes.note, changes.phase, strict=True):
+        assert note.startswith("switch: " if phase == "adam" else "return: ")
+        assert phase == "adam" or "Adam goes on from" in note
+
+
+def test_without_a_fallback_cg_keeps_what_it_has():
+    result, _ = train("network", switch=9, epochs=40)
+    assert (result.history.phase[9:] == "cg").all()
+
+
+def test_a_fallback_in_a_run_of_one_phase_is_none():
+    model, data, _ = no_peak()
+    trainer = Trainer(model, data, strategy="adam", fallback=Fallback(), device="cpu")
+    assert trainer.fallback is None
+    with pytest.raises(InputError, match="^fallback: 'yes' is not allowed"):
+        Trainer(model, data, fallback="yes", device="cpu")
+
+
+@pytest.mark.parametrize("stop", [5, 9, 11, 14, 17, 25])
+def test_a_state_at_any_epoch_continues_the_same_run(stop):
+    def trainer():
+        model, data, loss = small_network()
+        return Trainer(
+            model,
+            data,
+            switch=9,
+            loss=loss,
+            adam=AdamSettings(0.05, 16),
+            cg=CGSettings(line_search=GoldenSection(0.3)),
+            fallback=Fallback(trial=3),
+            device="cpu",
+        )
+
+    whole, half, rest = trainer(), trainer(), trainer()
+    for _ in range(40):
+        whole.epoch()
+    for _ in range(stop):
+        half.epoch()
+    rest.load_state_dict(half.state_dict())
+    for _ in range(40 - stop):
+        rest.epoch()
+    assert any(record.note.startswith("return") for record in whole.history)
+    timeless = [[replace(r, seconds=0) for r in t.history] for t in (whole, rest)]
+    assert timeless[0] == timeless[1]
+    assert whole.finish().epoch == rest.finish().epoch
+    assert torch.equal(whole.objective.vector.read(), rest.objective.vector.read())

@@ -1,0 +1,83 @@
+"""Recorded traces: what is committed, how they are judged, and how they are recorded."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from twophase import traces
+from twophase.__main__ import main
+from twophase.errors import InputError
+from twophase.switch import FixedEpoch, GradientNormPeak, NormVersusLoss, SmoothedNormPeak
+from twophase.traces import Outcome
+
+
+def test_the_committed_traces_are_complete():
+    recorded = traces.committed()
+    assert tuple(recorded.columns) == traces.COLUMNS
+    groups = recorded.groupby(traces.KEY)
+    expected = {(c.dataset, c.model, c.seed): c.epochs for c in traces.configs("paper")}
+    assert {key: len(trace) for key, trace in groups} == expected
+    assert recorded.model.nunique() >= 5 and recorded.dataset.nunique() >= 2
+    assert np.isfinite(recorded[["loss", "grad_norm"]]).all(axis=None)
+    assert (recorded[["loss", "grad_norm"]] > 0).all(axis=None)
+    for _, trace in groups:
+        assert trace.epoch.tolist() == list(range(1, len(trace) + 1))
+        assert trace.loss.iloc[-1] < 0.5 * trace.loss.iloc[0]
+
+
+@pytest.mark.parametrize("rule", [SmoothedNormPeak(), NormVersusLoss()])
+def test_the_robust_rules_are_early_on_none_of_the_committed_traces(rule):
+    found = traces.outcomes(traces.committed(), {"rule": rule})
+    assert not found.verdict.eq("early").any()
+    # a rule that never fired would pass the line above
+    assert found.fired.notna().sum() >= 12
+
+
+def test_the_literal_rule_is_early_on_most_of_them():
+    found = traces.outcomes(traces.committed(), {"literal": GradientNormPeak()})
+    assert found.verdict.eq("early").mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("fired", "verdict"),
+    [(None, "never"), (9, "early"), (10, "in time"), (30, "in time"), (31, "late")],
+)
+def test_verdicts_follow_their_definition(fired, verdict):
+    assert Outcome(fired, peak=10).verdict == verdict
+
+
+def test_smoothing_is_a_centred_mean():
+    norms = np.random.default_rng(0).uniform(size=12)
+    expected = [norms[max(0, i - 2) : i + 3].mean() for i in range(12)]
+    assert traces.smoothed(norms) == pytest.approx(expected)
+    assert traces.peak_epoch(norms) == int(np.argmax(expected)) + 1
+    with pytest.raises(InputError, match="^window: "):
+        traces.smoothed(norms, window=0)
+
+
+def test_outcomes_and_counts_of_a_known_trace():
+    norms = [1.0, 2.0, 3.0, 4.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    key = {"dataset": "d", "model": "m", "seed": 0}
+    table = pd.DataFrame(key | {"epoch": range(1, 10), "loss": 1.0, "grad_norm": norms})
+    found = traces.outcomes(table, {"at 2": FixedEpoch(2), "at 99": FixedEpoch(99)})
+    assert found.verdict.tolist() == ["early", "never"]
+    assert found.peak.tolist() == [5, 5] and found.fired.isna().tolist() == [False, True]
+    assert traces.counts(found).to_numpy().tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
+
+
+def test_recording_resumes_and_keeps_the_weights_of_some_epochs(tmp_path, capsys):
+    command = ["traces", "--preset", "smoke", "--model", "vit-nomlp-wkewq-wvwo1", "--seeds", "2"]
+    assert main([*command, "--out", str(tmp_path), "--device", "cpu"]) == 0
+    written = pd.read_csv(tmp_path / "grad_norm_traces.csv")
+    assert written.groupby("seed").epoch.max().tolist() == [12, 12]
+    (config, _) = traces.configs("smoke", networks=["vit-nomlp-wkewq-wvwo1"], seeds=2)
+    kept = sorted(p.name for p in traces.folder(tmp_path, config).glob("branch-epoch-*.ckpt"))
+    assert len(kept) == sum(epoch <= 12 for epoch in traces.KEPT_EPOCHS)
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")}
+    assert main([*command, "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")}
+
+
+def test_unknown_names_are_one_line(capsys, tmp_path):
+    assert main(["traces", "--dataset", "mnist", "--out", str(tmp_path)]) == 2
+    assert "dataset: 'mnist' is not allowed; use one of digits" in capsys.readouterr().err

@@ -1,0 +1,91 @@
+"""Figures of ablations: losses and ratios over what was varied, with intervals over seeds."""
+
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from twophase.plots import COLORS, DASHES, GREY, MARKERS
+
+# Shares of the distance between two values, so that intervals of several lines do not overlap.
+_SPREAD = 0.12
+
+
+def intervals(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) -> Axes:
+    """Draw means with their intervals over evenly spaced values, a line for each label.
+
+    The values need not be numbers: each has its place, in the order of the first frame that has it.
+
+    Args:
+        ax: axes to draw on; the vertical axis becomes logarithmic.
+        lines: for each label a frame with columns `x`, `column`, `column`_low and `column`_high; a
+            missing mean leaves a gap, a missing interval a point without bars.
+        x: the column of what was varied.
+        column: of the means, above 0.
+
+    Returns:
+        `ax`; its labels are the caller's.
+
+    >>> from matplotlib.figure import Figure
+    >>> frame = pd.DataFrame({"batch": [64, 512], "loss": [1.0, 2.0]})
+    >>> frame = frame.assign(loss_low=[0.9, 1.5], loss_high=[1.1, 2.5])
+    >>> ax = intervals(Figure().subplots(), {"Adam": frame}, "batch", "loss")
+    >>> [tick.get_text() for tick in ax.get_xticklabels()], ax.get_yscale()
+    (['64', '512'], 'log')
+    """
+    places: dict[Hashable, int] = {}
+    for frame in lines.values():
+        for value in frame[x]:
+            places.setdefault(value, len(places))
+    for index, (label, frame) in enumerate(lines.items()):
+        mean, low, high = (
+            frame[name].to_numpy(float) for name in (column, f"{column}_low", f"{column}_high")
+        )
+        bars = np.nan_to_num([np.maximum(mean - low, 0), np.maximum(high - mean, 0)])
+        offset = _SPREAD * (index - (len(lines) - 1) / 2)
+        ax.errorbar(
+            [places[value] + offset for value in frame[x]],
+            mean,
+            yerr=bars,
+            label=label,
+            color=COLORS[index % len(COLORS)],
+            marker=MARKERS[index % len(MARKERS)],
+            linestyle=DASHES[index % len(DASHES)],
+            linewidth=1.2,
+            elinewidth=1.8,
+            capsize=4,
+        )
+    ax.set(yscale="log", xlim=(-0.5, len(places) - 0.5))
+    ax.set_xticks(range(len(places)), [_text(value) for value in places])
+    return ax
+
+
+def ratios(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) -> Axes:
+    """Draw ratios to a reference as `intervals` does, with a line at 1, the reference itself.
+
+    Args and result as for `intervals`.
+
+    >>> from matplotlib.figure import Figure
+    >>> frame = pd.DataFrame({"rule": ["a"], "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6})
+    >>> ratios(Figure().subplots(), {"CG": frame}, "rule", "ratio").lines[0].get_ydata()
+    [1, 1]
+    """
+    ax.axhline(1, color=GREY, linestyle="-", linewidth=0.8)
+    intervals(ax, lines, x, column)
+    ax.yaxis.set_major_locator(_ticks(*ax.get_ylim()))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    return ax
+
+
+def _ticks(low: float, high: float) -> Locator:
+    """Some, but not too many, ticks on a logarithmic axis, however short."""
+    if high < 10 * low:
+        return MaxNLocator(6)
+    return LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
+
+
+def _text(value: Hashable) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

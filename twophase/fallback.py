@@ -1,0 +1,206 @@
+"""The safe way back: when CG's own results speak against the hypothesis, Adam takes over again."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from twophase.cg import Status
+from twophase.errors import check_integer, check_number
+from twophase.switch import check_seen
+
+# A trend is that of at least so many epochs, where there are as many.
+SHORTEST_TREND = 3
+# Adam is not believed to have stopped for good: CG that gains less than 5 % while the passes grow
+# by a factor e must let it try.
+LEAST_SLOPE = 0.05
+
+
+class Verdict(NamedTuple):
+    """Whether Adam takes over, whether from CG's weights (else from those at the swap), and why.
+
+    >>> Verdict(back=False, keep=False, reason="lower loss per pass than Adam promised").back
+    False
+    """
+
+    back: bool
+    keep: bool
+    reason: str
+
+
+class Seen(NamedTuple):
+    """A loss and the passes that its phase has spent on the way there."""
+
+    passes: int
+    loss: float
+
+
+@dataclass
+class Fallback:
+    """The evidence that ends a phase of CG early, and what Adam goes on from.
+
+    CG hands back to Adam, whose moments are those it had at the swap, after an iteration in which
+
+    - the search found no lower loss, or the loss measured afterwards is higher or not finite, or
+      CG has converged (a minimum, but perhaps not the one that Adam would reach);
+    - the gradient norm is above its largest under Adam: by the hypothesis the loss is not convex;
+    - the loss fell by less over the last `trial` iterations than Adam promised for as many passes.
+      Adam's promise is its trend, the straight line through ln(loss) over ln(passes) in the latter
+      half of its epochs (loss over ln(passes) where a loss is not positive).
+
+    After the last kind, if CG had stood its trial and is still ahead, its loss at or below Adam's
+    promise, Adam goes on from CG's weights. Else it goes on from the weights at the swap, with the
+    moments it had there: its epochs are then those of a run of Adam alone. The best weights of CG
+    are kept aside, and are the result if Adam ends above them. So the final training loss is at
+    most that of Adam alone after as many Adam epochs, unless CG was ahead of Adam's promise when
+    it handed over. A swap that does not pay costs about `trial` iterations; there are at most
+    `max_switches`, and each waits for `growth` times the passes before the last one.
+
+    It is a pure object like the switch rules, and replays over a run's records.
+
+    Args:
+        trial: CG iterations over which its rate is measured, at least 1. Default 5: the first of
+            them is a steepest descent, conjugate directions need a few more to show.
+        max_switches: swaps to CG in a run, at least 1. Default 3: with `growth` 2 they are trials
+            in the 1st, 2nd and 4th unit of time.
+        growth: factor of the passes before the next swap, above 1. Default 2: all trials together
+            cost less than twice the last one.
+
+    Raises:
+        InputError: a value is out of range; in `adam` and `cg`, a loss or norm is not finite.
+
+    Source: the paper, section 3, names the risk and asks for no more than trying; the review's
+    failure signatures are a norm without peak, several peaks, and a loss that rises under CG.
+
+    >>> fallback = Fallback(trial=2)
+    >>> for epoch in range(1, 9):
+    ...     fallback.adam(loss=1 / epoch, grad_norm=1.0, passes=3)
+    >>> fallback.ready, fallback.swap()
+    (True, None)
+    >>> fallback.cg(loss=0.1249, grad_norm=0.9, passes=17).back
+    False
+    >>> verdict = fallback.cg(loss=0.1248, grad_norm=0.9, passes=17)
+    >>> verdict.back, verdict.keep
+    (True, False)
+    """
+
+    trial: int = 5
+    max_switches: int = 3
+    growth: float = 2.0
+    _adam: list[Seen] = field(default_factory=list, init=False, repr=False)
+    _cg: list[Seen] = field(default_factory=list, init=False, repr=False)
+    _peak: float = field(default=0.0, init=False, repr=False)
+    _spent: int = field(default=0, init=False, repr=False)
+    _swaps: list[int] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self):
+        check_integer("trial", self.trial, 1)
+        check_integer("max_switches", self.max_switches, 1)
+        check_number("growth", self.growth, above=1)
+
+    def fresh(self) -> "Fallback":
+        """One of the same settings that has seen nothing."""
+        return replace(self)
+
+    @property
+    def ready(self) -> bool:
+        """Whether CG may take over now, as far as earlier attempts are concerned."""
+        if not self._swaps:
+            return True
+        return len(self._swaps) < self.max_switches and (
+            self._spent >= self.growth * self._swaps[-1]
+        )
+
+    def adam(self, loss: float, grad_norm: float, passes: int) -> None:
+        """Take an epoch of Adam: loss and norm at its end, and the passes it cost."""
+        check_seen(loss, grad_norm)
+        self._spent += passes
+        before = self._adam[-1].passes if self._adam else 0
+        self._adam.append(Seen(before + passes, loss))
+        self._peak = max(self._peak, grad_norm)
+
+    def swap(self) -> None:
+        """CG takes over after the epochs seen so far, at least one."""
+        self._swaps.append(self._spent)
+        self._cg = [Seen(0, self._adam[-1].loss)]
+
+    def cg(
+        self, loss: float, grad_norm: float, passes: int, status: Status = Status.MOVED
+    ) -> Verdict:
+        """Take an iteration of CG, and judge whether Adam shall take over."""
+        check_seen(loss, grad_norm)
+        self._spent += passes
+        before = self._cg[-1]
+        self._cg.append(Seen(before.passes + passes, loss))
+        if status is not Status.MOVED:
+            return Verdict(True, False, f"CG ended: {status}")
+        if loss > before.loss:
+            return Verdict(True, False, f"the loss rose from {before.loss:.4g} to {loss:.4g}")
+        if grad_norm > self._peak:
+            climbed = f"the gradient norm {grad_norm:.4g} is above its peak {self._peak:.4g}"
+            return Verdict(True, False, climbed)
+        return self._compare_rates()
+
+    def _compare_rates(self) -> Verdict:
+        if len(self._cg) <= self.trial:
+            done = len(self._cg) - 1
+            return Verdict(False, False, f"iteration {done} of a trial of {self.trial}")
+        first, last = self._cg[-1 - self.trial], self._cg[-1]
+        trend = Trend.of(self._adam)
+        gained = trend.scale(first.loss) - trend.scale(last.loss)
+        promised = trend.promise(first.passes) - trend.promise(last.passes)
+        seen = (
+            f"in {last.passes - first.passes} passes CG gained {gained:.3g}, "
+            f"Adam promised {promised:.3g} ({trend.unit})"
+        )
+        if gained >= promised:
+            return Verdict(False, False, seen)
+        stood = len(self._cg) > self.trial + 1
+        ahead = trend.scale(last.loss) <= trend.promise(last.passes)
+        return Verdict(True, stood and ahead, seen)
+
+
+class Trend(NamedTuple):
+    """Adam's loss as a straight line over the logarithm of its passes.
+
+    `scale` is ln, or the identity where a loss is not positive. The line ends at `level` after
+    `passes` passes and falls by `slope` per unit of ln(passes).
+
+    >>> trend = Trend.of([Seen(3 * n, 1 / n) for n in range(1, 9)])
+    >>> round(trend.slope, 6), round(math.exp(trend.promise(24)), 6)
+    (1.0, 0.0625)
+    """
+
+    logarithmic: bool
+    passes: int
+    level: float
+    slope: float
+
+    @classmethod
+    def of(cls, seen: list[Seen]) -> "Trend":
+        """The least-squares line through the latter half of Adam's epochs, within `LEAST_SLOPE`."""
+        logarithmic = all(loss > 0 for _, loss in seen)
+        flat = cls(logarithmic, seen[-1].passes, 0.0, LEAST_SLOPE)
+        half = seen[-max(SHORTEST_TREND, math.ceil(len(seen) / 2)) :]
+        levels = [flat.scale(loss) for _, loss in half]
+        if len(half) == 1:
+            return flat._replace(level=levels[0])
+        times = np.log([passes for passes, _ in half])
+        rise, level = np.polyfit(times - times[-1], levels, 1)
+        return flat._replace(level=float(level), slope=max(LEAST_SLOPE, -float(rise)))
+
+    @property
+    def unit(self) -> str:
+        """What differences of `scale` are."""
+        return "of ln loss" if self.logarithmic else "of the loss"
+
+    def scale(self, loss: float) -> float:
+        """The loss on the trend's scale."""
+        if not self.logarithmic:
+            return loss
+        return math.log(max(loss, np.finfo(float).tiny))
+
+    def promise(self, more: int) -> float:
+        """What Adam would reach with so many more passes, on the trend's scale."""
+        return self.level - self.slope * math.log1p(more / self.passes)
