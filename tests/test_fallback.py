@@ -20,8 +20,7 @@ from twophase.objective import FullBatch
 from twophase.toys import OneWeight, TwoLayerTanh, mean_output, one_example
 from twophase.training import Trainer
 
-# How far above Adam alone, after as many Adam epochs, a run may end in which CG was ahead of Adam's
-# promise when it handed over; a run in which it was not may not end above it at all.
+# How far above Adam alone the default may end after as many epochs, of which CG took some.
 MARGIN = 1.05
 FULL_BATCH = AdamSettings(learning_rate=0.05, batch_size=10_000)
 
@@ -61,7 +60,7 @@ def test_cg_that_falls_faster_than_adam_stays():
     loss = 1 / 20
     for _ in range(50):
         loss *= 0.5
-        assert not fallback.cg(loss, grad_norm=0.5, passes=17).back
+        assert not fallback.cg(loss, grad_norm=0.5, passes=17).switch
 
 
 def test_cg_that_falls_more_slowly_than_adam_goes_back_after_the_trial():
@@ -70,34 +69,29 @@ def test_cg_that_falls_more_slowly_than_adam_goes_back_after_the_trial():
     for _ in range(fallback.trial):
         loss *= 0.999
         verdicts.append(fallback.cg(loss, grad_norm=0.5, passes=17))
-    assert [v.back for v in verdicts] == [False] * (fallback.trial - 1) + [True]
-    assert not verdicts[-1].keep
+    assert [v.switch for v in verdicts] == [False] * (fallback.trial - 1) + [True]
     assert "CG gained" in verdicts[-1].reason and "Adam promised" in verdicts[-1].reason
 
 
-def test_weights_of_a_cg_that_is_ahead_are_kept():
+def test_cg_that_is_ahead_of_adams_promise_stays_until_it_is_not():
     fallback = watched([1 / n for n in range(1, 21)])
-    losses = [1e-6] * (fallback.trial + 1)
-    verdicts = [fallback.cg(loss, grad_norm=0.5, passes=17) for loss in losses]
-    assert (verdicts[-1].back, verdicts[-1].keep) == (True, True)
-    assert not any(verdict.back for verdict in verdicts[:-1])
-    behind = watched([1 / n for n in range(1, 21)])
-    losses = [1 / 40, *[1 / 80] * behind.trial]
-    verdicts = [behind.cg(loss, grad_norm=0.5, passes=1700) for loss in losses]
-    assert (verdicts[-1].back, verdicts[-1].keep) == (True, False)
+    stays = [not fallback.cg(1 / 100, grad_norm=0.5, passes=17).switch for _ in range(50)]
+    # Adam's promise is 1/n after 3n passes, and passes 1/100 after 80 more epochs
+    assert stays.count(True) == 80 * 3 // 17
+    assert stays.index(False) == stays.count(True)
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.MOVED])
 def test_cg_that_can_do_no_more_goes_back(status):
     verdict = watched([1.0, 0.5]).cg(0.4, grad_norm=0.5, passes=5, status=status)
-    assert verdict == (True, False, f"CG ended: {status}")
+    assert verdict == (True, f"CG ended: {status}")
 
 
 def test_a_loss_or_a_norm_that_rises_goes_back():
     verdict = watched([1.0, 0.5]).cg(0.51, grad_norm=0.5, passes=5)
-    assert verdict == (True, False, "the loss rose from 0.5 to 0.51")
+    assert verdict == (True, "the loss rose from 0.5 to 0.51")
     reason = "the gradient norm 1.5 is above its peak 1"
-    assert watched([1.0, 0.5]).cg(0.5, grad_norm=1.5, passes=5) == (True, False, reason)
+    assert watched([1.0, 0.5]).cg(0.5, grad_norm=1.5, passes=5) == (True, reason)
 
 
 def test_swaps_are_bounded_and_wait_longer_each_time():
@@ -121,8 +115,7 @@ def test_settings_out_of_range_name_themselves(field, value):
         Fallback(**{field: value})
 
 
-# Networks, each with data and loss, on which the guarantee is tried: what it must never do is worse than
-# Adam alone, whatever rule sends it to CG.
+# Networks, each with data and loss, on which the guarantee is tried, whatever rule sends it to CG.
 
 
 def toy(c, start):
@@ -225,11 +218,9 @@ def test_the_default_never_ends_above_adam_alone_at_equal_epochs(problem):
 
 
 def assert_no_worse(result, reached, alone):
-    """Against Adam alone after as many Adam epochs, of which failed trials took few."""
-    phases = result.history.phase.value_counts()
-    kept = result.changes.note.str.contains("CG's weights").any()
-    margin = MARGIN if kept else 1 + 1e-12
-    assert reached <= margin * alone.history.train_loss[phases["adam"] - 1]
+    """Against Adam alone after as many Adam epochs."""
+    epochs = (result.history.phase == "adam").sum()
+    assert reached <= (1 + 1e-12) * alone.history.train_loss[epochs - 1]
 
 
 @dataclass(frozen=True)
@@ -265,7 +256,8 @@ def test_a_line_search_that_lies_costs_its_trials_only(problem, search, seed):
     result, reached = train(problem, switch=3, fallback=Fallback(), cg=cg)
     assert_no_worse(result, reached, alone)
     assert math.isfinite(result.history.train_loss.max())
-    assert result.changes.note.str.startswith("return: ").any()
+    # a liar may be lucky; one whose steps leave all numbers is not
+    assert search is Liar or result.changes.note.str.startswith("return: ").any()
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -498,9 +498,9 @@ def _spectrum(
     for _ in range(probes):
         start = remove(random_unit(like, generator))
         krylov = Krylov(lambda vector: remove(product(vector)), start / norm(start), steps)
-        found.append(krylov.converge(0.0, steps))
+        found.append(krylov.converge(0.0, min(steps, count)))
         matrices.append(krylov.matrix[: krylov.size, : krylov.size])
-        complete = complete and krylov.complete
+        complete = complete and (krylov.complete or krylov.size == count)
     return Spectrum(known, matrices, complete, count), found
 
 

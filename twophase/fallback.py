@@ -8,25 +8,13 @@ import numpy as np
 
 from twophase.cg import Status
 from twophase.errors import check_integer, check_number
-from twophase.switch import check_seen
+from twophase.switch import Decision, check_seen
 
 # A trend is that of at least so many epochs, where there are as many.
 SHORTEST_TREND = 3
 # Adam is not believed to have stopped for good: CG that gains less than 5 % while the passes grow
 # by a factor e must let it try.
 LEAST_SLOPE = 0.05
-
-
-class Verdict(NamedTuple):
-    """Whether Adam takes over, whether from CG's weights (else from those at the swap), and why.
-
-    >>> Verdict(back=False, keep=False, reason="lower loss per pass than Adam promised").back
-    False
-    """
-
-    back: bool
-    keep: bool
-    reason: str
 
 
 class Seen(NamedTuple):
@@ -45,16 +33,15 @@ class Fallback:
     - the search found no lower loss, or the loss measured afterwards is higher or not finite, or
       CG has converged (a minimum, but perhaps not the one that Adam would reach);
     - the gradient norm is above its largest under Adam: by the hypothesis the loss is not convex;
-    - the loss fell by less over the last `trial` iterations than Adam promised for as many passes.
-      Adam's promise is its trend, the straight line through ln(loss) over ln(passes) in the latter
-      half of its epochs (loss over ln(passes) where a loss is not positive).
+    - the loss is above what Adam promised for as many passes, and fell by less over the last
+      `trial` iterations than Adam promised for these. Adam's promise is its trend, the straight
+      line through ln(loss) over ln(passes) in the latter half of its epochs (loss over ln(passes)
+      where a loss is not positive).
 
-    After the last kind, if CG had stood its trial and is still ahead, its loss at or below Adam's
-    promise, Adam goes on from CG's weights. Else it goes on from the weights at the swap, with the
-    moments it had there: its epochs are then those of a run of Adam alone. The best weights of CG
-    are kept aside, and are the result if Adam ends above them. So the final training loss is at
-    most that of Adam alone after as many Adam epochs, unless CG was ahead of Adam's promise when
-    it handed over. A swap that does not pay costs about `trial` iterations; there are at most
+    Adam goes on from the weights at the swap, with the moments it had there: its epochs are those
+    of a run of Adam alone. The best weights of CG are kept aside, and are the result if Adam ends
+    above them. So the final training loss is never above that of Adam alone after as many Adam
+    epochs. A swap that does not pay costs about `trial` iterations; there are at most
     `max_switches`, and each waits for `growth` times the passes before the last one.
 
     It is a pure object like the switch rules, and replays over a run's records.
@@ -78,11 +65,10 @@ class Fallback:
     ...     fallback.adam(loss=1 / epoch, grad_norm=1.0, passes=3)
     >>> fallback.ready, fallback.swap()
     (True, None)
-    >>> fallback.cg(loss=0.1249, grad_norm=0.9, passes=17).back
+    >>> fallback.cg(loss=0.1249, grad_norm=0.9, passes=17).switch
     False
-    >>> verdict = fallback.cg(loss=0.1248, grad_norm=0.9, passes=17)
-    >>> verdict.back, verdict.keep
-    (True, False)
+    >>> fallback.cg(loss=0.1248, grad_norm=0.9, passes=17)
+    Decision(switch=True, reason='in 34 passes CG gained 0.0016, Adam promised 0.882 (of ln loss)')
     """
 
     trial: int = 5
@@ -127,25 +113,25 @@ class Fallback:
 
     def cg(
         self, loss: float, grad_norm: float, passes: int, status: Status = Status.MOVED
-    ) -> Verdict:
+    ) -> Decision:
         """Take an iteration of CG, and judge whether Adam shall take over."""
         check_seen(loss, grad_norm)
         self._spent += passes
         before = self._cg[-1]
         self._cg.append(Seen(before.passes + passes, loss))
         if status is not Status.MOVED:
-            return Verdict(True, False, f"CG ended: {status}")
+            return Decision(True, f"CG ended: {status}")
         if loss > before.loss:
-            return Verdict(True, False, f"the loss rose from {before.loss:.4g} to {loss:.4g}")
+            return Decision(True, f"the loss rose from {before.loss:.4g} to {loss:.4g}")
         if grad_norm > self._peak:
             climbed = f"the gradient norm {grad_norm:.4g} is above its peak {self._peak:.4g}"
-            return Verdict(True, False, climbed)
+            return Decision(True, climbed)
         return self._compare_rates()
 
-    def _compare_rates(self) -> Verdict:
+    def _compare_rates(self) -> Decision:
         if len(self._cg) <= self.trial:
             done = len(self._cg) - 1
-            return Verdict(False, False, f"iteration {done} of a trial of {self.trial}")
+            return Decision(False, f"iteration {done} of a trial of {self.trial}")
         first, last = self._cg[-1 - self.trial], self._cg[-1]
         trend = Trend.of(self._adam)
         gained = trend.scale(first.loss) - trend.scale(last.loss)
@@ -154,11 +140,8 @@ class Fallback:
             f"in {last.passes - first.passes} passes CG gained {gained:.3g}, "
             f"Adam promised {promised:.3g} ({trend.unit})"
         )
-        if gained >= promised:
-            return Verdict(False, False, seen)
-        stood = len(self._cg) > self.trial + 1
-        ahead = trend.scale(last.loss) <= trend.promise(last.passes)
-        return Verdict(True, stood and ahead, seen)
+        behind = trend.scale(last.loss) > trend.promise(last.passes)
+        return Decision(behind and gained < promised, seen)
 
 
 class Trend(NamedTuple):

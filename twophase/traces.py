@@ -205,7 +205,7 @@ class Outcome(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Early: before the peak. Late: after more than three times its epoch. Else in time, or never."""
+        """Early is before the peak, late after more than three times its epoch."""
         if self.fired is None:
             return "never"
         if self.fired < self.peak:

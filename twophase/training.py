@@ -464,20 +464,17 @@ class Trainer:
         best = self._kept.get("best")
         if best is None or record.train_loss < best.loss:
             self._kept["best"] = Kept(x, record.train_loss, record.epoch)
-        verdict = self.fallback.cg(
+        decision = self.fallback.cg(
             record.train_loss, record.grad_norm, record.passes, Status(record.status)
         )
-        if not verdict.back:
+        if not decision.switch:
             return ""
         swap = self._kept.pop("swap")
-        origin = "CG's weights"
-        if not verdict.keep:
-            origin = f"the weights of epoch {swap.epoch}"
-            self.objective.vector.write(swap.x)
-            self._point = None
+        self.objective.vector.write(swap.x)
+        self._point = None
         self.status, self.message = Status.MOVED, ""
         self._enter("adam")
-        return f"return: {verdict.reason}; Adam goes on from {origin}"
+        return f"return: {decision.reason}; Adam goes on from the weights of epoch {swap.epoch}"
 
     def _enter(self, name: str) -> None:
         self._name = name
