@@ -15,6 +15,8 @@ SHORTEST_TREND = 3
 # Adam is not believed to have stopped for good: CG that gains less than 5 % while the passes grow
 # by a factor e must let it try.
 LEAST_SLOPE = 0.05
+# Of the loss: searches by slopes may raise it by its rounding errors (1e-7 for float32 networks).
+ROUNDING = 1e-6
 
 
 class Seen(NamedTuple):
@@ -121,7 +123,7 @@ class Fallback:
         self._cg.append(Seen(before.passes + passes, loss))
         if status is not Status.MOVED:
             return Decision(True, f"CG ended: {status}")
-        if loss > before.loss:
+        if loss > before.loss + ROUNDING * abs(before.loss):
             return Decision(True, f"the loss rose from {before.loss:.4g} to {loss:.4g}")
         if grad_norm > self._peak:
             climbed = f"the gradient norm {grad_norm:.4g} is above its peak {self._peak:.4g}"
