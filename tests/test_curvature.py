@@ -280,6 +280,22 @@ def test_small_negative_eigenvalues_are_found_beside_many_zeros(seed):
     assert result.largest == pytest.approx(17, rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("smallest", [-0.13, -0.02])
+def test_a_crowd_near_zero_does_not_pass_for_the_smallest_eigenvalue(smallest, seed):
+    """For ten steps the smallest Ritz value is about 0 and its residual within the tolerance."""
+    crowd = np.random.default_rng(0).normal(0, 1e-4, 20_000)
+    values = np.concatenate([[smallest, smallest / 2], crowd, np.geomspace(0.5, 17, 10)])
+    weights = torch.from_numpy(values)
+    objective = FunctionObjective(lambda x: (weights * x * x).sum() / 2)
+    x = torch.zeros(len(values), dtype=torch.float64)
+    early = extremes(objective, x, max_products=7, seed=seed)
+    assert early.smallest > smallest / 2 and not early.converged
+    for result in (extremes(objective, x, seed=seed), audit(objective, x, seed=seed)):
+        assert result.converged
+        assert result.smallest == pytest.approx(smallest, rel=0.05)
+
+
 @settings(max_examples=25, deadline=None)
 @given(products=st.integers(1, 60), seed=st.integers(0, 99))
 def test_an_eigenvalue_lies_within_the_error_whenever_the_run_ends(products, seed):
@@ -291,10 +307,9 @@ def test_an_eigenvalue_lies_within_the_error_whenever_the_run_ends(products, see
     assert (exact - result.smallest).abs().min() <= result.smallest_error
     assert (exact - result.largest).abs().min() <= result.largest_error
     assert exact[0] <= result.smallest + 1e-12 and result.largest <= exact[-1] + 1e-12
-    assert result.converged == (
-        max(result.smallest_error, result.largest_error)
-        <= 1e-3 * max(abs(result.smallest), abs(result.largest))
-    )
+    scale = max(abs(result.smallest), abs(result.largest))
+    close = max(result.smallest_error, result.largest_error) <= 1e-3 * scale
+    assert result.converged == (close and result.products >= 20)
 
 
 def test_scipy_finds_the_same_with_no_fewer_products():

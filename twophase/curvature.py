@@ -20,6 +20,10 @@ Product = Callable[[Tensor], Tensor]
 # Vectors [P] that a Lanczos run keeps before it restarts.
 BASIS_SIZE = 48
 
+# Products before which a run is not believed. Most eigenvalues of a network lie near 0, and for a
+# few steps the smallest Ritz value rests among them, with a small residual.
+LEAST_PRODUCTS = 20
+
 # Residual, relative to its eigenvalue, from which on a Ritz pair is left out of the random probes:
 # its eigenvalue is then known to about the square of that.
 DEFLATED = 1e-2
@@ -32,7 +36,8 @@ class Extremes(NamedTuple):
     all is at most `smallest`, the curvature along `smallest_vector`: that a Hessian has negative
     eigenvalues is certain even before convergence. Likewise for the largest, from below.
     Eigenvalues and errors are losses per squared unit of parameter; the vectors [P] have norm 1.
-    `products` counts Hessian–vector products; `converged`: both errors met the tolerance.
+    `products` counts Hessian–vector products; `converged`: both errors met the tolerance, after at
+    least 20 products or in a space that holds every eigenvalue.
 
     >>> from twophase.objective import FunctionObjective
     >>> saddle = FunctionObjective(lambda x: x[0] ** 2 - x[1] ** 2)
@@ -144,10 +149,12 @@ def extremes(
     """The extreme eigenvalues of the Hessian at `x` [P], by Lanczos iterations.
 
     The error bound of a Ritz pair (θ, y) is its residual norm ‖Hy − θy‖, plus rounding; for a
-    symmetric H an eigenvalue lies that near to θ. From a random start the outermost eigenvalues
-    converge first; a neighbour can pass for the smallest one only where the start vector (almost)
-    lacks its eigenvector. It costs one gradient and the products, and keeps at most 49 vectors of
-    length P, with 24 more for a moment where these do not suffice and the iteration restarts.
+    symmetric H an eigenvalue lies that near to θ. That it is the outermost one, no residual can
+    tell: from a random start the outermost eigenvalues emerge first, but those near 0, of which a
+    network has most, can hold the smallest Ritz value for some ten steps. So no run is called
+    converged before 20 products. It costs one gradient and the products, and keeps at most 49
+    vectors of length P, with 24 more for a moment where these do not suffice and the iteration
+    restarts.
 
     Args:
         objective: the loss.
@@ -156,7 +163,7 @@ def extremes(
             a tenth of the level below which `Curvature.convexity` finds an eigenvalue clearly
             negative.
         max_products: at least 1; where it is reached, what is found by then is returned. Default
-            48, about twice what the default tolerance takes for a vision transformer of 154058
+            48, nearly twice what the default tolerance takes for a vision transformer of 154058
             parameters.
         seed: of the random start vector.
 
@@ -300,6 +307,8 @@ def audit(
     low = min(found, key=lambda one: one.smallest)
     high = max(found, key=lambda one: one.largest)
     scale = max(abs(low.smallest), abs(high.largest))
+    error = max(low.smallest_error, high.largest_error)
+    products = sum(one.products for one in found)
     share, square_share = spectrum.negative_share(1), spectrum.negative_share(2)
     return Curvature(
         point.value,
@@ -308,13 +317,13 @@ def audit(
         high.largest,
         low.smallest_error,
         high.largest_error,
-        max(low.smallest_error, high.largest_error) <= tolerance * scale,
+        (first.converged or products >= LEAST_PRODUCTS) and error <= tolerance * scale,
         share.share,
         share.error,
         square_share.share,
         square_share.error,
         {name: _along(product, unit) for name, unit in units.items()},
-        sum(one.products for one in found) + len(units),
+        products + len(units),
     )
 
 
@@ -352,7 +361,9 @@ class Krylov:
             self.extend()
             values, errors, _ = self.ritz()
             ends = [0, -1]
-            converged = errors[ends].max() <= tolerance * np.abs(values[ends]).max()
+            believed = self.complete or self.products >= LEAST_PRODUCTS
+            close = errors[ends].max() <= tolerance * np.abs(values[ends]).max()
+            converged = believed and close
             if converged or self.complete or self.products >= max_products:
                 vectors = self.ritz_vectors(ends)
                 return Extremes(
