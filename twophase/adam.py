@@ -1,5 +1,6 @@
 """Phase 1: mini-batch Adam over data that stays on the device."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -77,14 +78,11 @@ class Adam:
             fused=parameters[0].device.type == "cuda",
         )
 
-    @torch.enable_grad()
     def epoch(self, inputs: Tensor, targets: Tensor) -> None:
         """One pass over inputs [K, ...] and targets [K, ...] on the model's device."""
         order = torch.randperm(len(inputs), generator=self.generator).to(inputs.device)
-        for batch in order.split(self.batch_size):
-            self.optimizer.zero_grad()
-            self.loss(self.model(inputs[batch]), targets[batch]).backward()
-            self.optimizer.step()
+        batches = order.split(self.batch_size)
+        sweep(self.model, self.loss, self.optimizer, inputs, targets, batches)
 
     def state_dict(self) -> dict:
         """Adam's moments, which further epochs change, and the state of the generator."""
@@ -94,3 +92,29 @@ class Adam:
         """Continue from what `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
+
+
+@torch.enable_grad()
+def sweep(
+    model: nn.Module,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    batches: Iterable[Tensor],
+) -> None:
+    """A step of any first-order optimizer for each mini-batch; nothing waits for the device.
+
+    Args:
+        model, loss, optimizer: what is trained, by a mean loss of a batch, and how.
+        inputs, targets: [K, ...], on the model's device.
+        batches: the indices of each mini-batch, shape [B], on that device.
+
+    >>> model, inputs = nn.Linear(1, 1), torch.ones(8, 1)
+    >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> sweep(model, nn.functional.mse_loss, sgd, inputs, 2 * inputs, torch.arange(8).split(4))
+    """
+    for batch in batches:
+        optimizer.zero_grad()
+        loss(model(inputs[batch]), targets[batch]).backward()
+        optimizer.step()

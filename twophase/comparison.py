@@ -1,0 +1,417 @@
+"""Second phases and their competitors from one shared Adam prefix, at equal passes and seconds.
+
+A comparison is a set of independent jobs: one setting, one method, one of its candidate settings.
+Each leaves a file when it is done, so that a comparison can be made in any number of sittings.
+"""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from filelock import FileLock
+
+from twophase import checkpoints, data, models, pinn
+from twophase.adam import AdamSettings
+from twophase.competitors import METHODS, go_on
+from twophase.device import device_name, resolve_device
+from twophase.errors import InputError, check_choice, check_integer
+from twophase.files import write_atomically, write_json
+from twophase.losses import mse
+from twophase.provenance import git_revision, now, versions
+from twophase.training import GRADIENT_PASSES, Trainer
+
+log = logging.getLogger("twophase")
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Of weights, batches and subsets in the runs that tuning looks at, never in those it is judged by.
+TUNING_SEED = 100
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A problem, and where on Adam's way through it the methods part.
+
+    Args:
+        problem: a data set of `twophase.data.DATASETS`, or a full-batch problem of
+            `twophase.pinn.PROBLEMS`.
+        model: of `twophase.models.MODELS`, for a data set; "" for a full-batch problem.
+        swap_epoch: epochs of the shared prefix of Adam, at least 1.
+        seed: of initial weights, mini-batches and subset, at least 0.
+        batch_size, learning_rate: of Adam; see `AdamSettings`. A full-batch problem takes its
+            points in one batch, whatever `batch_size` says.
+        train_examples: of a random subset; None: all. None for a full-batch problem.
+        dtype: of the parameters, "float32" or "float64".
+
+    Raises:
+        InputError: a field is out of range.
+
+    >>> Setting("digits", "vit-mlp", 100).name
+    'digits vit-mlp'
+    >>> Setting("digits", "resnet", 100)
+    Traceback (most recent call last):
+    twophase.errors.InputError: model: 'resnet' is not allowed; use one of vit-mlp, ...
+    """
+
+    problem: str
+    model: str
+    swap_epoch: int
+    seed: int = 0
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    train_examples: int | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        check_choice("problem", self.problem, (*data.DATASETS, *pinn.PROBLEMS))
+        check_choice("model", self.model, models.MODELS if self.images else ("",))
+        check_integer("swap_epoch", self.swap_epoch, 1)
+        check_integer("seed", self.seed, 0)
+        AdamSettings(self.learning_rate, self.batch_size)
+        if self.train_examples is not None:
+            if not self.images:
+                raise InputError("train_examples", self.train_examples, f"None with {self.problem}")
+            check_integer("train_examples", self.train_examples, 1)
+        check_choice("dtype", self.dtype, DTYPES)
+
+    @property
+    def images(self) -> bool:
+        """Whether the problem is a data set of images."""
+        return self.problem in data.DATASETS
+
+    @property
+    def name(self) -> str:
+        """Problem and model, for readers."""
+        return f"{self.problem} {self.model}".strip()
+
+    def trainer(self, root: Path | None = None, device: str | torch.device = "auto") -> Trainer:
+        """A trainer of Adam before its first epoch.
+
+        Raises:
+            DataError: a data file is missing or damaged.
+            InputError: the subset is larger than the set.
+
+        >>> Setting("digits", "vit-mlp", 1, train_examples=16).trainer(device="cpu").names
+        ('adam',)
+        """
+        chosen, dtype = resolve_device(device), DTYPES[self.dtype]
+        if self.images:
+            dataset = data.load(
+                self.problem, root, chosen, self.train_examples, self.seed, dtype=dtype
+            )
+            model = models.build(self.model, dataset.channels, dataset.classes, self.seed)
+            train, loss, batch_size = dataset.train, mse, self.batch_size
+        else:
+            problem = pinn.PROBLEMS[self.problem](self.seed)
+            model, train = problem.model, (problem.inputs, problem.targets)
+            loss, batch_size = torch.nn.functional.mse_loss, len(problem.inputs)
+        return Trainer(
+            model.to(dtype),
+            train,
+            strategy="adam",
+            loss=loss,
+            adam=AdamSettings(self.learning_rate, batch_size),
+            seed=self.seed,
+            device=chosen,
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method, with one of its candidate settings, on a setting, for a budget of passes.
+
+    Raises:
+        InputError: a field is out of range.
+
+    >>> Job(Setting("digits", "vit-mlp", 100), "adam", 1, 300)
+    Traceback (most recent call last):
+    twophase.errors.InputError: candidate: 1 is not allowed; use one of 0 for method adam
+    """
+
+    setting: Setting
+    method: str
+    candidate: int
+    passes: int
+
+    def __post_init__(self):
+        check_choice("method", self.method, METHODS)
+        check_integer("passes", self.passes, GRADIENT_PASSES)
+        candidates = range(len(METHODS[self.method].candidates))
+        if self.candidate not in candidates:
+            allowed = f"one of {', '.join(map(str, candidates))} for method {self.method}"
+            raise InputError("candidate", self.candidate, allowed)
+
+    @property
+    def fields(self) -> dict:
+        """All that the curve depends on, but for device and versions."""
+        rest = {field.name: getattr(self, field.name) for field in fields(self)}
+        return asdict(rest.pop("setting")) | rest
+
+    @property
+    def file_name(self) -> str:
+        """By method and digest."""
+        return f"{self.method}-{_digest(self.fields)}.json"
+
+
+def jobs(
+    settings: Iterable[Setting],
+    methods: Iterable[str],
+    passes: int,
+    candidates: dict[str, int] | None = None,
+) -> list[Job]:
+    """The comparison of methods on settings, of those whose package is installed.
+
+    Args:
+        settings: where the methods are to be compared.
+        methods: names in `METHODS`.
+        passes: the budget of each job, at least 3; see `Method.times`.
+        candidates: the setting of each method, as `chosen` by tuning; default: as shipped.
+
+    Returns:
+        A job for each setting and method.
+
+    Raises:
+        InputError: a method is unknown, or a number out of range.
+
+    >>> found = jobs([Setting("digits", "vit-mlp", 100)], ["adam", "default"], 300)
+    >>> [(job.method, job.candidate) for job in found]
+    [('adam', 0), ('default', 0)]
+    """
+    names = [check_choice("method", name, METHODS) for name in methods]
+    here = [name for name in names if METHODS[name].installed]
+    for name in set(names) - set(here):
+        log.warning("%s left out: no package %s", name, METHODS[name].package)
+    numbers = candidates or {}
+    return [Job(s, name, numbers.get(name, 0), passes) for s in settings for name in here]
+
+
+def tuning_jobs(setting: Setting, methods: Iterable[str], passes: int) -> list[Job]:
+    """Every candidate of every method that has more than one, on the tuning seed.
+
+    Args and errors as for `jobs`.
+
+    >>> found = tuning_jobs(Setting("digits", "vit-mlp", 100), ["adam", "sgd"], 300)
+    >>> [(job.method, job.candidate, job.setting.seed) for job in found]
+    [('sgd', 0, 100), ('sgd', 1, 100), ('sgd', 2, 100)]
+    """
+    there = replace(setting, seed=TUNING_SEED)
+    return [
+        replace(job, candidate=number)
+        for job in jobs([there], methods, passes)
+        for number in range(len(METHODS[job.method].candidates))
+        if len(METHODS[job.method].candidates) > 1
+    ]
+
+
+def chosen(curves: pd.DataFrame) -> dict[str, int]:
+    """For each method the candidate with the lowest loss at the end of the tuning runs' budget.
+
+    Args:
+        curves: of `tuning_jobs`, from `run` or `load`.
+
+    Returns:
+        The candidate's number for each method.
+
+    >>> curves = pd.DataFrame({"method": "sgd", "candidate": [0, 1, 1], "loss": [0.5, 0.9, 0.4]})
+    >>> chosen(curves)
+    {'sgd': 1}
+    """
+    lowest = curves.groupby(["method", "candidate"]).loss.min()
+    return {method: int(of.idxmin()[1]) for method, of in lowest.groupby("method")}
+
+
+def compare(
+    settings: Sequence[Setting],
+    methods: Sequence[str],
+    passes: int,
+    folder: Path,
+    tune_on: Setting | None = None,
+    root: Path | None = None,
+    device: str | torch.device = "auto",
+    processes: int = 1,
+) -> pd.DataFrame:
+    """Tune every method alike, then run all of them on all settings.
+
+    Args:
+        settings, methods, passes: see `jobs`.
+        tune_on: a setting on which each method's candidates are tried once, with `TUNING_SEED`; the
+            best are then taken on all settings. None: all methods as shipped.
+        folder, root, device, processes: see `run`.
+
+    Returns:
+        The curves, as from `run`, those of the tuning after the others.
+
+    Raises:
+        TwoPhaseError, OSError: as `jobs` and `run` do.
+
+    >>> import tempfile
+    >>> setting = Setting("digits", "vit-nomlp-wkewq-wvwo1", 1, train_examples=16)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     curves = compare([setting], ["adam", "sgd"], 6, Path(folder), setting, device="cpu")
+    >>> curves.groupby(["seed", "method"]).candidate.nunique().to_dict()
+    {(0, 'adam'): 1, (0, 'sgd'): 1, (100, 'sgd'): 3}
+    """
+    tried, numbers = [], {}
+    if tune_on is not None:
+        tried = tuning_jobs(tune_on, methods, passes)
+    if tried:
+        numbers = chosen(run(tried, folder, root, device, processes))
+        log.warning("tuning chose %s", numbers)
+    return run([*jobs(settings, methods, passes, numbers), *tried], folder, root, device, processes)
+
+
+def run(
+    todo: Sequence[Job],
+    folder: Path,
+    root: Path | None = None,
+    device: str | torch.device = "auto",
+    processes: int = 1,
+) -> pd.DataFrame:
+    """Run what is not done of some jobs, each prefix once.
+
+    Args:
+        todo: from `jobs` and `tuning_jobs`.
+        folder: of the jobs' files; made if it is not there.
+        root: the data folder; None: see `twophase.data.load`.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        processes: that work side by side, each on one thread if there are several; seconds are
+            then those of a busy machine.
+
+    Returns:
+        The curves of these jobs, a row for each point: the fields of setting and job, and
+        `passes_spent` and `seconds` since the prefix, with the lowest training `loss` so far.
+
+    Raises:
+        InputError: a number is out of range.
+        DataError: a data file is missing or damaged.
+        OSError: a file cannot be written.
+
+    >>> import tempfile
+    >>> setting = Setting("digits", "vit-nomlp-wkewq-wvwo1", 1, train_examples=16)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     curves = run(jobs([setting], ["adam", "default"], 30), Path(folder), device="cpu")
+    >>> curves.groupby("method").passes_spent.max().to_dict()
+    {'adam': 60, 'default': 30}
+    """
+    check_integer("processes", processes, 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    left = [job for job in todo if not (folder / job.file_name).exists()]
+    if processes == 1:
+        for number, job in enumerate(left, 1):
+            _run_job(job, folder, root, device)
+            _report(job, number, len(left))
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
+            waiting = {pool.submit(_run_job, job, folder, root, device): job for job in left}
+            for number, future in enumerate(as_completed(waiting), 1):
+                future.result()
+                _report(waiting[future], number, len(left))
+    return pd.concat([_read(folder / job.file_name) for job in todo], ignore_index=True)
+
+
+def save(curves: pd.DataFrame, folder: Path, facts: dict) -> None:
+    """Write curves as two small tables, `runs.csv` and `curves.csv`, and `provenance.json`.
+
+    Args:
+        curves: from `run`.
+        folder: made if it is not there.
+        facts: of the provenance, such as the command and the hardware.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = [name for name in curves if name not in _MEASURED]
+    numbers = curves.groupby(keys, sort=False, dropna=False).ngroup()
+    runs = curves[keys].assign(run=numbers).drop_duplicates("run").set_index("run")
+    points = curves[list(_MEASURED)].assign(run=numbers).set_index("run")
+    points = points.assign(
+        seconds=points.seconds.map("{:.4g}".format), loss=points.loss.map("{:.6g}".format)
+    )
+    write_atomically(folder / "runs.csv", runs.to_csv())
+    write_atomically(folder / "curves.csv", points.to_csv())
+    write_json(folder / "provenance.json", facts)
+
+
+def load(folder: Path) -> pd.DataFrame:
+    """The curves that `save` wrote.
+
+    Raises:
+        InputError: the folder does not hold them.
+
+    >>> import tempfile
+    >>> load(Path(tempfile.mkdtemp()))
+    Traceback (most recent call last):
+    twophase.errors.InputError: comparison: ... use a folder with runs.csv and curves.csv
+    """
+    try:
+        runs = pd.read_csv(folder / "runs.csv", index_col="run", keep_default_na=False)
+        points = pd.read_csv(folder / "curves.csv")
+    except (OSError, ValueError):
+        allowed = "a folder with runs.csv and curves.csv"
+        raise InputError("comparison", str(folder), allowed) from None
+    runs["train_examples"] = pd.to_numeric(runs.train_examples)
+    return points.join(runs, on="run").drop(columns="run")
+
+
+def facts(device: str | torch.device = "auto") -> dict:
+    """Provenance of results made here and now: revision, versions, device, time.
+
+    >>> facts("cpu")["device"] != ""
+    True
+    """
+    return {
+        "revision": git_revision(),
+        "versions": versions(),
+        "device": device_name(resolve_device(device)),
+        "time": now(),
+    }
+
+
+_MEASURED = ("passes_spent", "seconds", "loss")
+
+
+def _run_job(job: Job, folder: Path, root: Path | None, device: str | torch.device) -> None:
+    state = _prefix(job.setting, folder, root, device)
+    trainer = job.setting.trainer(root, device)
+    trainer.load_state_dict(checkpoints.load(state))
+    curve = go_on(METHODS[job.method], job.candidate, trainer, job.passes)
+    content = {"job": job.fields, "curve": [list(point) for point in curve]}
+    write_atomically(folder / job.file_name, json.dumps(content) + "\n")
+
+
+def _prefix(setting: Setting, folder: Path, root: Path | None, device: str | torch.device) -> Path:
+    """The state at the end of the prefix, trained by whoever needs it first."""
+    path = folder / f"prefix-{_digest(asdict(setting))}.ckpt"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            trainer = setting.trainer(root, device)
+            for _ in range(setting.swap_epoch):
+                trainer.epoch()
+            checkpoints.write(path, trainer.state_dict())
+    return path
+
+
+def _read(path: Path) -> pd.DataFrame:
+    content = json.loads(path.read_text())
+    curve = pd.DataFrame(content["curve"], columns=list(_MEASURED))
+    return pd.DataFrame([content["job"]]).merge(curve, how="cross")
+
+
+def _report(job: Job, number: int, total: int) -> None:
+    log.warning(
+        "[%d/%d] %s, swap %d, batch %d, seed %d: %s, candidate %d",
+        *(number, total, job.setting.name, job.setting.swap_epoch, job.setting.batch_size),
+        *(job.setting.seed, job.method, job.candidate),
+    )
+
+
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
