@@ -1,4 +1,4 @@
-"""The command line: `python -m twophase report | run | plot | table1 | traces | download`."""
+"""The command line: `python -m twophase report | run | plot | table1 | compare | ...`."""
 
 import argparse
 import sys
@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_plot(commands)
     _add_table1(commands)
+    _add_compare(commands)
     _add_traces(commands)
     _add_download(commands)
     return parser
@@ -180,6 +181,52 @@ def _table1(options: argparse.Namespace) -> None:
     out = options.out or table1.default_folder(options.preset)
     print(table1.as_text(table1.run(chosen, out, options.data, options.device)))
     print(f"table: {out / 'table1.csv'}")
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("compare", help="second phases and their competitors, resumable")
+    parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
+    parser.add_argument("--problem", nargs="+", help="data sets, poisson, burgers, regression")
+    parser.add_argument("--model", nargs="+", help="networks; default: the preset's")
+    parser.add_argument("--method", nargs="+", help="default: all; see twophase.competitors")
+    for name in ("seeds", "passes", "swap-epoch", "batch-size", "train-examples"):
+        kind = _number(name.replace("-", "_"), int)
+        parser.add_argument(f"--{name}", type=kind, help="default: the preset's")
+    parser.add_argument("--dtype", help="float32 (default) or float64")
+    parser.add_argument("--no-tuning", action="store_true", help="all methods as shipped")
+    parser.add_argument("--processes", type=_number("processes", int), default=1)
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--data", type=Path, help="data folder")
+    parser.add_argument("--work", type=Path, help="folder to resume from; default: OUT/jobs")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
+    parser.set_defaults(command=_compare)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from twophase import comparison, profiles
+    from twophase.competitors import METHODS
+
+    plan = comparison.plan(
+        options.preset,
+        problems=options.problem and tuple(options.problem),
+        models=options.model and tuple(options.model),
+        **{name: getattr(options, name) for name in ("seeds", "passes", "swap_epoch")},
+        **{name: getattr(options, name) for name in ("batch_size", "train_examples", "dtype")},
+    )
+    curves = comparison.compare(
+        plan,
+        options.method or list(METHODS),
+        options.work or options.out / "jobs",
+        not options.no_tuning,
+        options.data,
+        options.device,
+        options.processes,
+    )
+    comparison.save(curves, options.out, comparison.facts(options.device))
+    found = profiles.costs(curves[curves.seed != comparison.TUNING_SEED], plan.passes)
+    shown = profiles.ratios(found, ["problem", "model", "method"]).drop(columns="text")
+    print(shown.to_string(index=False, float_format="{:.3g}".format))
+    print(f"curves: {options.out / 'curves.csv'}")
 
 
 def _add_traces(commands: argparse._SubParsersAction) -> None:

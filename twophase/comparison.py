@@ -32,6 +32,12 @@ log = logging.getLogger("twophase")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Of weights, batches and subsets in the runs that tuning looks at, never in those it is judged by.
 TUNING_SEED = 100
+PROBLEMS = (*data.DATASETS, *pinn.PROBLEMS)
+# Networks from the quickest to the slowest pass.
+SIZES = (
+    *("vit-nomlp-wkewq-wvwo1", "vit-nomlp-wkewq", "vit-nomlp"),
+    *("vit-mlp", "vgg5-max-relu"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Setting:
     dtype: str = "float32"
 
     def __post_init__(self):
-        check_choice("problem", self.problem, (*data.DATASETS, *pinn.PROBLEMS))
+        check_choice("problem", self.problem, PROBLEMS)
         check_choice("model", self.model, models.MODELS if self.images else ("",))
         check_integer("swap_epoch", self.swap_epoch, 1)
         check_integer("seed", self.seed, 0)
@@ -120,6 +126,105 @@ class Setting:
             seed=self.seed,
             device=chosen,
         )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison: problems and networks, where the methods part, their budget, and the seeds.
+
+    Args:
+        problems, models: see `Setting`; full-batch problems take no model.
+        swap_epoch, batch_size, train_examples: of every `Setting`.
+        passes: each method's budget after the prefix, at least 3.
+        seeds: 0, 1, ..., so many.
+
+    Raises:
+        InputError: a field is out of range.
+
+    >>> [setting.seed for setting in PLANS["smoke"].settings()]
+    [0, 1]
+    """
+
+    problems: tuple[str, ...]
+    models: tuple[str, ...]
+    swap_epoch: int
+    passes: int
+    seeds: int = 3
+    batch_size: int = 512
+    train_examples: int | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        check_integer("seeds", self.seeds, 1)
+        check_integer("passes", self.passes, GRADIENT_PASSES)
+        self.settings()
+
+    def settings(self) -> list[Setting]:
+        """All settings, seed by seed, so that a plan that is stopped has whole seeds.
+
+        >>> len(Plan(("digits", "mnist"), ("vit-mlp",), swap_epoch=9, passes=30).settings())
+        6
+        """
+        pairs = []
+        for problem in self.problems:
+            images = check_choice("problem", problem, PROBLEMS) in data.DATASETS
+            pairs += [(problem, model) for model in (self.models if images else ("",))]
+        return [self._setting(*pair, seed) for seed in range(self.seeds) for pair in pairs]
+
+    def tuning(self) -> Setting:
+        """Where the methods are tuned: on the first problem's smallest network.
+
+        >>> PLANS["paper"].tuning().name
+        'mnist vit-nomlp-wkewq-wvwo1'
+        """
+        images = self.problems[0] in data.DATASETS
+        smallest = min(self.models, key=SIZES.index) if images else ""
+        return self._setting(self.problems[0], smallest, TUNING_SEED)
+
+    def _setting(self, problem: str, model: str, seed: int) -> Setting:
+        images = problem in data.DATASETS
+        return Setting(
+            problem,
+            model,
+            self.swap_epoch,
+            seed,
+            self.batch_size,
+            train_examples=self.train_examples if images else None,
+            dtype=self.dtype if images else "float64",
+        )
+
+
+PLANS = {
+    "smoke": Plan(
+        *(("digits",), ("vit-nomlp-wkewq-wvwo1",)),
+        **{"swap_epoch": 2, "passes": 30, "seeds": 2, "batch_size": 16, "train_examples": 32},
+    ),
+    "quick": Plan(
+        *(("digits",), ("vit-nomlp-wkewq-wvwo1",)),
+        **{"swap_epoch": 60, "passes": 300, "batch_size": 64, "train_examples": 256},
+    ),
+    "paper": Plan(("mnist", "cifar10"), tuple(models.MODELS), swap_epoch=100, passes=1000),
+}
+
+
+def plan(preset: str, **changes: object) -> Plan:
+    """A preset's plan, with the fields that were given instead of its own.
+
+    Args:
+        preset: "smoke", "quick" or "paper".
+        **changes: fields of `Plan`; None: the preset's.
+
+    Raises:
+        InputError: the preset is unknown, or a field is out of range.
+
+    >>> plan("quick", seeds=1, passes=None).passes
+    300
+    >>> plan("quick", passes=2)
+    Traceback (most recent call last):
+    twophase.errors.InputError: passes: 2 is not allowed; use a whole number of at least 3
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(PLANS[check_choice("preset", preset, PLANS)], **given)
 
 
 @dataclass(frozen=True)
@@ -227,11 +332,10 @@ def chosen(curves: pd.DataFrame) -> dict[str, int]:
 
 
 def compare(
-    settings: Sequence[Setting],
+    plan: Plan,
     methods: Sequence[str],
-    passes: int,
     folder: Path,
-    tune_on: Setting | None = None,
+    tune: bool = True,
     root: Path | None = None,
     device: str | torch.device = "auto",
     processes: int = 1,
@@ -239,9 +343,10 @@ def compare(
     """Tune every method alike, then run all of them on all settings.
 
     Args:
-        settings, methods, passes: see `jobs`.
-        tune_on: a setting on which each method's candidates are tried once, with `TUNING_SEED`; the
-            best are then taken on all settings. None: all methods as shipped.
+        plan: what to compare on, and for how many passes.
+        methods: names in `METHODS`.
+        tune: try each method's candidates once, on `Plan.tuning`, and take the best on all
+            settings. False: all methods as shipped.
         folder, root, device, processes: see `run`.
 
     Returns:
@@ -251,19 +356,19 @@ def compare(
         TwoPhaseError, OSError: as `jobs` and `run` do.
 
     >>> import tempfile
-    >>> setting = Setting("digits", "vit-nomlp-wkewq-wvwo1", 1, train_examples=16)
+    >>> plan = replace(PLANS["smoke"], passes=6)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     curves = compare([setting], ["adam", "sgd"], 6, Path(folder), setting, device="cpu")
+    ...     curves = compare(plan, ["adam", "sgd"], Path(folder), device="cpu")
     >>> curves.groupby(["seed", "method"]).candidate.nunique().to_dict()
-    {(0, 'adam'): 1, (0, 'sgd'): 1, (100, 'sgd'): 3}
+    {(0, 'adam'): 1, (0, 'sgd'): 1, (1, 'adam'): 1, (1, 'sgd'): 1, (100, 'sgd'): 3}
     """
-    tried, numbers = [], {}
-    if tune_on is not None:
-        tried = tuning_jobs(tune_on, methods, passes)
+    tried = tuning_jobs(plan.tuning(), methods, plan.passes) if tune else []
+    numbers = {}
     if tried:
         numbers = chosen(run(tried, folder, root, device, processes))
         log.warning("tuning chose %s", numbers)
-    return run([*jobs(settings, methods, passes, numbers), *tried], folder, root, device, processes)
+    todo = [*jobs(plan.settings(), methods, plan.passes, numbers), *tried]
+    return run(todo, folder, root, device, processes)
 
 
 def run(

@@ -32,6 +32,7 @@ from twophase.objective import (
     check_repeats,
     norm,
 )
+from twophase.payoff import Payoff, payoffs
 from twophase.preconditioner import from_moments
 from twophase.progress import track
 from twophase.record import Record
@@ -518,6 +519,17 @@ class Fit:
         return self.history.loc[changed, columns].reset_index(drop=True)
 
     @property
+    def payoffs(self) -> list[Payoff]:
+        """Whether each phase of CG has paid, beside the trend of Adam before it.
+
+        >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+        >>> result = fit(nn.Linear(1, 1), (inputs, 3 * inputs), epochs=9, switch=6)
+        >>> result.payoffs[0].pays
+        True
+        """
+        return payoffs(self.records)
+
+    @property
     def history(self) -> pd.DataFrame:
         """The records as a table, a row per epoch and a column per field of `Record`.
 
@@ -629,6 +641,7 @@ def run(trainer: Trainer, epochs: int, on_epoch: Callable[[Record], None] | None
     final = trainer.finish()
     if final != trainer.history[-1]:
         message += f"; the weights are CG's after epoch {final.epoch}, lower than Adam's last"
+    message += "".join(f"; {paid.text}" for paid in payoffs(trainer.history))
     return Fit(tuple(trainer.history), status, message, trainer.swap_epoch, final)
 
 

@@ -1,0 +1,92 @@
+"""Whether the second phase pays, by a run's own records: its loss beside Adam's trend."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from twophase.fallback import Seen, Trend
+from twophase.record import Record
+
+
+@dataclass(frozen=True)
+class Payoff:
+    """A phase of CG, and what Adam's trend foresaw for as many passes.
+
+    The trend is the straight line through ln(loss) over ln(passes) in the latter half of Adam's
+    epochs before the phase (see `twophase.fallback.Trend`). It is a forecast from the run's own
+    records, not a run of Adam: Adam's loss may fall faster or slower than its trend.
+
+    Attributes:
+        first_epoch, last_epoch: of the phase.
+        passes: over the training set that the phase has spent.
+        loss: the lowest training loss that it has met.
+        foreseen: the loss that Adam would have come to with these passes, by its trend.
+
+    >>> paid = Payoff(first_epoch=31, last_epoch=40, passes=42, loss=0.01, foreseen=0.02)
+    >>> paid.pays, paid.text
+    (True, 'CG pays: 0.01 after 42 passes from epoch 31 on, where Adam by its trend has 0.02')
+    """
+
+    first_epoch: int
+    last_epoch: int
+    passes: int
+    loss: float
+    foreseen: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether the phase is below what was foreseen of Adam."""
+        return self.loss < self.foreseen
+
+    @property
+    def text(self) -> str:
+        """The finding as a sentence."""
+        verdict = "pays" if self.pays else "does not pay"
+        return (
+            f"CG {verdict}: {self.loss:.3g} after {self.passes} passes from epoch "
+            f"{self.first_epoch} on, where Adam by its trend has {self.foreseen:.3g}"
+        )
+
+
+def payoffs(records: Iterable[Record]) -> list[Payoff]:
+    """The phases of CG in a run, each judged against the epochs of Adam before it.
+
+    Args:
+        records: of a run, finished or not, in the order of its epochs.
+
+    Returns:
+        A `Payoff` for each phase of CG that has epochs of Adam before it.
+
+    >>> import torch
+    >>> from twophase import fit
+    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+    >>> result = fit(torch.nn.Linear(1, 1), (inputs, 3 * inputs), epochs=9, switch=6)
+    >>> [paid.pays for paid in payoffs(result.records)]
+    [True]
+    """
+    return list(_payoffs(records))
+
+
+def _payoffs(records: Iterable[Record]) -> Iterator[Payoff]:
+    seen: list[Seen] = []
+    for phase, group in groupby(records, key=lambda record: record.phase):
+        epochs = list(group)
+        if phase == "adam":
+            for record in epochs:
+                before = seen[-1].passes if seen else 0
+                seen.append(Seen(before + record.passes, record.train_loss))
+        elif seen:
+            yield _payoff(epochs, seen)
+
+
+def _payoff(epochs: list[Record], seen: list[Seen]) -> Payoff:
+    trend, passes = Trend.of(seen), sum(record.passes for record in epochs)
+    promise = trend.promise(passes)
+    return Payoff(
+        epochs[0].epoch,
+        epochs[-1].epoch,
+        passes,
+        min(record.train_loss for record in epochs),
+        math.exp(promise) if trend.logarithmic else promise,
+    )

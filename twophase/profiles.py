@@ -1,0 +1,225 @@
+"""What a comparison comes to: costs to a target, performance profiles, verdicts."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from twophase.errors import InputError, check_choice
+
+# what one problem instance is known by in the tables of `twophase.comparison`
+SETTING = (
+    *("problem", "model", "train_examples", "batch_size", "learning_rate"),
+    *("dtype", "swap_epoch", "seed"),
+)
+COSTS = ("passes_spent", "seconds")
+REFERENCE = "adam"
+
+
+def cost_to(curve: pd.DataFrame, target: float, cost: str = "passes_spent") -> float:
+    """What a run had spent when its loss was first at or below a target; inf if it never was.
+
+    Args:
+        curve: rows of one run in their order, with columns `loss` and `cost`.
+        target: a loss.
+        cost: "passes_spent" or "seconds", both since the shared prefix.
+
+    Returns:
+        The cost, in the column's unit, of the first point of the curve that is low enough. Points
+        lie 2 % apart, so that it is up to 2 % too high.
+
+    >>> curve = pd.DataFrame({"passes_spent": [0, 3, 6], "loss": [1.0, 0.5, 0.2]})
+    >>> cost_to(curve, 0.3), cost_to(curve, 0.1)
+    (6.0, inf)
+    """
+    check_choice("cost", cost, COSTS)
+    reached = curve.loss.to_numpy() <= target
+    return float(curve[cost].iloc[reached.argmax()]) if reached.any() else np.inf
+
+
+def loss_at(curve: pd.DataFrame, budget: float, cost: str = "passes_spent") -> float:
+    """The lowest loss of a run within a budget.
+
+    Args:
+        curve, cost: see `cost_to`; the curve begins at cost 0.
+        budget: at least 0, in the unit of the cost.
+
+    >>> curve = pd.DataFrame({"passes_spent": [0, 3, 6], "loss": [1.0, 0.5, 0.2]})
+    >>> loss_at(curve, 5)
+    0.5
+    """
+    return float(curve.loss[(curve[cost] <= budget).to_numpy()].iloc[-1])
+
+
+def costs(curves: pd.DataFrame, passes: int, cost: str = "passes_spent") -> pd.DataFrame:
+    """What each method spends to reach what Adam at a constant rate reaches in so many passes.
+
+    Args:
+        curves: from `twophase.comparison`, with runs of method "adam"; runs of other candidates of
+            one method must not be in it.
+        passes: since the prefix; they fix the target, the lowest loss of Adam within them.
+        cost: in which to count; see `cost_to`.
+
+    Returns:
+        A row for each setting and method: the columns `SETTING`, `method`; `target`; `cost`, inf
+        where the target was missed; `ratio` to Adam's own cost; and `loss`, the method's lowest
+        within the passes. A cost beyond those passes is a miss: all have the same budget.
+
+    Raises:
+        InputError: a setting lacks Adam, or Adam has not spent the passes.
+
+    >>> adam = pd.DataFrame({"method": "adam", "passes_spent": [0, 3, 6], "loss": [1.0, 0.5, 0.2]})
+    >>> other = adam.assign(method="default", loss=[1.0, 0.2, 0.1])
+    >>> curves = pd.concat([adam, other]).assign(**dict.fromkeys(SETTING, 0))
+    >>> costs(curves, 6)[["method", "cost", "ratio"]].values.tolist()
+    [['adam', 6.0, 1.0], ['default', 3.0, 0.5]]
+    """
+    rows = []
+    for values, of in curves.groupby(list(SETTING), sort=False, dropna=False):
+        runs = dict(list(of.groupby("method", sort=False)))
+        if REFERENCE not in runs or runs[REFERENCE].passes_spent.max() < passes:
+            there = list(runs)
+            raise InputError("curves", there, f"curves of adam over {passes} passes and others")
+        within = {name: run[run.passes_spent <= passes] for name, run in runs.items()}
+        target = within[REFERENCE].loss.min()
+        own = cost_to(within[REFERENCE], target, cost)
+        for name, run in within.items():
+            spent = cost_to(run, target, cost)
+            rows.append(
+                dict(zip(SETTING, values, strict=True))
+                | {"method": name, "target": target, "cost": spent}
+                | {"ratio": _quotient(spent, own), "loss": run.loss.min()}
+            )
+    return pd.DataFrame(rows)
+
+
+def performance_profile(found: pd.DataFrame, factors: Sequence[float]) -> pd.DataFrame:
+    """For each method the share of settings that it solves within a factor of the best's cost.
+
+    ρ(τ) = share of settings with cost <= τ · lowest cost of all methods there (Dolan and Moré,
+    Benchmarking optimization software with performance profiles, 2002). A miss is no solution at
+    any τ; a setting that no method solved counts in the denominator.
+
+    Args:
+        found: from `costs`.
+        factors: τ, at least 1.
+
+    Returns:
+        A column for each method, a row for each factor.
+
+    Raises:
+        InputError: a factor is below 1.
+
+    >>> found = pd.DataFrame({"method": ["a", "b"], "cost": [3.0, 6.0]})
+    >>> found = found.assign(**dict.fromkeys(SETTING, 0))
+    >>> performance_profile(found, [1, 2]).to_dict("list")
+    {'a': [1.0, 1.0], 'b': [0.0, 1.0]}
+    """
+    if min(factors) < 1:
+        raise InputError("factors", min(factors), "factors of at least 1")
+    table = found.pivot_table(
+        index=list(SETTING), columns="method", values="cost", dropna=False, sort=False
+    )
+    table = table.dropna(how="all").fillna(np.inf)
+    lowest = table.min(axis=1).clip(lower=np.finfo(float).tiny)
+    shares = {
+        method: [
+            float(((spent <= factor * lowest) & np.isfinite(spent)).mean()) for factor in factors
+        ]
+        for method, spent in table.items()
+    }
+    return pd.DataFrame(shares, index=pd.Index(factors, name="factor"))
+
+
+class Ratio(NamedTuple):
+    """A ratio of costs over seeds: median, lowest, highest (inf: a miss), and the seeds.
+
+    >>> Ratio(0.5, 0.4, float("inf"), 3).decided
+    False
+    """
+
+    median: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def decided(self) -> bool:
+        """Whether all seeds are on one side of 1."""
+        return self.high < 1 or self.low >= 1
+
+    @property
+    def text(self) -> str:
+        """The median and the range, as in "0.5 (0.4 to 0.6)"; "missed" where no seed got there.
+
+        >>> Ratio(0.5, 0.4, float("inf"), 3).text
+        '0.50 (0.40 to a miss)'
+        """
+        if np.isinf(self.low):
+            return "missed"
+        return f"{_number(self.median)} ({_number(self.low)} to {_number(self.high)})"
+
+
+def ratio_of(ratios: Sequence[float]) -> Ratio:
+    """The ratio over seeds; a miss counts as infinite, also in the median.
+
+    >>> ratio_of([0.5, float("inf"), 0.7]).median
+    0.7
+    """
+    values = np.sort(np.asarray(ratios, dtype=float))
+    # between a number and inf numpy's median is nan
+    middle = [values[(len(values) - 1) // 2], values[len(values) // 2]]
+    return Ratio(float(sum(middle) / 2), float(values[0]), float(values[-1]), len(values))
+
+
+def ratios(found: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """The ratios to Adam's cost over the seeds, for each combination of some columns.
+
+    Args:
+        found: from `costs`, or several of them.
+        by: columns such as "problem", "model", "method".
+
+    Returns:
+        Columns `by`, and `median`, `low`, `high`, `seeds` and `text` of the `Ratio`.
+
+    >>> found = pd.DataFrame({"method": "a", "ratio": [0.5, 0.7, 0.6]})
+    >>> ratios(found, ["method"]).text[0]
+    '0.60 (0.50 to 0.70)'
+    """
+    rows = []
+    for values, of in found.groupby(list(by), sort=False, dropna=False):
+        ratio = ratio_of(of.ratio)
+        rows.append(dict(zip(by, values, strict=True)) | ratio._asdict() | {"text": ratio.text})
+    return pd.DataFrame(rows)
+
+
+def verdict(ratio: Ratio, unit: str = "passes") -> str:
+    """Whether a method pays, in a sentence's second half.
+
+    Args:
+        ratio: of its cost to Adam's.
+        unit: of the cost.
+
+    >>> verdict(Ratio(0.5, 0.4, 0.6, 3))
+    "yes: it needs 0.50 (0.40 to 0.60) times Adam's passes"
+    >>> verdict(Ratio(float("inf"), float("inf"), float("inf"), 3))
+    "no: it does not get there within Adam's passes"
+    >>> verdict(Ratio(0.9, 0.8, float("inf"), 3), "seconds")
+    "not on every seed: it needs 0.90 (0.80 to a miss) times Adam's seconds"
+    """
+    if np.isinf(ratio.low):
+        return f"no: it does not get there within Adam's {unit}"
+    word = {True: "yes" if ratio.high < 1 else "no", False: "not on every seed"}[ratio.decided]
+    return f"{word}: it needs {ratio.text} times Adam's {unit}"
+
+
+def _quotient(spent: float, own: float) -> float:
+    """Of two costs; 0 by 0, where the prefix ended at the target, is 1."""
+    return spent / own if own > 0 else (1.0 if spent == 0 else np.inf)
+
+
+def _number(value: float) -> str:
+    if np.isinf(value):
+        return "a miss"
+    return f"{value:.2f}" if 0.095 <= value < 9.95 else f"{value:.2g}"
