@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0
     """
     try:
-        options = build_parser().parse_args(arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        options = build_parser().parse_args(given, argparse.Namespace(arguments=given))
         options.command(options)
     except TwoPhaseError as error:
         print(f"twophase: error: {error}", file=sys.stderr)
@@ -222,7 +223,7 @@ def _compare(options: argparse.Namespace) -> None:
         options.device,
         options.processes,
     )
-    comparison.save(curves, options.out, comparison.facts(options.device))
+    comparison.save(curves, options.out, comparison.facts(options.arguments, options.device))
     found = profiles.costs(curves[curves.seed != comparison.TUNING_SEED], plan.passes)
     shown = profiles.ratios(found, ["problem", "model", "method"]).drop(columns="text")
     print(shown.to_string(index=False, float_format="{:.3g}".format))

@@ -8,6 +8,8 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
+import platform
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
@@ -402,7 +404,7 @@ def run(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     curves = run(jobs([setting], ["adam", "default"], 30), Path(folder), device="cpu")
     >>> curves.groupby("method").passes_spent.max().to_dict()
-    {'adam': 60, 'default': 30}
+    {'adam': 30, 'default': 30}
     """
     check_integer("processes", processes, 1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -466,15 +468,21 @@ def load(folder: Path) -> pd.DataFrame:
     return points.join(runs, on="run").drop(columns="run")
 
 
-def facts(device: str | torch.device = "auto") -> dict:
-    """Provenance of results made here and now: revision, versions, device, time.
+def facts(arguments: Sequence[str], device: str | torch.device = "auto") -> dict:
+    """Provenance of results made here and now: command, revision, versions, hardware, time.
 
-    >>> facts("cpu")["device"] != ""
-    True
+    Args:
+        arguments: of `python -m twophase`.
+        device: see `run`.
+
+    >>> facts(["compare", "--preset", "quick"], "cpu")["command"]
+    'python -m twophase compare --preset quick'
     """
     return {
+        "command": " ".join(["python -m twophase", *arguments]),
         "revision": git_revision(),
         "versions": versions(),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": device_name(resolve_device(device)),
         "time": now(),
     }

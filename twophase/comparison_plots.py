@@ -17,6 +17,7 @@ BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, BLACK = COLORS
 # families share a colour, and differ by dash within
 STYLES: dict[str, dict] = {
     "adam": {"color": BLACK, "linestyle": "-"},
+    "adam-twice": {"color": BLACK, "linestyle": "-", "linewidth": 1.0},
     "adam-tuned": {"color": BLACK, "linestyle": "--"},
     "adam-cosine": {"color": BLACK, "linestyle": ":"},
     "sgd": {"color": GREY, "linestyle": "-."},

@@ -52,7 +52,9 @@ def loss_at(curve: pd.DataFrame, budget: float, cost: str = "passes_spent") -> f
     return float(curve.loss[(curve[cost] <= budget).to_numpy()].iloc[-1])
 
 
-def costs(curves: pd.DataFrame, passes: int, cost: str = "passes_spent") -> pd.DataFrame:
+def costs(
+    curves: pd.DataFrame, passes: int, cost: str = "passes_spent", budget: int | None = None
+) -> pd.DataFrame:
     """What each method spends to reach what Adam at a constant rate reaches in so many passes.
 
     Args:
@@ -60,11 +62,13 @@ def costs(curves: pd.DataFrame, passes: int, cost: str = "passes_spent") -> pd.D
             one method must not be in it.
         passes: since the prefix; they fix the target, the lowest loss of Adam within them.
         cost: in which to count; see `cost_to`.
+        budget: passes that the methods have; what they reach later is a miss. Default: `passes`,
+            as many as Adam had.
 
     Returns:
         A row for each setting and method: the columns `SETTING`, `method`; `target`; `cost`, inf
         where the target was missed; `ratio` to Adam's own cost; and `loss`, the method's lowest
-        within the passes. A cost beyond those passes is a miss: all have the same budget.
+        within the budget.
 
     Raises:
         InputError: a setting lacks Adam, or Adam has not spent the passes.
@@ -81,9 +85,9 @@ def costs(curves: pd.DataFrame, passes: int, cost: str = "passes_spent") -> pd.D
         if REFERENCE not in runs or runs[REFERENCE].passes_spent.max() < passes:
             there = list(runs)
             raise InputError("curves", there, f"curves of adam over {passes} passes and others")
-        within = {name: run[run.passes_spent <= passes] for name, run in runs.items()}
-        target = within[REFERENCE].loss.min()
-        own = cost_to(within[REFERENCE], target, cost)
+        within = {name: run[run.passes_spent <= (budget or passes)] for name, run in runs.items()}
+        target = loss_at(runs[REFERENCE], passes)
+        own = cost_to(runs[REFERENCE], target, cost)
         for name, run in within.items():
             spent = cost_to(run, target, cost)
             rows.append(

@@ -1,0 +1,156 @@
+"""Comparisons: one prefix for all, equal tuning, files that resume and tables that come back."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twophase import comparison
+from twophase.__main__ import main
+from twophase.comparison import PLANS, TUNING_SEED, Job, Plan, Setting, chosen, jobs, tuning_jobs
+from twophase.competitors import METHODS
+from twophase.errors import InputError
+
+SMOKE = replace(PLANS["smoke"], seeds=1, passes=12)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder and the curves of a small comparison."""
+    folder = tmp_path_factory.mktemp("jobs")
+    methods = ["adam", "sgd", "default", "torch-lbfgs"]
+    return folder, comparison.compare(SMOKE, methods, folder, device="cpu")
+
+
+def test_all_methods_start_from_one_prefix(done):
+    _, curves = done
+    first = curves[curves.passes_spent == 0]
+    assert first.groupby("seed").loss.nunique().eq(1).all()
+    assert first.loss.nunique() == 2  # the tuning has a seed of its own
+
+
+def test_tuning_never_sees_the_seeds_that_it_is_judged_by(done):
+    _, curves = done
+    assert set(curves.seed) == {0, TUNING_SEED}
+    assert (curves[curves.seed == 0].groupby("method").candidate.nunique() == 1).all()
+    tuned = curves[curves.seed == TUNING_SEED]
+    assert set(tuned.groupby("method").candidate.nunique()) == {3}
+    picked = chosen(tuned)
+    final = tuned.groupby(["method", "candidate"]).loss.min().unstack()
+    for method, candidate in picked.items():
+        assert final.loc[method, candidate] == final.loc[method].min()
+        assert (curves[(curves.seed == 0) & (curves.method == method)].candidate == candidate).all()
+
+
+def test_a_comparison_goes_on_where_it_was_stopped(done, monkeypatch):
+    folder, curves = done
+    kept = {path: path.read_text() for path in folder.glob("*.json")}
+    lost = sorted(kept)[0]
+    lost.unlink()
+    again = []
+    real = comparison.go_on
+    monkeypatch.setattr(comparison, "go_on", lambda *a: (again.append(a), real(*a))[1])
+    redone = comparison.compare(SMOKE, list(dict.fromkeys(curves.method)), folder, device="cpu")
+    assert len(again) == 1
+    pd.testing.assert_frame_equal(redone.drop(columns="seconds"), curves.drop(columns="seconds"))
+
+
+def test_tables_come_back_as_they_were(done, tmp_path):
+    _, curves = done
+    comparison.save(curves, tmp_path, {"command": "a test"})
+    back = comparison.load(tmp_path)[list(curves)]
+    exact = ["seconds", "loss"]
+    pd.testing.assert_frame_equal(back.drop(columns=exact), curves.drop(columns=exact))
+    for name in exact:
+        assert back[name].to_numpy() == pytest.approx(curves[name].to_numpy(), rel=1e-3)
+    assert json.loads((tmp_path / "provenance.json").read_text()) == {"command": "a test"}
+
+
+def test_full_batch_problems_take_their_points_at_once():
+    trainer = Setting("poisson", "", 1, dtype="float64", batch_size=7).trainer(device="cpu")
+    assert trainer.phases["adam"].adam.batch_size == len(trainer.objective.inputs)
+
+
+@given(
+    st.sampled_from(sorted(METHODS)),
+    st.integers(0, 3),
+    st.integers(1, 99),
+    st.integers(3, 999),
+    st.sampled_from(["float32", "float64"]),
+)
+def test_different_jobs_have_different_files(method, seed, swap, passes, dtype):
+    job = Job(Setting("digits", "vit-mlp", swap, seed, dtype=dtype), method, 0, passes)
+    assert job.file_name == replace(job).file_name
+    for other in (
+        replace(job, passes=passes + 1),
+        replace(job, setting=replace(job.setting, seed=seed + 1)),
+        replace(job, setting=replace(job.setting, batch_size=511)),
+    ):
+        assert other.file_name != job.file_name
+
+
+def test_a_method_whose_package_is_missing_is_left_out_and_named(monkeypatch, caplog):
+    monkeypatch.setitem(METHODS, "sgd", replace(METHODS["sgd"], package="no_such_package"))
+    found = jobs([Setting("digits", "vit-mlp", 1)], ["adam", "sgd"], 30)
+    assert [job.method for job in found] == ["adam"]
+    assert "sgd left out: no package no_such_package" in caplog.text
+    assert not tuning_jobs(Setting("digits", "vit-mlp", 1), ["sgd"], 30)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"problems": ("heat",)}, "problem: 'heat'"),
+        ({"models": ("resnet",)}, "model: 'resnet'"),
+        ({"swap_epoch": 0}, "swap_epoch: 0"),
+        ({"passes": 2}, "passes: 2"),
+        ({"seeds": 0}, "seeds: 0"),
+        ({"dtype": "float16"}, "dtype: 'float16'"),
+        ({"train_examples": 0}, "train_examples: 0"),
+    ],
+)
+def test_a_wrong_plan_names_its_field(change, message):
+    with pytest.raises(InputError, match=message):
+        comparison.plan("smoke", **change)
+
+
+def test_full_batch_problems_have_no_subset():
+    with pytest.raises(InputError, match="train_examples: 9"):
+        Setting("poisson", "", 1, train_examples=9, dtype="float64")
+
+
+def test_the_networks_are_all_there_by_size():
+    plan = Plan(("digits", "poisson"), tuple(comparison.SIZES), 1, 30, seeds=1)
+    names = [setting.name for setting in plan.settings()]
+    assert names == [*(f"digits {model}" for model in comparison.SIZES), "poisson"]
+
+
+def test_the_command_leaves_tables_and_says_what_they_hold(tmp_path, capsys):
+    command = "compare --preset smoke --seeds 1 --passes 12 --no-tuning --device cpu"
+    out = ["--out", str(tmp_path / "out"), "--method", "adam", "default"]
+    assert main([*command.split(), *out]) == 0
+    assert "curves:" in capsys.readouterr().out
+    curves = comparison.load(tmp_path / "out")
+    assert set(curves.method) == {"adam", "default"}
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert provenance["versions"]["torch"] and provenance["device"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (["--method", "newton"], "method: 'newton'"),
+        (["--preset", "tiny"], "preset: 'tiny'"),
+        (["--passes", "many"], "passes: 'many'"),
+        (["--processes", "0"], "processes: 0"),
+        (["--problem", "heat"], "problem: 'heat'"),
+    ],
+)
+def test_a_wrong_option_is_one_line(wrong, line, tmp_path, capsys):
+    arguments = ["compare", "--preset", "smoke", "--no-tuning", "--out", str(tmp_path / "out")]
+    assert main([*arguments, *wrong]) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1

@@ -1,0 +1,185 @@
+"""Competitors spend what they evaluate, and do what they are named for."""
+
+import inspect
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from twophase import competitors
+from twophase.adam import AdamSettings
+from twophase.competitors import METHODS, BudgetSpent, Journal, Method, go_on
+from twophase.errors import InputError
+from twophase.training import Trainer
+
+BUDGET = 60
+AVAILABLE = [name for name, method in METHODS.items() if method.installed]
+
+
+def trainer_at_prefix(epochs: int = 5, batch_size: int = 8, dtype=torch.float64) -> Trainer:
+    """A small regression, after some epochs of Adam."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(32, 3, generator=generator, dtype=dtype)
+    targets = torch.sin(inputs.sum(1, keepdim=True))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).to(dtype)
+    trainer = Trainer(
+        model,
+        (inputs, targets),
+        strategy="adam",
+        loss=nn.functional.mse_loss,
+        adam=AdamSettings(1e-2, batch_size),
+        device="cpu",
+    )
+    for _ in range(epochs):
+        trainer.epoch()
+    return trainer
+
+
+def test_a_journal_keeps_the_lowest_loss_and_points_two_percent_apart():
+    journal = Journal(10_000, 1.0, torch.device("cpu"))
+    for passes in range(3, 10_001, 3):
+        journal.saw(passes, 1.0 / passes if passes % 2 else 2.0)
+    journal.end()
+    passes = [row.passes for row in journal.rows]
+    assert passes[0] == 0 and passes[-1] == 9_999
+    assert all(b - a >= 3 and (a < 150 or b <= 1.02 * a + 3) for a, b in itertools.pairwise(passes))
+    for row in journal.rows[1:]:
+        odd = max(n for n in range(3, row.passes + 1, 3) if n % 2)
+        assert row.loss == 1.0 / odd
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=40))
+def test_the_losses_of_a_journal_never_rise(losses):
+    journal = Journal(3 * len(losses), 1.0, torch.device("cpu"))
+    for number, loss in enumerate(losses, 1):
+        journal.saw(3 * number, loss)
+    journal.end()
+    assert journal.rows[-1].loss == min([1.0, *losses])
+    assert all(b.loss <= a.loss for a, b in itertools.pairwise(journal.rows))
+
+
+def test_a_journal_does_not_count_what_lies_beyond_the_budget():
+    journal = Journal(10, 1.0, torch.device("cpu"))
+    with pytest.raises(BudgetSpent):
+        journal.saw(11, 0.1)
+    journal.end()
+    assert [row.loss for row in journal.rows] == [1.0]
+
+
+def test_seconds_stand_still_while_a_journal_pauses(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(competitors, "clock", lambda device: float(next(ticks)))
+    journal = Journal(10, 1.0, torch.device("cpu"))  # 0
+    with journal.paused():  # 1 to 2
+        pass
+    journal.saw(3, 0.5)  # 3, of which 1 was paused
+    assert journal.rows[-1].seconds == 2.0
+
+
+def test_a_budget_below_one_epoch_is_refused():
+    with pytest.raises(InputError, match="passes: 2"):
+        go_on(METHODS["default"], 0, trainer_at_prefix(), 2)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_what_a_method_spends_is_what_it_evaluates(name, monkeypatch):
+    trainer = trainer_at_prefix()
+    objective, method = trainer.objective, METHODS[name]
+    sweeps = []
+    real = competitors.sweep
+    monkeypatch.setattr(
+        competitors, "sweep", lambda *arguments: (sweeps.append(1), real(*arguments))[1]
+    )
+    first = objective.value(objective.vector.read())
+    before = objective.passes.total
+    rows = go_on(method, 0, trainer, BUDGET)
+    evaluated = objective.passes.total - before
+    assert rows[0].passes == 0 and rows[0].loss == first
+    assert all(b.loss <= a.loss and b.passes > a.passes for a, b in itertools.pairwise(rows))
+    assert rows[-1].passes <= method.times * BUDGET
+    assert rows[-1].loss <= first
+    if sweeps:
+        assert rows[-1].passes == 3 * len(sweeps) - 3  # the last one was beyond the budget
+    else:
+        # the one forward pass at the start is the journal's; the last search broke the budget
+        assert rows[-1].passes <= evaluated - 1 <= rows[-1].passes + 40
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_every_candidate_is_a_setting_of_its_method(name):
+    method = METHODS[name]
+    for candidate in method.candidates:
+        inspect.signature(method.run).bind(None, None, **candidate)
+    assert len(method.candidates) in (1, 3)
+
+
+def test_adam_goes_on_as_if_nobody_had_looked():
+    expected = trainer_at_prefix(epochs=5 + BUDGET // 3)
+    trainer = trainer_at_prefix(epochs=5)
+    rows = go_on(METHODS["adam"], 0, trainer, BUDGET)
+    losses = [record.train_loss for record in expected.history[5:]]
+    assert rows[-1].passes == BUDGET
+    assert rows[-1].loss == min(losses)
+
+
+def test_cosine_decay_follows_its_formula(monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        competitors,
+        "sweep",
+        lambda model, loss, optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]),
+    )
+    go_on(METHODS["adam-cosine"], 1, trainer_at_prefix(), 12)
+    expected = [3e-2 * (1 + math.cos(math.pi * spent / 12)) / 2 for spent in (0, 3, 6, 9, 12)]
+    assert rates == pytest.approx(expected)
+
+
+def test_torch_lbfgs_is_torchs_own_run_in_one_step():
+    trainer = trainer_at_prefix()
+    x = nn.Parameter(trainer.objective.vector.read())
+    lowest = []
+
+    def closure():
+        value, x.grad = trainer.objective.value_and_gradient(x.detach())
+        lowest.append(value)
+        return torch.tensor(value, dtype=torch.float64)
+
+    optimizer = torch.optim.LBFGS(
+        [x], max_iter=99, max_eval=BUDGET // 3, tolerance_grad=0, tolerance_change=0,
+        history_size=100, line_search_fn="strong_wolfe",
+    )  # fmt: skip
+    optimizer.step(closure)
+    rows = go_on(METHODS["torch-lbfgs"], 0, trainer_at_prefix(), BUDGET)
+    assert rows[-1].loss == min(lowest[: BUDGET // 3])
+
+
+def test_the_second_phase_is_that_of_fit():
+    trainer = trainer_at_prefix()
+    branch = Trainer(
+        trainer.model,
+        (trainer.objective.inputs, trainer.objective.targets),
+        switch=5,
+        loss=nn.functional.mse_loss,
+        adam=AdamSettings(1e-2, 8),
+        device="cpu",
+    )
+    branch.load_state_dict(trainer.state_dict())
+    spent = lowest = 0
+    while spent <= BUDGET:
+        rows_end = (spent, lowest)
+        record = branch.epoch()
+        spent, lowest = spent + record.passes, record.train_loss
+    rows = go_on(METHODS["default"], 0, trainer_at_prefix(), BUDGET)
+    assert (rows[-1].passes, rows[-1].loss) == rows_end
+
+
+def test_a_method_that_diverges_ends_with_what_it_had():
+    wild = Method("wild", competitors.sgd, ({"rate": 1e30},))
+    rows = go_on(wild, 0, trainer_at_prefix(), BUDGET)
+    assert math.isfinite(rows[-1].loss) and rows[-1].passes < BUDGET

@@ -1,0 +1,105 @@
+"""Costs to a target, performance profiles and ratios, against their definitions."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twophase import profiles
+from twophase.errors import InputError
+from twophase.profiles import SETTING, Ratio, cost_to, costs, performance_profile, ratio_of
+
+COST = st.floats(0.1, 1e6) | st.just(math.inf)
+
+
+def curves(**losses: list[float]) -> pd.DataFrame:
+    """A curve for each method on one setting, a point every 3 passes and 2 seconds."""
+    frames = [
+        pd.DataFrame(
+            {
+                "method": method.replace("_", "-"),
+                "passes_spent": 3 * np.arange(len(values)),
+                "seconds": 2.0 * np.arange(len(values)),
+                "loss": values,
+            }
+        )
+        for method, values in losses.items()
+    ]
+    return pd.concat(frames).assign(**dict.fromkeys(SETTING, 0))
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=30), st.floats(1e-6, 1e3))
+def test_the_cost_to_a_target_is_that_of_the_first_point_at_or_below_it(losses, target):
+    lowest = np.minimum.accumulate(losses)
+    curve = pd.DataFrame({"passes_spent": 3 * np.arange(len(losses)), "loss": lowest})
+    found = cost_to(curve, target)
+    reached = [3 * n for n, loss in enumerate(lowest) if loss <= target]
+    assert found == (reached[0] if reached else math.inf)
+
+
+def test_costs_are_counted_to_the_loss_that_adam_ends_with():
+    table = curves(adam=[1, 0.5, 0.4, 0.3], default=[1, 0.3, 0.1, 0.1], sgd=[1, 0.9, 0.8, 0.7])
+    found = costs(table, 9).set_index("method")
+    assert found.target.eq(0.3).all()
+    assert found.cost.to_dict() == {"adam": 9, "default": 3, "sgd": math.inf}
+    assert found.ratio.to_dict() == {"adam": 1, "default": pytest.approx(1 / 3), "sgd": math.inf}
+    assert found.loss.to_dict() == {"adam": 0.3, "default": 0.1, "sgd": 0.7}
+    assert costs(table, 9, "seconds").set_index("method").cost["default"] == 2.0
+
+
+def test_adams_own_cost_is_the_first_time_that_it_was_there():
+    found = costs(curves(adam=[1, 0.3, 0.3, 0.3], default=[1, 0.9, 0.3, 0.3]), 9)
+    assert found.set_index("method").ratio.to_dict() == {"adam": 1, "default": 2}
+
+
+def test_beyond_the_budget_is_a_miss_unless_there_is_a_longer_one():
+    table = curves(adam=[1, 0.5, 0.4, 0.3], default=[1, 0.9, 0.45, 0.45])
+    assert costs(table, 3).set_index("method").cost["default"] == math.inf
+    assert costs(table, 3, budget=9).set_index("method").cost["default"] == 6
+
+
+@pytest.mark.parametrize("table", [curves(default=[1, 0.5]), curves(adam=[1, 0.5])])
+def test_a_target_needs_adam_over_all_the_passes(table):
+    with pytest.raises(InputError, match="adam over 9 passes"):
+        costs(table, 9)
+
+
+@given(st.lists(st.lists(COST, min_size=3, max_size=3), min_size=1, max_size=6))
+def test_a_performance_profile_is_dolan_and_mores(table):
+    factors = [1, 1.5, 4, 100]
+    rows = [
+        dict.fromkeys(SETTING, 0) | {"seed": seed, "method": method, "cost": cost}
+        for seed, of in enumerate(table)
+        for method, cost in zip("abc", of, strict=True)
+    ]
+    found = performance_profile(pd.DataFrame(rows), factors)
+    for number, method in enumerate("abc"):
+        for factor in factors:
+            solved = [of[number] <= factor * min(of) and of[number] < math.inf for of in table]
+            assert found.loc[factor, method] == pytest.approx(np.mean(solved))
+        assert found[method].is_monotonic_increasing
+
+
+@given(st.lists(COST, min_size=1, max_size=7))
+def test_a_miss_counts_as_infinite_in_the_median(values):
+    found, ordered = ratio_of(values), sorted(values)
+    assert (found.low, found.high, found.seeds) == (ordered[0], ordered[-1], len(values))
+    middle = len(values) // 2
+    expected = ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    assert found.median == expected
+
+
+@pytest.mark.parametrize(
+    ("ratio", "word"),
+    [
+        (Ratio(0.5, 0.4, 0.6, 3), "yes: "),
+        (Ratio(1.5, 1.0, math.inf, 3), "no: it needs"),
+        (Ratio(math.inf, math.inf, math.inf, 3), "no: it does not get there"),
+        (Ratio(0.9, 0.8, 1.1, 3), "not on every seed"),
+    ],
+)
+def test_a_verdict_needs_all_seeds_on_one_side(ratio, word):
+    assert profiles.verdict(ratio).startswith(word)
