@@ -47,6 +47,7 @@ def test_costs_are_counted_to_the_loss_that_adam_ends_with():
     assert found.cost.to_dict() == {"adam": 9, "default": 3, "sgd": math.inf}
     assert found.ratio.to_dict() == {"adam": 1, "default": pytest.approx(1 / 3), "sgd": math.inf}
     assert found.loss.to_dict() == {"adam": 0.3, "default": 0.1, "sgd": 0.7}
+    assert found.timed_loss.to_dict() == {"adam": 0.3, "default": 0.1, "sgd": 0.7}
     assert costs(table, 9, "seconds").set_index("method").cost["default"] == 2.0
 
 
@@ -103,3 +104,15 @@ def test_a_miss_counts_as_infinite_in_the_median(values):
 )
 def test_a_verdict_needs_all_seeds_on_one_side(ratio, word):
     assert profiles.verdict(ratio).startswith(word)
+
+
+def test_losses_at_equal_seconds_are_those_within_adams_seconds():
+    table = curves(adam=[1, 0.5, 0.4, 0.3], default=[1, 0.9, 0.2, 0.1])
+    table.loc[table.method == "default", "seconds"] *= 1.4
+    found = costs(table, 9).set_index("method")
+    assert found.timed_loss.to_dict() == {"adam": 0.3, "default": 0.2}
+    text = profiles.overview(table, 9, ["method"]).set_index("method")
+    assert text.loc["default", "loss at equal seconds"] == "0.2 (0.2 to 0.2)"
+    assert text.loc["default", "loss at equal passes"] == "0.1 (0.1 to 0.1)"
+    assert text.loc["default", "passes / Adam's"].startswith("0.67")
+    assert text.loc["default", "seconds / Adam's"].startswith("0.93")

@@ -10,9 +10,9 @@ import logging
 import multiprocessing
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -373,6 +373,18 @@ def compare(
     return run(todo, folder, root, device, processes)
 
 
+def in_words(candidate: Mapping[str, object]) -> str:
+    """A candidate of `Method.candidates` for readers: what differs from the defaults.
+
+    >>> [in_words(candidate) for candidate in METHODS["cg"].candidates]
+    ['beta PR+, preconditioner adam', 'beta HS-DY, preconditioner adam', ...]
+    """
+    parts = []
+    for name, value in candidate.items():
+        parts += _given(value) if is_dataclass(value) else [f"{name} {value}"]
+    return ", ".join(parts) or "as shipped"
+
+
 def run(
     todo: Sequence[Job],
     folder: Path,
@@ -516,6 +528,19 @@ def _read(path: Path) -> pd.DataFrame:
     content = json.loads(path.read_text())
     curve = pd.DataFrame(content["curve"], columns=list(_MEASURED))
     return pd.DataFrame([content["job"]]).merge(curve, how="cross")
+
+
+def _given(settings: object) -> list[str]:
+    """The fields of a dataclass that differ from their defaults, as "name value"."""
+    parts = []
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if value != field.default:
+            shown = value
+            if is_dataclass(value):
+                shown = f"{type(value).__name__}({', '.join(_given(value))})"
+            parts.append(f"{field.name.replace('_', ' ')} {shown}")
+    return parts
 
 
 def _report(job: Job, number: int, total: int) -> None:

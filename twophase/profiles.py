@@ -67,15 +67,15 @@ def costs(
 
     Returns:
         A row for each setting and method: the columns `SETTING`, `method`; `target`; `cost`, inf
-        where the target was missed; `ratio` to Adam's own cost; and `loss`, the method's lowest
-        within the budget.
+        where the target was missed; `ratio` to Adam's own cost; `loss`, the method's lowest within
+        the budget; and `timed_loss`, that within the seconds that Adam took for `passes`.
 
     Raises:
         InputError: a setting lacks Adam, or Adam has not spent the passes.
 
     >>> adam = pd.DataFrame({"method": "adam", "passes_spent": [0, 3, 6], "loss": [1.0, 0.5, 0.2]})
     >>> other = adam.assign(method="default", loss=[1.0, 0.2, 0.1])
-    >>> curves = pd.concat([adam, other]).assign(**dict.fromkeys(SETTING, 0))
+    >>> curves = pd.concat([adam, other]).assign(seconds=0.0, **dict.fromkeys(SETTING, 0))
     >>> costs(curves, 6)[["method", "cost", "ratio"]].values.tolist()
     [['adam', 6.0, 1.0], ['default', 3.0, 0.5]]
     """
@@ -88,12 +88,14 @@ def costs(
         within = {name: run[run.passes_spent <= (budget or passes)] for name, run in runs.items()}
         target = loss_at(runs[REFERENCE], passes)
         own = cost_to(runs[REFERENCE], target, cost)
+        seconds = runs[REFERENCE].seconds[runs[REFERENCE].passes_spent <= passes].max()
         for name, run in within.items():
             spent = cost_to(run, target, cost)
             rows.append(
                 dict(zip(SETTING, values, strict=True))
                 | {"method": name, "target": target, "cost": spent}
                 | {"ratio": _quotient(spent, own), "loss": run.loss.min()}
+                | {"timed_loss": loss_at(runs[name], seconds, "seconds")}
             )
     return pd.DataFrame(rows)
 
@@ -177,6 +179,15 @@ def ratio_of(ratios: Sequence[float]) -> Ratio:
     return Ratio(float(sum(middle) / 2), float(values[0]), float(values[-1]), len(values))
 
 
+def as_ratio(row: pd.Series) -> Ratio:
+    """The `Ratio` in a row of `ratios`.
+
+    >>> as_ratio(pd.Series({"median": 0.5, "low": 0.4, "high": 0.6, "seeds": 3})).seeds
+    3
+    """
+    return Ratio(float(row["median"]), float(row.low), float(row.high), int(row.seeds))
+
+
 def ratios(found: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """The ratios to Adam's cost over the seeds, for each combination of some columns.
 
@@ -198,6 +209,40 @@ def ratios(found: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def overview(curves: pd.DataFrame, passes: int, by: Sequence[str]) -> pd.DataFrame:
+    """A comparison as a reader wants it: losses at equal passes and seconds, costs to Adam's loss.
+
+    Args:
+        curves, passes: see `costs`.
+        by: columns that name a setting but for its seed, and "method".
+
+    Returns:
+        Columns `by`; the lowest loss within the passes, and within the seconds that Adam took for
+        them, each as the geometric mean over the seeds and the range; the ratio of passes and of
+        seconds to Adam's, to the loss that Adam ends with.
+
+    >>> adam = pd.DataFrame({"method": "adam", "passes_spent": [0, 3, 6], "loss": [1.0, 0.5, 0.2]})
+    >>> adam = adam.assign(seconds=adam.passes_spent / 3, **dict.fromkeys(SETTING, 0))
+    >>> overview(adam, 6, ["method"]).iloc[0, 1:].tolist()
+    ['0.2 (0.2 to 0.2)', '0.2 (0.2 to 0.2)', '1.00 (1.00 to 1.00)', '1.00 (1.00 to 1.00)']
+    """
+    found = costs(curves, passes)
+    # the same rows in the same order, counted otherwise
+    found["seconds_ratio"] = costs(curves, passes, "seconds").ratio
+    rows = []
+    for values, of in found.groupby(list(by), sort=False, dropna=False):
+        rows.append(
+            dict(zip(by, values, strict=True))
+            | {
+                "loss at equal passes": _losses(of.loss),
+                "loss at equal seconds": _losses(of.timed_loss),
+                "passes / Adam's": ratio_of(of.ratio).text,
+                "seconds / Adam's": ratio_of(of.seconds_ratio).text,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def verdict(ratio: Ratio, unit: str = "passes") -> str:
     """Whether a method pays, in a sentence's second half.
 
@@ -216,6 +261,13 @@ def verdict(ratio: Ratio, unit: str = "passes") -> str:
         return f"no: it does not get there within Adam's {unit}"
     word = {True: "yes" if ratio.high < 1 else "no", False: "not on every seed"}[ratio.decided]
     return f"{word}: it needs {ratio.text} times Adam's {unit}"
+
+
+def _losses(losses: pd.Series) -> str:
+    """Geometric mean and range."""
+    positive = np.maximum(losses.to_numpy(float), np.finfo(float).tiny)
+    mean = np.exp(np.log(positive).mean())
+    return f"{mean:.2g} ({positive.min():.2g} to {positive.max():.2g})"
 
 
 def _quotient(spent: float, own: float) -> float:
