@@ -21,7 +21,8 @@ from filelock import FileLock
 
 from twophase import checkpoints, data, models, pinn
 from twophase.adam import AdamSettings
-from twophase.competitors import METHODS, go_on
+from twophase.cg import CGSettings
+from twophase.competitors import METHODS, Method, go_on, second_phase
 from twophase.device import device_name, resolve_device
 from twophase.errors import InputError, check_choice, check_integer
 from twophase.files import write_atomically, write_json
@@ -373,6 +374,49 @@ def compare(
     return run(todo, folder, root, device, processes)
 
 
+def variants(
+    setting: Setting,
+    phases: Mapping[str, CGSettings],
+    passes: int,
+    folder: Path,
+    root: Path | None = None,
+    device: str | torch.device = "auto",
+) -> pd.DataFrame:
+    """Second phases of any settings, and Adam going on, from one prefix.
+
+    Args:
+        setting: where they part.
+        phases: the settings of each, by its label.
+        passes: the budget of each, at least 3.
+        folder, root, device: see `run`; only prefixes are kept in the folder.
+
+    Returns:
+        Curves as from `run`, with the labels in `method` and candidate 0.
+
+    Raises:
+        TwoPhaseError, OSError: as `run` does.
+
+    >>> import tempfile
+    >>> setting = Setting("digits", "vit-nomlp-wkewq-wvwo1", 1, train_examples=16)
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     curves = variants(setting, {"FR": CGSettings("FR")}, 12, Path(out), device="cpu")
+    >>> curves.method.unique().tolist()
+    ['adam', 'FR']
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    methods = {"adam": METHODS["adam"]}
+    methods |= {
+        label: Method(label, second_phase, ({"settings": phase},))
+        for label, phase in phases.items()
+    }
+    frames = []
+    for label, method in methods.items():
+        curve = go_on(method, 0, prefix(setting, folder, root, device), passes)
+        keys = asdict(setting) | {"method": label, "candidate": 0, "passes": passes}
+        frames.append(_frame(keys, curve))
+    return pd.concat(frames, ignore_index=True)
+
+
 def in_words(candidate: Mapping[str, object]) -> str:
     """A candidate of `Method.candidates` for readers: what differs from the defaults.
 
@@ -504,16 +548,31 @@ _MEASURED = ("passes_spent", "seconds", "loss")
 
 
 def _run_job(job: Job, folder: Path, root: Path | None, device: str | torch.device) -> None:
-    state = _prefix(job.setting, folder, root, device)
-    trainer = job.setting.trainer(root, device)
-    trainer.load_state_dict(checkpoints.load(state))
+    trainer = prefix(job.setting, folder, root, device)
     curve = go_on(METHODS[job.method], job.candidate, trainer, job.passes)
     content = {"job": job.fields, "curve": [list(point) for point in curve]}
     write_atomically(folder / job.file_name, json.dumps(content) + "\n")
 
 
-def _prefix(setting: Setting, folder: Path, root: Path | None, device: str | torch.device) -> Path:
-    """The state at the end of the prefix, trained by whoever needs it first."""
+def prefix(
+    setting: Setting,
+    folder: Path,
+    root: Path | None = None,
+    device: str | torch.device = "auto",
+) -> Trainer:
+    """The trainer at the end of the prefix, which whoever needs it first has trained.
+
+    Args:
+        setting: see `Setting`.
+        folder: where states are kept; it must be there.
+        root, device: see `run`.
+
+    >>> import tempfile
+    >>> setting = Setting("digits", "vit-nomlp-wkewq-wvwo1", 2, train_examples=16)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     len(prefix(setting, Path(folder), device="cpu").history)
+    2
+    """
     path = folder / f"prefix-{_digest(asdict(setting))}.ckpt"
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
@@ -521,13 +580,19 @@ def _prefix(setting: Setting, folder: Path, root: Path | None, device: str | tor
             for _ in range(setting.swap_epoch):
                 trainer.epoch()
             checkpoints.write(path, trainer.state_dict())
-    return path
+    trainer = setting.trainer(root, device)
+    trainer.load_state_dict(checkpoints.load(path))
+    return trainer
 
 
 def _read(path: Path) -> pd.DataFrame:
     content = json.loads(path.read_text())
-    curve = pd.DataFrame(content["curve"], columns=list(_MEASURED))
-    return pd.DataFrame([content["job"]]).merge(curve, how="cross")
+    return _frame(content["job"], content["curve"])
+
+
+def _frame(keys: Mapping[str, object], curve: Sequence[Sequence[float]]) -> pd.DataFrame:
+    points = pd.DataFrame(curve, columns=list(_MEASURED))
+    return pd.DataFrame([keys]).merge(points, how="cross")
 
 
 def _given(settings: object) -> list[str]:

@@ -49,6 +49,29 @@ class Payoff:
         )
 
 
+def forecast(adam: Iterable[Record], passes: int) -> float:
+    """The loss that Adam will come to with so many more passes, by its trend.
+
+    Args:
+        adam: records of Adam's epochs, at least one.
+        passes: over the training set.
+
+    >>> from twophase import fit
+    >>> import torch
+    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+    >>> result = fit(torch.nn.Linear(1, 1), (inputs, inputs), epochs=9, strategy="adam")
+    >>> forecast(result.records, 30) < result.final.train_loss
+    True
+    """
+    seen: list[Seen] = []
+    for record in adam:
+        before = seen[-1].passes if seen else 0
+        seen.append(Seen(before + record.passes, record.train_loss))
+    trend = Trend.of(seen)
+    promise = trend.promise(passes)
+    return math.exp(promise) if trend.logarithmic else promise
+
+
 def payoffs(records: Iterable[Record]) -> list[Payoff]:
     """The phases of CG in a run, each judged against the epochs of Adam before it.
 
@@ -69,24 +92,13 @@ def payoffs(records: Iterable[Record]) -> list[Payoff]:
 
 
 def _payoffs(records: Iterable[Record]) -> Iterator[Payoff]:
-    seen: list[Seen] = []
+    adam: list[Record] = []
     for phase, group in groupby(records, key=lambda record: record.phase):
         epochs = list(group)
         if phase == "adam":
-            for record in epochs:
-                before = seen[-1].passes if seen else 0
-                seen.append(Seen(before + record.passes, record.train_loss))
-        elif seen:
-            yield _payoff(epochs, seen)
-
-
-def _payoff(epochs: list[Record], seen: list[Seen]) -> Payoff:
-    trend, passes = Trend.of(seen), sum(record.passes for record in epochs)
-    promise = trend.promise(passes)
-    return Payoff(
-        epochs[0].epoch,
-        epochs[-1].epoch,
-        passes,
-        min(record.train_loss for record in epochs),
-        math.exp(promise) if trend.logarithmic else promise,
-    )
+            adam += epochs
+        elif adam:
+            passes = sum(record.passes for record in epochs)
+            lowest = min(record.train_loss for record in epochs)
+            first, last = epochs[0].epoch, epochs[-1].epoch
+            yield Payoff(first, last, passes, lowest, forecast(adam, passes))
