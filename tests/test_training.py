@@ -250,6 +250,19 @@ def test_the_preconditioner_is_adams_at_the_swap():
     )
 
 
+def test_full_batches_leave_no_preconditioner_unless_it_is_asked_for():
+    def weights(cg, batch_size):
+        model = network()
+        fit(model, dataset(), epochs=8, switch=3, adam=AdamSettings(batch_size=batch_size), cg=cg)
+        return flat(model)
+
+    examples = len(dataset().train)
+    plain, asked = CGSettings(preconditioner="none"), CGSettings(preconditioner="adam")
+    for batch_size, same in ((examples, plain), (examples - 1, asked)):
+        assert torch.equal(weights(CGSettings(), batch_size), weights(same, batch_size))
+    assert not torch.equal(weights(asked, examples), weights(plain, examples))
+
+
 def test_cg_alone_has_no_adam_to_precondition_it():
     plain, asked = network(), network()
     settings = dict(epochs=4, strategy="cg")

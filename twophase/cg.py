@@ -65,7 +65,9 @@ class CGSettings:
             orthogonal, |g'p| >= powell · g'g, above 0 (Powell, 1977, took 0.2); None: never.
         preconditioner: "adam": `fit` scales the directions with the second moments that its Adam
             phase, if it has one, ends with (see `twophase.preconditioner`); "none". Default None:
-            "adam" for L-BFGS, "none" for CG.
+            "none" for CG; for L-BFGS "adam" after mini-batches, whose noise makes the moments a
+            measure of curvature, and "none" after full batches, where they stalled the second phase
+            on Poisson's equation.
 
     Raises:
         InputError: a value is out of range, or a β comes with L-BFGS.
@@ -123,15 +125,14 @@ class CGSettings:
             return self.line_search
         return LINE_SEARCHES["parabola" if self._conjugate else "wolfe"]
 
-    @property
-    def preconditioned(self) -> bool:
-        """Whether a phase of Adam before this one leaves its preconditioner.
+    def takes_moments(self, batches: int) -> bool:
+        """Whether an Adam phase with so many mini-batches an epoch leaves its preconditioner.
 
-        >>> CGSettings().preconditioned, CGSettings("PR+").preconditioned
+        >>> CGSettings().takes_moments(batches=3), CGSettings().takes_moments(batches=1)
         (True, False)
         """
         if self.preconditioner is None:
-            return not self._conjugate
+            return not self._conjugate and batches > 1
         return self.preconditioner == "adam"
 
     @property

@@ -111,6 +111,35 @@ def profile(ax: Axes, shares: pd.DataFrame) -> Axes:
     return ax
 
 
+def loss_ratios(ax: Axes, found: pd.DataFrame) -> Axes:
+    """Draw ratios of losses, a row for each method: a mark for each seed, a bar at their mean.
+
+    Args:
+        ax: axes to draw on; ratios are on a logarithmic axis, with a line at 1.
+        found: columns `method` and `loss_ratio`, above 0; methods in the order they come in, from
+            top to bottom.
+
+    Returns:
+        `ax`; its horizontal label is the caller's.
+
+    >>> from matplotlib.figure import Figure
+    >>> found = pd.DataFrame({"method": ["a", "a", "b"], "loss_ratio": [0.5, 2.0, 0.1]})
+    >>> [text.get_text() for text in loss_ratios(Figure().subplots(), found).get_yticklabels()]
+    ['a', 'b']
+    """
+    names = list(dict.fromkeys(found.method))
+    ax.axvline(1, color=GREY, linewidth=0.8)
+    for row, name in enumerate(names):
+        values = found.loss_ratio[found.method == name].clip(lower=np.finfo(float).tiny)
+        mean = np.exp(np.log(values).mean())
+        color = BLUE if mean < 1 else VERMILION
+        ax.plot(values, [row] * len(values), "o", color=color, alpha=0.6, markersize=6)
+        ax.plot([mean], [row], "|", color=color, markersize=18, markeredgewidth=2.5)
+    ax.set(xscale="log", ylim=(len(names) - 0.4, -0.6))
+    ax.set_yticks(range(len(names)), names)
+    return ax
+
+
 def payoff_map(ax: Axes, ratios: pd.DataFrame) -> Axes:
     """Draw a table of ratios of costs as coloured cells, blue below 1 and red above.
 

@@ -4,6 +4,7 @@ The loop knows phases only by what `Phase` promises, so that another optimizer, 
 or another switch rule changes nothing here.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -160,10 +161,8 @@ class CGPhase:
     def epoch(self, point: Point) -> Work:
         """One CG iteration from the current point."""
         before = self.objective.passes.total - (0 if self.handed_on else GRADIENT_PASSES)
-        if self.memory is None and self.before is not None and self.settings.preconditioned:
-            self.inverse = from_moments(
-                self.before.adam.optimizer, self.objective.vector.parameters
-            )
+        if self.memory is None and self.before is not None:
+            self.inverse = self._preconditioner(self.before.adam)
         iteration = iterate(self.objective, point, self.memory, self.settings, self.inverse)
         self.memory, self.handed_on = iteration.memory, iteration.point is not None
         return Work(
@@ -175,6 +174,12 @@ class CGPhase:
             iteration.message,
             iteration.point,
         )
+
+    def _preconditioner(self, adam: Adam) -> Tensor | None:
+        batches = math.ceil(len(self.objective.inputs) / adam.batch_size)
+        if not self.settings.takes_moments(batches):
+            return None
+        return from_moments(adam.optimizer, self.objective.vector.parameters)
 
     def state_dict(self) -> dict:
         """The last iteration's memory, whether it counted the gradient at its end, whether the
