@@ -3,12 +3,13 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twophase import comparison
+from twophase import comparison, profiles
 from twophase.__main__ import main
 from twophase.comparison import PLANS, TUNING_SEED, Job, Plan, Setting, chosen, jobs, tuning_jobs
 from twophase.competitors import METHODS
@@ -58,15 +59,33 @@ def test_a_comparison_goes_on_where_it_was_stopped(done, monkeypatch):
     pd.testing.assert_frame_equal(redone.drop(columns="seconds"), curves.drop(columns="seconds"))
 
 
-def test_tables_come_back_as_they_were(done, tmp_path):
+def test_tables_come_back_with_the_same_losses(done, tmp_path):
     _, curves = done
     comparison.save(curves, tmp_path, {"command": "a test"})
-    back = comparison.load(tmp_path)[list(curves)]
-    exact = ["seconds", "loss"]
-    pd.testing.assert_frame_equal(back.drop(columns=exact), curves.drop(columns=exact))
-    for name in exact:
-        assert back[name].to_numpy() == pytest.approx(curves[name].to_numpy(), rel=1e-3)
+    back = comparison.load(tmp_path)
+    keys = [name for name in curves if name not in ("passes_spent", "seconds", "loss")]
+    before, after = (dict(list(of.groupby(keys, dropna=False))) for of in (curves, back))
+    assert before.keys() == after.keys()
+    for key, curve in before.items():
+        ends = after[key].iloc[[0, -1]]
+        assert ends.passes_spent.tolist() == curve.iloc[[0, -1]].passes_spent.tolist()
+        for passes in curve.passes_spent:
+            found = profiles.loss_at(after[key], passes)
+            within = passes / (1 + comparison.SAVED_SPACING)
+            highest = profiles.loss_at(curve, within)
+            assert profiles.loss_at(curve, passes) * (1 - 1e-4) <= found <= highest * (1 + 1e-4)
     assert json.loads((tmp_path / "provenance.json").read_text()) == {"command": "a test"}
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=60))
+def test_thinning_keeps_both_ends_and_forgets_no_lower_loss_for_long(falls):
+    losses = np.cumprod([1.0, *falls])
+    curve = pd.DataFrame({"passes_spent": 3 * np.arange(len(losses)), "loss": losses})
+    thin = comparison._thinned(curve)
+    assert thin.index[0] == 0 and thin.index[-1] == len(curve) - 1
+    assert thin.loss.is_monotonic_decreasing and thin.index.is_unique
+    inner = thin.passes_spent.iloc[1:-1]
+    assert (inner.diff().dropna() >= comparison.SAVED_SPACING * inner.shift().dropna()).all()
 
 
 def test_full_batch_problems_take_their_points_at_once():

@@ -33,6 +33,8 @@ from twophase.training import GRADIENT_PASSES, Trainer
 log = logging.getLogger("twophase")
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Saved curves keep points at which the passes have grown by this part.
+SAVED_SPACING = 0.04
 # Of weights, batches and subsets in the runs that tuning looks at, never in those it is judged by.
 TUNING_SEED = 100
 PROBLEMS = (*data.DATASETS, *pinn.PROBLEMS)
@@ -482,6 +484,9 @@ def run(
 def save(curves: pd.DataFrame, folder: Path, facts: dict) -> None:
     """Write curves as two small tables, `runs.csv` and `curves.csv`, and `provenance.json`.
 
+    Of each curve those points are kept at which the loss is lower than before and the passes have
+    grown by 4 % or more, and its two ends; losses to five digits, seconds to three.
+
     Args:
         curves: from `run`.
         folder: made if it is not there.
@@ -494,9 +499,10 @@ def save(curves: pd.DataFrame, folder: Path, facts: dict) -> None:
     keys = [name for name in curves if name not in _MEASURED]
     numbers = curves.groupby(keys, sort=False, dropna=False).ngroup()
     runs = curves[keys].assign(run=numbers).drop_duplicates("run").set_index("run")
-    points = curves[list(_MEASURED)].assign(run=numbers).set_index("run")
+    points = curves[list(_MEASURED)].assign(run=numbers)
+    points = pd.concat([_thinned(run) for _, run in points.groupby("run")]).set_index("run")
     points = points.assign(
-        seconds=points.seconds.map("{:.4g}".format), loss=points.loss.map("{:.6g}".format)
+        seconds=points.seconds.map("{:.3g}".format), loss=points.loss.map("{:.5g}".format)
     )
     write_atomically(folder / "runs.csv", runs.to_csv())
     write_atomically(folder / "curves.csv", points.to_csv())
@@ -606,6 +612,16 @@ def _given(settings: object) -> list[str]:
                 shown = f"{type(value).__name__}({', '.join(_given(value))})"
             parts.append(f"{field.name.replace('_', ' ')} {shown}")
     return parts
+
+
+def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
+    kept, last = [0], len(curve) - 1
+    for row, (passes, loss) in enumerate(zip(curve.passes_spent, curve.loss, strict=True)):
+        before = curve.iloc[kept[-1]]
+        apart = passes >= (1 + SAVED_SPACING) * before.passes_spent
+        if row == last > 0 or (apart and loss < before.loss):
+            kept.append(row)
+    return curve.iloc[kept]
 
 
 def _report(job: Job, number: int, total: int) -> None:

@@ -163,7 +163,7 @@ def payoff_map(ax: Axes, ratios: pd.DataFrame) -> Axes:
     ax.imshow(levels, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto", zorder=0)
     for (row, column), value in np.ndenumerate(values):
         color = "white" if abs(levels[row, column]) > _DARK * limit else "black"
-        ax.text(column, row, _cell(value), ha="center", va="center", color=color, fontsize=10)
+        ax.text(column, row, cell_text(value), ha="center", va="center", color=color, fontsize=10)
     ax.set_xticks(range(len(ratios.columns)), [str(name) for name in ratios.columns])
     ax.set_yticks(range(len(ratios.index)), [str(name) for name in ratios.index])
     ax.tick_params(length=0)
@@ -172,7 +172,12 @@ def payoff_map(ax: Axes, ratios: pd.DataFrame) -> Axes:
     return ax
 
 
-def _cell(value: float) -> str:
+def cell_text(value: float) -> str:
+    """A ratio as the map shows it; "missed" for inf, nothing for NaN.
+
+    >>> cell_text(0.5), cell_text(0.01)
+    ('0.50', '0.01')
+    """
     if np.isnan(value):
         return ""
     if np.isinf(value):

@@ -267,7 +267,15 @@ def _losses(losses: pd.Series) -> str:
     """Geometric mean and range."""
     positive = np.maximum(losses.to_numpy(float), np.finfo(float).tiny)
     mean = np.exp(np.log(positive).mean())
-    return f"{mean:.2g} ({positive.min():.2g} to {positive.max():.2g})"
+    return f"{_short(mean)} ({_short(positive.min())} to {_short(positive.max())})"
+
+
+def _short(value: float) -> str:
+    """Two digits, as in 2.1e-5."""
+    if 1e-2 <= value < 1e3:
+        return f"{value:.2g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _quotient(spent: float, own: float) -> float:
