@@ -48,7 +48,9 @@ class Adam:
 
     Each epoch draws one permutation of the K examples from `generator` (on the CPU, so that CPU
     and GPU see the same order) and takes consecutive batches of it, the last one shorter. Nothing
-    waits for the device inside an epoch.
+    waits for the device inside an epoch: the data are there already, the order is copied from
+    pinned memory, gathering a batch needs only its indices, fused Adam counts its steps on the
+    device, and no loss is read.
 
     Args:
         model, loss: any `nn.Module`, and a loss with mean reduction, `loss(outputs, targets)`.
@@ -80,7 +82,9 @@ class Adam:
     @torch.enable_grad()
     def epoch(self, inputs: Tensor, targets: Tensor) -> None:
         """One pass over inputs [K, ...] and targets [K, ...] on the model's device."""
-        order = torch.randperm(len(inputs), generator=self.generator).to(inputs.device)
+        order = torch.randperm(
+            len(inputs), generator=self.generator, pin_memory=inputs.device.type == "cuda"
+        ).to(inputs.device, non_blocking=True)
         for batch in order.split(self.batch_size):
             self.optimizer.zero_grad()
             self.loss(self.model(inputs[batch]), targets[batch]).backward()
