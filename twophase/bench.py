@@ -5,7 +5,7 @@ sides; passes and live tensors are counted, and do not depend on the machine.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -149,7 +149,11 @@ def run(
     parts = (
         lambda: line_searches(deepcopy(network), examples, size.adam_epochs, size.iterations),
         lambda: evaluations(deepcopy(network), examples, size.repetitions),
-        lambda: [adam_epoch(network, epoch, math.ceil(size.repetitions / 2))],
+        lambda: adam_epochs(
+            {model: network, "one hidden layer": one_hidden_layer(epoch, loaded.classes)},
+            epoch,
+            math.ceil(size.repetitions / 2),
+        ),
         lambda: memory(size.memory_width, chosen),
         lambda: [time_against_parameters(size.widths, size.repetitions, chosen)],
         lambda: [time_against_examples(network, examples, size.counts, size.repetitions)],
@@ -333,18 +337,59 @@ def evaluations(network: nn.Module, examples: Examples, repetitions: int) -> lis
     ]
 
 
-def adam_epoch(network: nn.Module, examples: Examples, repetitions: int) -> Row:
+def adam_epochs(
+    networks: Mapping[str, nn.Module], examples: Examples, repetitions: int
+) -> list[Row]:
     """Time of an epoch of `Adam` over that of the usual loop with a DataLoader.
 
     The usual loop has the examples in a `TensorDataset` on the CPU and shuffles them with
     `DataLoader(shuffle=True)`; its Adam is torch's with default settings. Both train a copy of the
-    network in batches of 512.
+    network in batches of 512. Where both compute on the CPU, the loop can only be beaten by its
+    share of loading, which is measured, too.
+
+    Args:
+        networks: by name.
+        examples: training examples on the networks' device.
+        repetitions: of each epoch.
 
     >>> from twophase.data import load
-    >>> network = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
-    >>> adam_epoch(network, load("digits", train_examples=8).train, 1).case
-    'epoch over the loop with DataLoader'
+    >>> examples = load("digits", train_examples=8).train
+    >>> rows = adam_epochs({"small": one_hidden_layer(examples, 10)}, examples, 1)
+    >>> [row.case for row in rows]
+    ['small, over the loop with DataLoader', 'small, loading alone over that loop']
     """
+    rows = []
+    for name, network in networks.items():
+        rounds = _adam_rounds(network, examples, repetitions)
+        ratios = [ours / loop for ours, loop, _ in rounds]
+        shares = [loading / loop for _, loop, loading in rounds]
+        rows += [
+            summarise(
+                "time of an Adam epoch", f"{name}, over the loop with DataLoader", "times", ratios
+            ),
+            summarise(
+                "time of an Adam epoch", f"{name}, loading alone over that loop", "times", shares
+            ),
+        ]
+    return rows
+
+
+def one_hidden_layer(examples: Examples, classes: int) -> nn.Module:
+    """A small network on the examples' device, whose epochs are mostly loading.
+
+    >>> examples = Examples(torch.ones(3, 1, 2, 2), torch.zeros(3))
+    >>> one_hidden_layer(examples, 5)(examples.inputs).shape
+    torch.Size([3, 5])
+    """
+    inputs = examples.inputs[0].numel()
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(inputs, 64), nn.Tanh(), nn.Linear(64, classes), nn.Softmax(-1)
+    )
+    return network.to(examples.inputs.device)
+
+
+def _adam_rounds(network: nn.Module, examples: Examples, repetitions: int) -> list[list[float]]:
+    """Seconds of an epoch of ours, of the usual loop, and of its loading alone."""
     settings = AdamSettings()
     ours, usual = deepcopy(network), deepcopy(network)
     adam = Adam(ours, mse, settings, torch.Generator().manual_seed(0))
@@ -362,11 +407,14 @@ def adam_epoch(network: nn.Module, examples: Examples, repetitions: int) -> Row:
             mse(usual(inputs.to(device)), targets.to(device)).backward()
             optimizer.step()
 
-    ratios = _ratios(
-        lambda: adam.epoch(examples.inputs, examples.targets), loop, repetitions, device
-    )
-    case = "epoch over the loop with DataLoader"
-    return summarise("time of an Adam epoch", case, "times", ratios)
+    def load() -> None:
+        for _ in loader:
+            pass
+
+    def epoch() -> None:
+        adam.epoch(examples.inputs, examples.targets)
+
+    return _times((epoch, loop, load), repetitions, device)
 
 
 def memory(width: int, device: torch.device) -> list[Row]:

@@ -23,9 +23,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 # five networks, untrained and trained (test_objective measures it again).
 OUTPUT_ROUNDING = 12.0
 
-# Bytes of a chunk's intermediate results. On a CPU that of its last cache, or somewhat more, is the
-# fastest (measured for the five networks); a GPU takes as much as it has room for, and the backward
-# pass and what else lives there have the rest.
+# Bytes of what a chunk's forward pass produces. On a CPU that of its last cache is the fastest for
+# the networks of the paper, half or twice as much hardly worse, and the whole batch up to twice as
+# slow. A GPU takes as much as it has room for; backward pass and what else lives there need theirs.
 CPU_CHUNK_BYTES = 32 * 2**20
 CUDA_CHUNK_SHARE = 1 / 8
 
