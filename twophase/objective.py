@@ -23,10 +23,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 # five networks, untrained and trained (test_objective measures it again).
 OUTPUT_ROUNDING = 12.0
 
-# Bytes of what a chunk's forward pass produces. On a CPU that of its last cache is the fastest for
-# the networks of the paper, half or twice as much hardly worse, and the whole batch up to twice as
-# slow. A GPU takes as much as it has room for; backward pass and what else lives there need theirs.
-CPU_CHUNK_BYTES = 32 * 2**20
+# Bytes of what a chunk's forward pass produces. On a CPU 16 to 64 MiB, about its last cache, were
+# the fastest for the networks of the paper and the whole batch up to twice as slow; of these the
+# largest, because several threads wait for each other after every operation of a small chunk. A GPU
+# takes as much as it has room for; backward pass and what else lives there need theirs.
+CPU_CHUNK_BYTES = 64 * 2**20
 CUDA_CHUNK_SHARE = 1 / 8
 
 
