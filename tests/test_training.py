@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 import twophase
-from twophase.adam import AdamSettings
+from twophase import models
+from twophase.adam import Adam, AdamSettings
 from twophase.cg import CGSettings, iterate
 from twophase.data import Dataset, Examples
 from twophase.device import resolve_device
@@ -353,6 +354,27 @@ def test_the_gpu_follows_the_cpu():
         for device in ("cpu", "cuda")
     )
     assert here.to_numpy() == pytest.approx(there.to_numpy(), rel=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_an_adam_epoch_never_waits_for_the_gpu():
+    data, model = rings(), network().cuda()
+    adam = Adam(model, twophase.mse, AdamSettings(), torch.Generator())
+    inputs, targets = data.inputs.cuda(), data.targets.cuda()
+    adam.epoch(inputs, targets)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        adam.epoch(inputs, targets)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_an_adam_epoch_reads_no_number_from_the_device():
+    """Tensors on the device "meta" have no numbers: to read one raises."""
+    model = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0).to("meta")
+    adam = Adam(model, twophase.mse, AdamSettings(batch_size=4), torch.Generator())
+    inputs = torch.zeros(10, 1, 32, 32, device="meta")
+    adam.epoch(inputs, torch.zeros(10, dtype=torch.int64, device="meta"))
 
 
 def test_data_of_another_kind_is_explained():

@@ -1,4 +1,4 @@
-"""The command line: `python -m twophase report | run | plot | table1 | compare | ...`."""
+"""The command line, `python -m twophase COMMAND`, from `report` and `run` to `download`."""
 
 import argparse
 import sys
@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_table1(commands)
     _add_compare(commands)
     _add_traces(commands)
+    _add_bench(commands)
     _add_download(commands)
     return parser
 
@@ -248,6 +249,29 @@ def _traces(options: argparse.Namespace) -> None:
     chosen = traces.configs(options.preset, options.dataset, options.model, options.seeds)
     traces.record(chosen, options.out, options.data, options.device)
     print(f"traces: {options.out / 'grad_norm_traces.csv'}")
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("bench", help="ratios of speed, work and memory, side by side")
+    parser.add_argument("--preset", default="quick", help="smoke or quick (default)")
+    parser.add_argument("--dataset", default="digits", help="default: digits")
+    model = "vit-nomlp-wkewq-wvwo1"
+    parser.add_argument("--model", default=model, help=f"default: {model}")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--data", type=Path, help="data folder")
+    parser.add_argument("--out", type=Path, help="folder for the results; default: none")
+    parser.set_defaults(command=_bench)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from twophase import bench
+
+    table = bench.run(
+        options.preset, options.dataset, options.model, options.data, options.device, options.out
+    )
+    print(bench.as_text(table))
+    if options.out is not None:
+        print(f"benchmark: {options.out / 'bench.csv'}")
 
 
 def _add_download(commands: argparse._SubParsersAction) -> None:

@@ -49,7 +49,9 @@ class Adam:
 
     Each epoch draws one permutation of the K examples from `generator` (on the CPU, so that CPU
     and GPU see the same order) and takes consecutive batches of it, the last one shorter. Nothing
-    waits for the device inside an epoch.
+    waits for the device inside an epoch: the data are there already, the order is copied from
+    pinned memory, gathering a batch needs only its indices, fused Adam counts its steps on the
+    device, and no loss is read.
 
     Args:
         model, loss: any `nn.Module`, and a loss with mean reduction, `loss(outputs, targets)`.
@@ -80,9 +82,20 @@ class Adam:
 
     def epoch(self, inputs: Tensor, targets: Tensor) -> None:
         """One pass over inputs [K, ...] and targets [K, ...] on the model's device."""
-        order = torch.randperm(len(inputs), generator=self.generator).to(inputs.device)
-        batches = order.split(self.batch_size)
+        batches = self.batches(len(inputs), inputs.device)
         sweep(self.model, self.loss, self.optimizer, inputs, targets, batches)
+
+    def batches(self, count: int, device: torch.device) -> tuple[Tensor, ...]:
+        """The mini-batches of the next epoch over `count` examples: indices on the device.
+
+        >>> model = nn.Linear(1, 1)
+        >>> settings = AdamSettings(batch_size=3)
+        >>> adam = Adam(model, nn.functional.mse_loss, settings, torch.Generator())
+        >>> [len(batch) for batch in adam.batches(8, torch.device("cpu"))]
+        [3, 3, 2]
+        """
+        order = torch.randperm(count, generator=self.generator, pin_memory=device.type == "cuda")
+        return order.to(device, non_blocking=True).split(self.batch_size)
 
     def state_dict(self) -> dict:
         """Adam's moments, which further epochs change, and the state of the generator."""

@@ -328,8 +328,7 @@ def _mini_batches(
     while True:
         for group in optimizer.param_groups:
             group["lr"] = rate(spent / journal.budget)
-        order = torch.randperm(len(inputs), generator=source.generator).to(inputs.device)
-        batches = order.split(source.batch_size)
+        batches = source.batches(len(inputs), inputs.device)
         sweep(trainer.model, objective.loss, optimizer, inputs, targets, batches)
         spent += GRADIENT_PASSES
         if not journal.due(spent, GRADIENT_PASSES):

@@ -1,14 +1,18 @@
 """A loss as a function of ONE flat parameter vector: all that CG and line search ever see."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from twophase.errors import InputError, NonFiniteError, check_integer
 
@@ -18,6 +22,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 # Rounding error of a network's outputs in units of the dtype's spacing; measured 3 to 9 for the
 # five networks, untrained and trained (test_objective measures it again).
 OUTPUT_ROUNDING = 12.0
+
+# Bytes of what a chunk's forward pass produces. On a CPU 16 to 64 MiB, about its last cache, were
+# the fastest for the networks of the paper and the whole batch up to twice as slow; of these the
+# largest, because several threads wait for each other after every operation of a small chunk. A GPU
+# takes as much as it has room for; backward pass and what else lives there need theirs.
+CPU_CHUNK_BYTES = 64 * 2**20
+CUDA_CHUNK_SHARE = 1 / 8
 
 
 @dataclass
@@ -392,6 +403,10 @@ class FullBatch:
         model, loss: any `nn.Module`, and a loss with mean reduction, `loss(outputs, targets)`.
         inputs, targets: tensors [K, ...] on the model's device.
         chunk_size: examples per forward pass; bounds the memory, changes results by rounding only.
+            Default None: chosen at the first evaluation, by the bytes of intermediate results per
+            example (see `bytes_per_example`), so that a chunk has CPU_CHUNK_BYTES of them, or
+            CUDA_CHUNK_SHARE of the GPU's memory. The choice follows from model, shapes and device
+            alone, so that a run that goes on later makes the same.
 
     Raises:
         InputError: `ParameterVector` refuses the parameters, or `chunk_size` is below 1.
@@ -404,16 +419,40 @@ class FullBatch:
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, chunk_size: int = 512
+        self,
+        model: nn.Module,
+        loss: Loss,
+        inputs: Tensor,
+        targets: Tensor,
+        chunk_size: int | None = None,
     ):
         self.model, self.loss = model, loss
         # a loss with weights of its own must take float64 outputs, too
         self._loss64 = deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
         self.inputs, self.targets = inputs, targets
-        self.chunk_size = check_integer("chunk_size", chunk_size, 1)
+        if chunk_size is not None:
+            # in place of the property's own choice
+            self.chunk_size = check_integer("chunk_size", chunk_size, 1)
         self.vector = ParameterVector(model.parameters())
         self.passes = Passes()
         self.resolution = round_off(self.vector.dtype)
+
+    @cached_property
+    def chunk_size(self) -> int:
+        """Examples per forward pass: as given, else chosen when it is first asked for.
+
+        >>> images = torch.zeros(5000, 64)
+        >>> model = nn.Sequential(nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 64))
+        >>> FullBatch(model, nn.functional.mse_loss, images, images).chunk_size < 5000
+        True
+        """
+        count = len(self.inputs)
+        if count <= LARGEST_PROBE:
+            return max(1, count)
+        needed = count * bytes_per_example(self.model, self._part, self.inputs, self.targets)
+        chunks = max(1, math.ceil(needed / _chunk_bytes(self.inputs.device)))
+        # equal chunks: a short last one would use a processor badly
+        return math.ceil(count / chunks)
 
     def value(self, x: Tensor) -> float:
         """Loss at `x` [P], which the model keeps: one forward pass, without a graph.
@@ -441,7 +480,7 @@ class FullBatch:
 
         H v = (1/K) Σ_k ∇²loss_k(x) v, exact, and never a matrix: one Hessian–vector product. Its
         chunks are a quarter of `chunk_size`, because its graph holds about four times as much as
-        that of a gradient; on a CPU the default's 128 examples are also the fastest.
+        that of a gradient.
 
         >>> model, inputs = nn.Linear(2, 1), torch.ones(5, 2)
         >>> full = FullBatch(model, nn.functional.mse_loss, inputs, torch.ones(5, 1))
@@ -451,9 +490,11 @@ class FullBatch:
         self.passes.hessian_vector += 1
         self.vector.write(x)
         product = torch.zeros_like(x)
+        # chosen before another kernel changes what there is to count
+        size = max(1, self.chunk_size // 4)
         # the fast kernels of attention have no second derivative
         with sdpa_kernel(SDPBackend.MATH):
-            for part, _ in self._parts(_ignore, max(1, self.chunk_size // 4)):
+            for part, _ in self._parts(_ignore, size):
                 product += self.vector.hessian_vector(part, vector)
         return product
 
@@ -488,7 +529,7 @@ class FullBatch:
     def _forward(self, x: Tensor, tally: Callable[[Tensor, Tensor], None]) -> float:
         self.passes.forward += 1
         self.vector.write(x)
-        return sum(part for part, _ in self._parts(tally)).item()
+        return sum(part for part, _ in self._parts(tally, self.chunk_size)).item()
 
     @torch.enable_grad()
     def _forward_backward(
@@ -499,7 +540,7 @@ class FullBatch:
         self.vector.write(x)
         gradient = torch.zeros_like(x)
         value = squares = torch.zeros((), dtype=torch.float64, device=x.device)
-        for part, outputs in self._parts(tally):
+        for part, outputs in self._parts(tally, self.chunk_size):
             if isinstance(outputs, Tensor) and outputs.requires_grad:
                 slope, share = self.vector.gradients(part, outputs)
                 squares = squares + (slope.double() * outputs.detach()).square().sum()
@@ -507,8 +548,10 @@ class FullBatch:
                 share = self.vector.gradient(part)
             gradient += share
             value = value + part.detach()
-        self.resolution = self._resolution(value.item(), squares.item() ** 0.5)
-        return value.item(), gradient
+        # the only wait for the device
+        loss, square = torch.stack((value, squares)).tolist()
+        self.resolution = self._resolution(loss, square**0.5)
+        return loss, gradient
 
     def _resolution(self, value: float, sensitivity: float) -> float:
         """Relative noise of the loss that independent rounding errors of the outputs make.
@@ -521,18 +564,100 @@ class FullBatch:
         return max(noise / abs(value), round_off(torch.float64))
 
     def _parts(
-        self, tally: Callable[[Tensor, Tensor], None], chunk_size: int | None = None
+        self, tally: Callable[[Tensor, Tensor], None], size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Each chunk's contribution to the mean loss, a float64 scalar, and its outputs."""
-        count, size = len(self.inputs), chunk_size or self.chunk_size
+        count = len(self.inputs)
         chunks = zip(self.inputs.split(size), self.targets.split(size), strict=True)
         for inputs, targets in chunks:
-            outputs = self.model(inputs)
+            part, outputs = self._part(inputs, targets)
             tally(outputs, targets)
-            yield (
-                self._loss64(_float64(outputs), _float64(targets)) * (len(inputs) / count),
-                outputs,
-            )
+            yield part * (len(inputs) / count), outputs
+
+    def _part(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss of some examples in float64, and their outputs."""
+        outputs = self.model(inputs)
+        return self._loss64(_float64(outputs), _float64(targets)), outputs
+
+
+# Examples of the larger of the two batches that `bytes_per_example` looks at.
+LARGEST_PROBE = 4
+
+
+def bytes_per_example(
+    model: nn.Module, compute: Callable[[Tensor, Tensor], object], inputs: Tensor, targets: Tensor
+) -> float:
+    """Bytes of all tensors that one example more makes a forward pass produce.
+
+    It is the difference between batches of 4 and of 2 examples, divided by 2: what does not depend
+    on the batch cancels out. A graph with gradients holds most of these tensors until the backward
+    pass. The model runs in eval mode, and modes and random numbers are afterwards as before.
+
+    Args:
+        model: whose modes to keep.
+        compute: the forward pass on a batch, `compute(inputs, targets)`.
+        inputs, targets: [K, ...] with K >= 4.
+
+    >>> model = nn.Linear(3, 5)
+    >>> bytes_per_example(model, lambda x, y: model(x), torch.ones(4, 3), torch.ones(4))
+    20.0
+    """
+    small, large = LARGEST_PROBE // 2, LARGEST_PROBE
+    cuda = [inputs.device] if inputs.device.type == "cuda" else []
+    made = []
+    with evaluating(model), torch.random.fork_rng(cuda), torch.enable_grad():
+        for count in (small, large):
+            with _Produced() as produced:
+                compute(inputs[:count], targets[:count])
+            made.append(produced.bytes)
+    return max(0, made[1] - made[0]) / (large - small)
+
+
+class _Produced(TorchDispatchMode):
+    """Counts the bytes of the storages that operations return, views once."""
+
+    def __init__(self):
+        super().__init__()
+        # kept alive, so that no storage takes the address of another
+        self.kept: list[Tensor] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        results = operation(*args, **(kwargs or {}))
+        self.kept += [
+            t for t in tree_leaves(results) if isinstance(t, Tensor) and t.layout is torch.strided
+        ]
+        return results
+
+    @property
+    def bytes(self) -> int:
+        storages = (tensor.untyped_storage() for tensor in self.kept)
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _chunk_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return CUDA_CHUNK_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return CPU_CHUNK_BYTES
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the time of a measurement; each module gets its own mode back.
+
+    >>> model = nn.Dropout()
+    >>> with evaluating(model):
+    ...     model.training
+    False
+    >>> model.training
+    True
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class HitCount:

@@ -6,7 +6,6 @@ or another switch rule changes nothing here.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -31,6 +30,7 @@ from twophase.objective import (
     check_finite,
     check_modules,
     check_repeats,
+    evaluating,
     norm,
 )
 from twophase.payoff import Payoff, payoffs
@@ -234,7 +234,7 @@ class Trainer:
         fallback: Fallback | Literal["auto"] | None = "auto",
         seed: int = 0,
         device: str | torch.device = "auto",
-        chunk_size: int = 512,
+        chunk_size: int | None = None,
     ):
         names = STRATEGIES[check_choice("strategy", strategy, STRATEGIES)]
         check_integer("seed", seed, 0)
@@ -394,7 +394,7 @@ class Trainer:
     def _measure(self, x: Tensor, where: str) -> float | None:
         """Make `x` the current point; return the training accuracy there."""
         began = clock(self.device)
-        with _evaluating(self.model):
+        with evaluating(self.model):
             self._point, accuracy = self.objective.measure(x)
         self._point_seconds = clock(self.device) - began
         check_finite(self._point.value, norm(self._point.gradient), where)
@@ -408,7 +408,7 @@ class Trainer:
         if work.point is None:
             return self._measure(work.x, where)
         self._point, self._point_seconds = work.point, 0.0
-        with _evaluating(self.model):
+        with evaluating(self.model):
             return self.objective.score(work.x).accuracy
 
     def _record(
@@ -423,7 +423,7 @@ class Trainer:
         loss, grad_norm = self._point.value, norm(self._point.gradient)
         validation_loss = validation_accuracy = None
         if self.validation is not None:
-            with _evaluating(self.model):
+            with evaluating(self.model):
                 validation_loss, validation_accuracy = self.validation.score(work.x)
         return Record(
             number,
@@ -559,7 +559,7 @@ def fit(
     fallback: Fallback | Literal["auto"] | None = "auto",
     seed: int = 0,
     device: str | torch.device = "auto",
-    chunk_size: int = 512,
+    chunk_size: int | None = None,
     on_epoch: Callable[[Record], None] | None = None,
 ) -> Fit:
     """Train a model in two phases: Adam until the rule says switch, then CG (Algorithm 1).
@@ -585,6 +585,7 @@ def fit(
         seed: of the order of mini-batches.
         device: "auto" (CUDA if there, else CPU), "cpu", "cuda" or "cuda:N".
         chunk_size: examples per forward pass of a full-batch evaluation; bounds the memory.
+            Default None: chosen by the memory that an example needs; see `FullBatch`.
         on_epoch: called with each record.
 
     Returns:
@@ -690,15 +691,3 @@ def _fallback(
     elif not isinstance(fallback, Fallback | None):
         raise InputError("fallback", fallback, 'a Fallback, None or "auto"')
     return None if rule is None or fallback is None else fallback.fresh()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the time of a measurement; each module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

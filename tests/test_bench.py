@@ -1,0 +1,195 @@
+"""The benchmark: what it counts, against counts by hand, its files, and its errors."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from twophase import bench, data, models
+from twophase.__main__ import main
+from twophase.cg import CGSettings
+from twophase.line_search import LINE_SEARCHES, resolve
+from twophase.objective import FunctionObjective
+
+
+def valley(x):
+    return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+
+
+def bowl(x):
+    return (x * x).sum()
+
+
+class Tape(FunctionObjective):
+    """A function that writes down what it is asked for."""
+
+    def __init__(self, function):
+        super().__init__(function)
+        self.asked = []
+
+    def value(self, x):
+        self.asked.append(("f", x.clone()))
+        return super().value(x)
+
+    def value_and_gradient(self, x):
+        self.asked.append(("g", x.clone()))
+        return super().value_and_gradient(x)
+
+
+@pytest.mark.parametrize("name", LINE_SEARCHES)
+def test_passes_are_one_per_value_and_three_per_gradient(name):
+    tape = Tape(valley)
+    x = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+    path = bench.descend(tape, x, CGSettings("PR+", resolve(name)), iterations=6)
+    assert len(path.passes) == len(path.losses) == 6
+    # the gradient at the start belongs to no iteration
+    asked = [kind for kind, _ in tape.asked[1:]]
+    assert sum(path.passes) == asked.count("f") + 3 * asked.count("g")
+    if name.startswith("golden"):
+        assert asked.count("g") == 6, "one gradient where each search ends"
+    if name == "wolfe":
+        assert asked.count("f") == 0
+    assert min(valley(x).item() for _, x in tape.asked) == pytest.approx(min(path.losses))
+
+
+def test_a_quadratic_takes_the_passes_that_one_works_out_by_hand():
+    """On |x|² the vertex of the first step's parabola, which ends at loss 0, is the minimum."""
+    tape = Tape(bowl)
+    path = bench.descend(tape, torch.ones(2).double(), CGSettings("PR+", resolve("wolfe")), 1)
+    assert path.passes == [3] and path.losses[0] == pytest.approx(0)
+    parabola = Tape(lambda x: bowl(x) + 1)
+    path = bench.descend(parabola, torch.ones(2).double(), CGSettings("PR+"), 1)
+    # a forward trial, then a gradient at the vertex, which is the next iteration's
+    assert path.passes == [1 + 3] and path.losses[0] == pytest.approx(1)
+
+
+def test_a_descent_goes_on_to_the_target_but_not_for_ever():
+    x = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+    settings = CGSettings("PR+", resolve("wolfe"))
+    short = bench.descend(FunctionObjective(valley), x, settings, 2)
+    longer = bench.descend(FunctionObjective(valley), x, settings, 2, short.losses[-1] / 2)
+    assert len(longer.passes) > 2 and longer.losses[-1] <= short.losses[-1] / 2 < longer.losses[-2]
+    never = bench.descend(FunctionObjective(valley), x, settings, 2, -1.0)
+    assert len(never.passes) == 2 * bench.PATIENCE and math.isnan(never.passes_to(-1.0))
+
+
+def test_passes_to_a_loss_are_those_of_the_iterations_up_to_it():
+    path = bench.Descent([17, 16, 15], [0.9, 0.4, 0.1])
+    assert [path.passes_to(t) for t in (0.9, 0.5, 0.4, 0.1)] == [17, 33, 33, 48]
+    assert math.isnan(path.passes_to(0.01))
+
+
+def test_rows_are_medians_and_quartiles():
+    values = [5.0, 1.0, 2.0, 8.0]
+    row = bench.summarise("m", "c", "u", values)
+    assert (row.low, row.value, row.high, row.count) == (*np.quantile(values, (0.25, 0.5, 0.75)), 4)
+
+
+def test_live_bytes_are_those_of_tensors_that_are_alive():
+    model = nn.Linear(100, 1, bias=False)
+    with bench.LiveBytes() as live:
+        model(torch.zeros(1, 100)).sum()
+    # the input, the output and the sum; the weight was there before, views are no memory
+    assert live.peak == 4 * (100 + 1 + 1)
+    with bench.LiveBytes() as live:
+        for _ in range(5):
+            torch.zeros(100).view(10, 10).t()
+    assert live.peak == 400
+    with bench.LiveBytes() as live:
+        torch.autograd.grad(model(torch.zeros(1, 100)).sum(), model.parameters())
+    assert live.peak >= 4 * (100 + 100), "the input and the gradient"
+
+
+def test_cg_holds_as_many_vectors_however_large_the_training_set():
+    rows = bench.memory(256, torch.device("cpu"))
+    vectors = {row.case: row.value for row in rows if row.unit == "vectors"}
+    (plain,) = [value for case, value in vectors.items() if case.startswith("PR+")]
+    (lbfgs,) = [value for case, value in vectors.items() if case.startswith("L-BFGS")]
+    assert plain >= 4, "x, its gradient, the direction and a trial"
+    assert lbfgs - plain >= 2 * bench.HISTORY - 2
+    for row in rows:
+        if row.unit == "times":
+            assert row.value == pytest.approx(1, abs=0.15)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bench") / "results"
+    assert main(["bench", "--preset", "smoke", "--device", "cpu", "--out", str(out)]) == 0
+    return out
+
+
+def test_the_command_leaves_a_table_and_where_it_comes_from(smoke):
+    table = pd.read_csv(smoke / "bench.csv")
+    assert tuple(table.columns) == bench.Row._fields
+    searches = table[table.measure == "passes per iteration"].case.tolist()
+    assert searches[:-1] == [f"PR+ with {name}" for name in LINE_SEARCHES]
+    assert searches[-1].startswith("L-BFGS with wolfe")
+    assert table.measure.value_counts().to_dict() == {
+        "passes per iteration": len(searches),
+        "passes to golden section's last loss": len(searches),
+        "the same over golden section's": len(searches),
+        "time of an evaluation": 2,
+        "time of an Adam epoch": 4,
+        "peak memory of CG": 4,
+        "time of a gradient": 2,
+    }
+    assert (table.dropna().low <= table.dropna().value).all()
+    reference = table[table.measure.str.startswith("the same")].set_index("case").value
+    assert reference[bench.REFERENCE] == 1
+    facts = json.loads((smoke / "provenance.json").read_text())
+    assert {"command", "revision", "versions", "device", "time", "seconds"} <= facts.keys()
+    assert facts["command"].startswith("python -m twophase bench --preset smoke")
+
+
+def test_the_command_prints_a_line_per_result(capsys, smoke):
+    table = pd.read_csv(smoke / "bench.csv")
+    lines = bench.as_text(table).splitlines()
+    assert len(lines) == len(table)
+    missing = table.assign(value=math.nan, low=math.nan)
+    assert all(line.endswith("not reached") for line in bench.as_text(missing).splitlines())
+
+
+def test_times_are_taken_in_turns(monkeypatch):
+    """A clock that only the calls move: what a call takes is what it moves it by."""
+    now, order = [0.0], []
+    monkeypatch.setattr(bench, "clock", lambda device: now[0])
+
+    def call(name, seconds):
+        def run():
+            order.append(name)
+            now[0] += seconds
+
+        return run
+
+    rounds = bench._times([call("a", 1.0), call("b", 4.0)], 2, torch.device("cpu"))
+    assert rounds == [[1.0, 4.0], [1.0, 4.0]]
+    assert order == ["a", "b"] * 3, "one round is not measured"
+
+
+def test_slopes_are_those_of_a_power_law(monkeypatch):
+    monkeypatch.setattr(bench, "_times", lambda calls, *_: [[3 * k**0.7 for k in (4, 40, 400)]] * 2)
+    network = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
+    examples = data.load("digits", train_examples=8).train
+    row = bench.time_against_examples(network, examples, (4, 40, 400), 2)
+    assert row.value == pytest.approx(0.7) and row.count == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "paper"], "preset: 'paper' is not allowed; use one of smoke, quick"),
+        (["--dataset", "digit"], "(did you mean 'digits'?)"),
+        (["--model", "vit"], "model: 'vit' is not allowed; use one of vit-mlp"),
+        (["--device", "tpu"], "device: 'tpu' is not allowed"),
+        (["--speed"], "unrecognized arguments: --speed"),
+    ],
+)
+def test_options_that_are_wrong_are_one_line(capsys, options, message):
+    assert main(["bench", *options]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""

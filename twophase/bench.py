@@ -1,0 +1,591 @@
+"""How fast the machinery is, as ratios of what runs side by side in one process.
+
+Times are compared in turns, repetition by repetition, so that what else the machine does meets both
+sides; passes and live tensors are counted, and do not depend on the machine.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, TensorDataset
+
+from twophase import data, models
+from twophase.adam import Adam, AdamSettings
+from twophase.cg import CGSettings, Status, iterate
+from twophase.data import DATASETS, Examples
+from twophase.device import clock, device_name, resolve_device
+from twophase.errors import check_choice
+from twophase.files import write_atomically, write_json
+from twophase.line_search import LINE_SEARCHES, resolve
+from twophase.losses import mse
+from twophase.objective import FullBatch, Objective, evaluate
+from twophase.preconditioner import from_moments
+from twophase.progress import track
+from twophase.provenance import git_revision, now, versions
+
+REFERENCE = "PR+ with golden"
+# A median of passes is over the iterations after these.
+FIRST_ITERATIONS = 10
+# How many times as many iterations as golden section's a search may take to reach its loss.
+PATIENCE = 5
+# Of L-BFGS, where memory is counted: it is full soon.
+HISTORY = 5
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a preset measures.
+
+    Args:
+        examples: of the data set at most, but for the Adam epoch.
+        epoch_examples: of the data set at most, for the Adam epoch.
+        adam_epochs: before the line searches are compared.
+        iterations: of CG with golden section; see `line_searches`.
+        repetitions: of whatever is timed.
+        widths: of the networks for time against P.
+        counts: K for time against K; examples come again where the data set has fewer.
+        memory_width: of the network whose vectors are counted.
+
+    >>> SIZES["quick"].repetitions
+    9
+    """
+
+    examples: int
+    epoch_examples: int
+    adam_epochs: int
+    iterations: int
+    repetitions: int
+    widths: tuple[int, ...]
+    counts: tuple[int, ...]
+    memory_width: int
+
+
+SIZES = {
+    "smoke": Size(48, 64, 1, 2, 2, (8, 80), (2, 20), 64),
+    "quick": Size(2048, 10_000, 30, 25, 9, (64, 128, 256, 512, 1024), (144, 1440, 14400), 1024),
+}
+
+
+class Row(NamedTuple):
+    """One result: what was measured, for which case, its median, quartiles and their number.
+
+    `low` and `high` are missing for what is counted once.
+
+    >>> summarise("time", "a case", "s", [1.0, 2.0, 3.0])
+    Row(measure='time', case='a case', value=2.0, low=1.5, high=2.5, count=3, unit='s')
+    """
+
+    measure: str
+    case: str
+    value: float
+    low: float
+    high: float
+    count: int
+    unit: str
+
+
+def summarise(measure: str, case: str, unit: str, values: Sequence[float]) -> Row:
+    """The median and the quartiles of some values as a row.
+
+    >>> summarise("passes", "none", "passes", []).count
+    0
+    """
+    if not len(values):
+        return Row(measure, case, math.nan, math.nan, math.nan, 0, unit)
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return Row(measure, case, median, low, high, len(values), unit)
+
+
+def run(
+    preset: str = "quick",
+    dataset: str = "digits",
+    model: str = "vit-nomlp-wkewq-wvwo1",
+    root: Path | None = None,
+    device: str | torch.device = "auto",
+    out: Path | None = None,
+) -> pd.DataFrame:
+    """Measure everything, and keep the results where a folder is given.
+
+    Args:
+        preset: smoke (seconds, for tests) or quick (minutes).
+        dataset, model: names in `twophase.data.DATASETS` and `twophase.models.MODELS`.
+        root, device: see `twophase.runs.run`.
+        out: folder for `bench.csv` and `provenance.json`; None: none is written.
+
+    Returns:
+        A row for each result; columns are the fields of `Row`.
+
+    Raises:
+        InputError: a name is unknown or the device is not there.
+        DataError: a data file is missing or damaged.
+        OSError: the folder cannot be written to.
+
+    >>> table = run("smoke", device="cpu")
+    >>> table.columns.tolist()
+    ['measure', 'case', 'value', 'low', 'high', 'count', 'unit']
+    """
+    size = SIZES[check_choice("preset", preset, SIZES)]
+    check_choice("dataset", dataset, DATASETS)
+    check_choice("model", model, models.MODELS)
+    chosen = resolve_device(device)
+    loaded = data.load(dataset, root, chosen)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    network = models.build(model, loaded.channels, loaded.classes, seed=0).to(chosen)
+    examples, epoch = (_first(loaded.train, n) for n in (size.examples, size.epoch_examples))
+    began, rows = clock(chosen), []
+    parts = (
+        lambda: line_searches(deepcopy(network), examples, size.adam_epochs, size.iterations),
+        lambda: evaluations(deepcopy(network), examples, size.repetitions),
+        lambda: adam_epochs(
+            {model: network, "one hidden layer": one_hidden_layer(epoch, loaded.classes)},
+            epoch,
+            math.ceil(size.repetitions / 2),
+        ),
+        lambda: memory(size.memory_width, chosen),
+        lambda: [time_against_parameters(size.widths, size.repetitions, chosen)],
+        lambda: [time_against_examples(network, examples, size.counts, size.repetitions)],
+    )
+    for part in track(parts, len(parts), "parts of the benchmark"):
+        rows += part()
+    table = pd.DataFrame(rows, columns=Row._fields)
+    if out is not None:
+        facts = {
+            "command": f"python -m twophase bench --preset {preset} --dataset {dataset} "
+            f"--model {model} --device {chosen} --out {out.as_posix()}",
+            "size": asdict(size),
+            "revision": git_revision(),
+            "versions": versions(),
+            "device": device_name(chosen),
+            "time": now(),
+            "seconds": round(clock(chosen) - began),
+        }
+        write_json(out / "provenance.json", facts)
+        write_atomically(out / "bench.csv", table.to_csv(index=False, float_format="%.4g"))
+    return table
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """The table for a terminal: a line for each result, with its quartiles where it has some.
+
+    >>> print(as_text(pd.DataFrame([summarise("time", "a case", "s", [1.0, 2.0, 3.0])])))
+    time: a case  2 s (1.5 to 2.5, 3 values)
+    """
+    names = [f"{row.measure}: {row.case}" for row in table.itertuples()]
+    width = max(map(len, names))
+    lines = []
+    for name, row in zip(names, table.itertuples(), strict=True):
+        spread = f" ({row.low:.3g} to {row.high:.3g}, {row.count} values)"
+        value = "not reached" if math.isnan(row.value) else f"{row.value:.3g} {row.unit}"
+        lines.append(f"{name:<{width}}  {value}{'' if math.isnan(row.low) else spread}")
+    return "\n".join(lines)
+
+
+def line_searches(
+    network: nn.Module, examples: Examples, adam_epochs: int, iterations: int
+) -> list[Row]:
+    """Passes per CG iteration, and passes to the loss that golden section ends with.
+
+    All start from the weights that Adam leaves. An iteration's passes are those of its line search
+    and of the gradient at its end. Medians and quartiles are over the iterations after the first
+    ten, or over all of a run that has no more.
+
+    Args:
+        network: is trained.
+        examples: training examples on its device.
+        adam_epochs: of the prefix, with the defaults of `AdamSettings`.
+        iterations: of golden section; the others stop at its last loss, after at least as many
+            iterations and at most `PATIENCE` times as many.
+
+    >>> from twophase.data import load
+    >>> network = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
+    >>> rows = line_searches(network, load("digits", train_examples=16).train, 1, 1)
+    >>> [row.case for row in rows if row.measure == "passes per iteration"]
+    ['PR+ with golden', 'PR+ with golden-tight', 'PR+ with parabola', 'PR+ with wolfe', 'L-BFGS...
+    """
+    adam = Adam(network, mse, AdamSettings(), torch.Generator().manual_seed(0))
+    for _ in range(adam_epochs):
+        adam.epoch(examples.inputs, examples.targets)
+    objective = FullBatch(network, mse, examples.inputs, examples.targets)
+    x = objective.vector.read()
+    inverse = from_moments(adam.optimizer, objective.vector.parameters)
+    settings = {f"PR+ with {name}": CGSettings("PR+", resolve(name)) for name in LINE_SEARCHES}
+    settings["L-BFGS with wolfe, preconditioned (the default)"] = CGSettings()
+    reference = descend(objective, x, settings.pop(REFERENCE), iterations)
+    target = reference.losses[-1]
+    paths = {REFERENCE: reference} | {
+        name: descend(objective, x, s, iterations, target, inverse if s.preconditioned else None)
+        for name, s in settings.items()
+    }
+    rows = []
+    for name, path in paths.items():
+        late = path.passes[FIRST_ITERATIONS:] or path.passes
+        rows.append(summarise("passes per iteration", name, "passes", late))
+    spent = {name: path.passes_to(target) for name, path in paths.items()}
+    for name, passes in spent.items():
+        ratio = passes / spent[REFERENCE]
+        rows.append(_once("passes to golden section's last loss", name, passes, "passes"))
+        rows.append(_once("the same over golden section's", name, ratio, "times"))
+    return rows
+
+
+class Descent(NamedTuple):
+    """What CG iterations cost, and the loss after each."""
+
+    passes: list[int]
+    losses: list[float]
+
+    def passes_to(self, target: float) -> float:
+        """Passes until the loss was at most `target`; nan if it never was.
+
+        >>> Descent([4, 3, 3], [0.9, 0.5, 0.1]).passes_to(0.5)
+        7
+        """
+        for done, loss in enumerate(self.losses, 1):
+            if loss <= target:
+                return sum(self.passes[:done])
+        return math.nan
+
+
+def descend(
+    objective: Objective,
+    x: Tensor,
+    settings: CGSettings,
+    iterations: int,
+    target: float = math.inf,
+    inverse: Tensor | None = None,
+) -> Descent:
+    """CG iterations from x [P] until the loss is at most `target`, with what each costs.
+
+    Args:
+        objective: whose passes are counted; the gradient at x belongs to no iteration.
+        x: where to start.
+        settings: of the iterations.
+        iterations: at least so many, and at most `PATIENCE` times as many; fewer where CG can do
+            no more.
+        target: the loss.
+        inverse: of a preconditioner; see `twophase.cg.iterate`.
+
+    >>> from twophase.objective import FunctionObjective
+    >>> bowl = FunctionObjective(lambda x: (x**2).sum())
+    >>> descend(bowl, torch.ones(2).double(), CGSettings("PR+", resolve("wolfe")), 1).passes
+    [3]
+    """
+    point, memory, costs, losses = evaluate(objective, x), None, [], []
+    while len(costs) < iterations or (losses[-1] > target and len(costs) < PATIENCE * iterations):
+        before = objective.passes.total
+        iteration = iterate(objective, point, memory, settings, inverse)
+        if iteration.status is not Status.MOVED:
+            break
+        point, memory = iteration.point or evaluate(objective, iteration.x), iteration.memory
+        costs.append(objective.passes.total - before)
+        losses.append(point.value)
+    return Descent(costs, losses)
+
+
+def evaluations(network: nn.Module, examples: Examples, repetitions: int) -> list[Row]:
+    """Time of an objective's evaluation over that of bare torch on the same examples.
+
+    Bare torch is the model on all examples at once, the loss and its number, and for the gradient
+    the backward pass into the parameters' `grad`.
+
+    >>> from twophase.data import load
+    >>> network = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
+    >>> [row.case for row in evaluations(network, load("digits", train_examples=8).train, 1)]
+    ['value over torch forward', 'value_and_gradient over torch forward and backward']
+    """
+    inputs, targets = examples.inputs, examples.targets
+    objective = FullBatch(network, mse, inputs, targets)
+    x = objective.vector.read()
+
+    @torch.no_grad()
+    def forward() -> float:
+        return mse(network(inputs), targets).item()
+
+    def forward_backward() -> float:
+        network.zero_grad()
+        loss = mse(network(inputs), targets)
+        loss.backward()
+        return loss.item()
+
+    device = inputs.device
+    values = _ratios(lambda: objective.value(x), forward, repetitions, device)
+    gradients = _ratios(
+        lambda: objective.value_and_gradient(x), forward_backward, repetitions, device
+    )
+    measure = "time of an evaluation"
+    return [
+        summarise(measure, "value over torch forward", "times", values),
+        summarise(
+            measure,
+            "value_and_gradient over torch forward and backward",
+            "times",
+            gradients,
+        ),
+    ]
+
+
+def adam_epochs(
+    networks: Mapping[str, nn.Module], examples: Examples, repetitions: int
+) -> list[Row]:
+    """Time of an epoch of `Adam` over that of the usual loop with a DataLoader.
+
+    The usual loop has the examples in a `TensorDataset` on the CPU and shuffles them with
+    `DataLoader(shuffle=True)`; its Adam is torch's with default settings. Both train a copy of the
+    network in batches of 512. Where both compute on the CPU, the loop can only be beaten by its
+    share of loading, which is measured, too.
+
+    Args:
+        networks: by name.
+        examples: training examples on the networks' device.
+        repetitions: of each epoch.
+
+    >>> from twophase.data import load
+    >>> examples = load("digits", train_examples=8).train
+    >>> rows = adam_epochs({"small": one_hidden_layer(examples, 10)}, examples, 1)
+    >>> [row.case for row in rows]
+    ['small, over the loop with DataLoader', 'small, loading alone over that loop']
+    """
+    rows = []
+    for name, network in networks.items():
+        rounds = _adam_rounds(network, examples, repetitions)
+        ratios = [ours / loop for ours, loop, _ in rounds]
+        shares = [loading / loop for _, loop, loading in rounds]
+        rows += [
+            summarise(
+                "time of an Adam epoch", f"{name}, over the loop with DataLoader", "times", ratios
+            ),
+            summarise(
+                "time of an Adam epoch", f"{name}, loading alone over that loop", "times", shares
+            ),
+        ]
+    return rows
+
+
+def one_hidden_layer(examples: Examples, classes: int) -> nn.Module:
+    """A small network on the examples' device, whose epochs are mostly loading.
+
+    >>> examples = Examples(torch.ones(3, 1, 2, 2), torch.zeros(3))
+    >>> one_hidden_layer(examples, 5)(examples.inputs).shape
+    torch.Size([3, 5])
+    """
+    inputs = examples.inputs[0].numel()
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(inputs, 64), nn.Tanh(), nn.Linear(64, classes), nn.Softmax(-1)
+    )
+    return network.to(examples.inputs.device)
+
+
+def _adam_rounds(network: nn.Module, examples: Examples, repetitions: int) -> list[list[float]]:
+    """Seconds of an epoch of ours, of the usual loop, and of its loading alone."""
+    settings = AdamSettings()
+    ours, usual = deepcopy(network), deepcopy(network)
+    adam = Adam(ours, mse, settings, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(usual.parameters(), lr=settings.learning_rate)
+    loader = DataLoader(
+        TensorDataset(examples.inputs.cpu(), examples.targets.cpu()),
+        batch_size=settings.batch_size,
+        shuffle=True,
+    )
+    device = examples.inputs.device
+
+    def loop() -> None:
+        for inputs, targets in loader:
+            optimizer.zero_grad()
+            mse(usual(inputs.to(device)), targets.to(device)).backward()
+            optimizer.step()
+
+    def load() -> None:
+        for _ in loader:
+            pass
+
+    def epoch() -> None:
+        adam.epoch(examples.inputs, examples.targets)
+
+    return _times((epoch, loop, load), repetitions, device)
+
+
+def memory(width: int, device: torch.device) -> list[Row]:
+    """Peak memory of the CG phase beyond model and data, in vectors of length P.
+
+    Live tensors are counted after each operation, in a network so wide that its parameters
+    outweigh the results of 16 examples; what an operation needs for itself is not seen. With 16
+    times as many examples, in chunks as large, the peak is to be the same.
+
+    Args:
+        width: of the network; P is about its square.
+        device: where to compute.
+
+    >>> [round(row.value) for row in memory(64, torch.device("cpu")) if "over" in row.case]
+    [1, 1]
+    """
+    few, many = 16, 256
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(many, 1, generator=generator).to(device)
+    cases = {
+        "PR+ with parabola": CGSettings("PR+"),
+        f"L-BFGS with history {HISTORY}": CGSettings(history=HISTORY),
+    }
+    rows = []
+    for name, settings in cases.items():
+        peaks = []
+        for count in (few, many):
+            network = _network(1, width, 1, device)
+            batch = inputs[:count]
+            targets = torch.sin(6 * batch)
+            objective = FullBatch(network, nn.functional.mse_loss, batch, targets, few)
+            vector = models.parameter_count(network) * objective.vector.dtype.itemsize
+            with LiveBytes() as live:
+                descend(objective, objective.vector.read(), settings, 3 * HISTORY)
+            peaks.append(live.peak / vector)
+        measure = "peak memory of CG"
+        rows.append(_once(measure, f"{name}, {few} examples", peaks[0], "vectors"))
+        case = f"{name}, {many} over {few} examples"
+        rows.append(_once(measure, case, peaks[1] / peaks[0], "times"))
+    return rows
+
+
+class LiveBytes(TorchDispatchMode):
+    """While active, follows the memory of the tensors that operations make; `peak` is the most.
+
+    >>> with LiveBytes() as live:
+    ...     first = torch.zeros(100)
+    ...     second = first + 1
+    ...     del first
+    ...     third = second[:50] * 2
+    >>> live.peak
+    800
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        given = {_address(leaf) for leaf in tree_leaves((args, kwargs)) if _is_strided(leaf)}
+        results = operation(*args, **(kwargs or {}))
+        self._live = {a: kept for a, kept in self._live.items() if not kept[0].expired()}
+        for tensor in filter(_is_strided, tree_leaves(results)):
+            # a view of what was there before is no new memory
+            if _address(tensor) not in given:
+                storage = tensor.untyped_storage()
+                self._live[_address(tensor)] = StorageWeakRef(storage), storage.nbytes()
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return results
+
+
+def time_against_parameters(widths: Sequence[int], repetitions: int, device: torch.device) -> Row:
+    """Time of a gradient against P: the slope of their logarithms, 1 where they are proportional.
+
+    Networks with two hidden layers of these widths, 64 inputs and 10 outputs, on 1,024 random
+    examples; what does not depend on P makes the slope smaller.
+
+    >>> time_against_parameters((8, 80), 1, torch.device("cpu")).measure
+    'time of a gradient'
+    """
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(1024, 64, generator=generator), torch.zeros(1024, 10)
+    networks = [_network(64, width, 10, device) for width in widths]
+    objectives = [
+        FullBatch(network, nn.functional.mse_loss, inputs.to(device), targets.to(device))
+        for network in networks
+    ]
+    parameters = [models.parameter_count(network) for network in networks]
+    return _slope("P", parameters, objectives, repetitions)
+
+
+def time_against_examples(
+    network: nn.Module, examples: Examples, counts: Sequence[int], repetitions: int
+) -> Row:
+    """Time of a gradient against K: the slope of their logarithms, 1 where they are proportional.
+
+    Args:
+        network: any.
+        examples: on its device; taken again and again where there are fewer than a count.
+        counts: the K.
+        repetitions: of all measurements.
+
+    >>> from twophase.data import load
+    >>> network = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
+    >>> examples = load("digits", train_examples=8).train
+    >>> time_against_examples(network, examples, (2, 20), 1).case
+    'slope against K, 2 to 20'
+    """
+    indices = [torch.arange(count, device=examples.inputs.device) for count in counts]
+    objectives = [
+        FullBatch(network, mse, *(t[i % len(examples)] for t in vars(examples).values()))
+        for i in indices
+    ]
+    return _slope("K", counts, objectives, repetitions)
+
+
+def _slope(
+    name: str, sizes: Sequence[int], objectives: Sequence[FullBatch], repetitions: int
+) -> Row:
+    """The slope of log time over log size, by least squares, for each repetition."""
+    device = objectives[0].inputs.device
+    calls = [partial(o.value_and_gradient, o.vector.read()) for o in objectives]
+    rounds = _times(calls, repetitions, device)
+    slopes = [float(np.polyfit(np.log(sizes), np.log(times), 1)[0]) for times in rounds]
+    case = f"slope against {name}, {min(sizes)} to {max(sizes)}"
+    return summarise("time of a gradient", case, "", slopes)
+
+
+def _ratios(
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    repetitions: int,
+    device: torch.device,
+) -> list[float]:
+    return [a / b for a, b in _times((ours, theirs), repetitions, device)]
+
+
+def _times(
+    calls: Sequence[Callable[[], object]], repetitions: int, device: torch.device
+) -> list[list[float]]:
+    """Seconds of each call in each repetition; the calls take turns, after one round unmeasured."""
+    rounds = []
+    for _ in range(repetitions + 1):
+        times = []
+        for call in calls:
+            began = clock(device)
+            call()
+            times.append(clock(device) - began)
+        rounds.append(times)
+    return rounds[1:]
+
+
+def _network(inputs: int, width: int, outputs: int, device: torch.device) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        layers = nn.Linear(inputs, width), nn.Linear(width, width), nn.Linear(width, outputs)
+    return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2]).to(device)
+
+
+def _first(examples: Examples, count: int) -> Examples:
+    return Examples(examples.inputs[:count], examples.targets[:count])
+
+
+def _once(measure: str, case: str, value: float, unit: str) -> Row:
+    return Row(measure, case, value, math.nan, math.nan, 1, unit)
+
+
+def _is_strided(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
