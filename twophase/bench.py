@@ -222,13 +222,13 @@ def line_searches(
     x = objective.vector.read()
     inverse = from_moments(adam.optimizer, objective.vector.parameters)
     settings = {f"PR+ with {name}": CGSettings("PR+", resolve(name)) for name in LINE_SEARCHES}
-    settings["L-BFGS with wolfe, preconditioned (the default)"] = CGSettings()
+    settings["L-BFGS with wolfe, preconditioned (the default)"] = CGSettings(preconditioner="adam")
     reference = descend(objective, x, settings.pop(REFERENCE), iterations)
     target = reference.losses[-1]
-    paths = {REFERENCE: reference} | {
-        name: descend(objective, x, s, iterations, target, inverse if s.preconditioned else None)
-        for name, s in settings.items()
-    }
+    paths = {REFERENCE: reference}
+    for name, chosen in settings.items():
+        scales = inverse if chosen.preconditioner == "adam" else None
+        paths[name] = descend(objective, x, chosen, iterations, target, scales)
     rows = []
     for name, path in paths.items():
         late = path.passes[FIRST_ITERATIONS:] or path.passes
