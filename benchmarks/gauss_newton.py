@@ -18,7 +18,7 @@ from twophase.objective import FullBatch, ParameterVector, Point, dot, evaluate
 
 # Sweeps over the examples of the curvature, each as long as a third of a gradient: what the graph
 # of J'u costs once per point, and a product G v after it. On one CPU core the two vision
-# transformers took 3.0 and 3.1 for the first, 4.0 and 4.2 for the second; rounded up to halves.
+# transformers took 2.8 to 3.5 for the first and 3.6 to 4.6 for the second, the core being busy.
 GRAPH_PASSES = 3.5
 PRODUCT_PASSES = 4.5
 
@@ -147,8 +147,8 @@ def solve(
         square, last = dot(left, scaled), square
         direction = scaled + square / last * direction
     slope = dot(gradient, step)
-    # s'G s from the residual, without a further product
-    bent = -slope - dot(step, left) - damping * dot(step, metric * step)
+    # from 0, the residual is orthogonal to the step: s'(G + λ M)s = −g's
+    bent = -slope - damping * dot(step, metric * step)
     return Solution(step, slope, bent, spent)
 
 
