@@ -62,6 +62,13 @@ def test_beyond_the_budget_is_a_miss_unless_there_is_a_longer_one():
     assert costs(table, 3, budget=9).set_index("method").cost["default"] == 6
 
 
+def test_adam_may_lack_less_than_an_epoch_of_the_passes():
+    table = curves(adam=[1, 0.5, 0.4, 0.3])
+    assert costs(table, 11).target.eq(0.3).all()
+    with pytest.raises(InputError, match="adam over 12 passes"):
+        costs(table, 12)
+
+
 @pytest.mark.parametrize("table", [curves(default=[1, 0.5]), curves(adam=[1, 0.5])])
 def test_a_target_needs_adam_over_all_the_passes(table):
     with pytest.raises(InputError, match="adam over 9 passes"):

@@ -62,6 +62,7 @@ def start(kept):
 def counted_examples(start):
     """Examples that went through the model so far, in sweeps over the training set."""
     seen = []
+    assert start.objective.chunk_size > 0  # chosen now, by a probe that costs no passes
     start.objective.model.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     return lambda: sum(seen) / len(start.objective.inputs)
 

@@ -206,7 +206,7 @@ PLANS = {
     ),
     "quick": Plan(
         *(("digits",), ("vit-nomlp-wkewq-wvwo1",)),
-        **{"swap_epoch": 60, "passes": 300, "batch_size": 64, "train_examples": 256},
+        **{"swap_epoch": 60, "passes": 240, "batch_size": 64, "train_examples": 192},
     ),
     "paper": Plan(("mnist", "cifar10"), tuple(models.MODELS), swap_epoch=100, passes=1000),
 }
@@ -223,7 +223,7 @@ def plan(preset: str, **changes: object) -> Plan:
         InputError: the preset is unknown, or a field is out of range.
 
     >>> plan("quick", seeds=1, passes=None).passes
-    300
+    240
     >>> plan("quick", passes=2)
     Traceback (most recent call last):
     twophase.errors.InputError: passes: 2 is not allowed; use a whole number of at least 3
