@@ -190,11 +190,13 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
     parser.add_argument("--problem", nargs="+", help="data sets, poisson, burgers, regression")
     parser.add_argument("--model", nargs="+", help="networks; default: the preset's")
-    parser.add_argument("--method", nargs="+", help="default: all; see twophase.competitors")
+    parser.add_argument(
+        "--method", nargs="+", help="beside adam; default: all of twophase.competitors"
+    )
     for name in ("seeds", "passes", "swap-epoch", "batch-size", "train-examples"):
         kind = _number(name.replace("-", "_"), int)
         parser.add_argument(f"--{name}", type=kind, help="default: the preset's")
-    parser.add_argument("--dtype", help="float32 (default) or float64")
+    parser.add_argument("--dtype", help="of networks for images: float32 (default) or float64")
     parser.add_argument("--no-tuning", action="store_true", help="all methods as shipped")
     parser.add_argument("--processes", type=_number("processes", int), default=1)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
@@ -217,7 +219,8 @@ def _compare(options: argparse.Namespace) -> None:
     )
     curves = comparison.compare(
         plan,
-        options.method or list(METHODS),
+        # what the others are measured against
+        list(dict.fromkeys(["adam", *(options.method or METHODS)])),
         options.work or options.out / "jobs",
         not options.no_tuning,
         options.data,

@@ -142,6 +142,7 @@ class Plan:
         swap_epoch, batch_size, train_examples: of every `Setting`.
         passes: each method's budget after the prefix, at least 3.
         seeds: 0, 1, ..., so many.
+        dtype: of networks for images; full-batch problems take float64.
 
     Raises:
         InputError: a field is out of range.
