@@ -18,6 +18,7 @@ from twophase.errors import InputError
 from twophase.line_search import GoldenSection
 from twophase.runs import run
 from twophase.switch import GradientNormPeak
+from twophase.training import fit
 
 QUICK = ["--train-examples", "64", "--epochs", "4", "--swap-epoch", "2"]
 
@@ -259,3 +260,17 @@ def test_the_same_command_runs_on_the_real_mnist(tmp_path, capsys):
     )
     assert code == 0
     assert "completed after 4 epochs" in printed
+
+
+def test_the_default_second_phase_is_there_by_name(tmp_path):
+    config = RunConfig(
+        train_examples=32, epochs=6, swap_epoch=2, batch_size=16, beta="none", line_search="wolfe"
+    )
+    run(config, tmp_path, device="cpu")
+    history, _ = runs.read(tmp_path)
+    dataset = data.load("digits", train_examples=32)
+    model = models.build(config.model, dataset.channels, dataset.classes, 0)
+    expected = fit(
+        model, dataset, epochs=6, switch=2, adam=AdamSettings(batch_size=16), seed=0, device="cpu"
+    )
+    assert history.train_loss.tolist() == expected.history.train_loss.tolist()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from twophase.adam import AdamSettings
 from twophase.cg import CGSettings
 from twophase.data import DATASETS
+from twophase.directions import BETA_RULES
 from twophase.errors import InputError, check_choice, check_integer
 from twophase.fallback import Fallback
 from twophase.line_search import resolve
@@ -32,7 +33,9 @@ class RunConfig:
             `twophase.fit`: on with the two robust rules.
         batch_size, learning_rate: of Adam; see `AdamSettings`.
         beta, line_search, tolerance, restart_every: of CG; see `CGSettings` and
-            `twophase.line_search.LINE_SEARCHES`. A tolerance of None is the line search's own.
+            `twophase.line_search.LINE_SEARCHES`. Defaults are the paper's; beta "none" with
+            line_search "wolfe" is the default of `twophase.fit`, L-BFGS, whose checkpoints hold 200
+            vectors of length P. A tolerance of None is the line search's own.
         train_examples, validation_examples: sizes of random subsets; None: all.
 
     Raises:
@@ -71,6 +74,7 @@ class RunConfig:
         for field in ("train_examples", "validation_examples"):
             if getattr(self, field) is not None:
                 check_integer(field, getattr(self, field), 1)
+        check_choice("beta", self.beta, (*BETA_RULES, "none"))
         self._check_swap()
         self.adam()
         self.cg()
@@ -88,8 +92,11 @@ class RunConfig:
 
         >>> RunConfig(tolerance=1e-3).cg().line_search
         GoldenSection(tolerance=0.001, max_evaluations=100)
+        >>> RunConfig(beta="none", line_search="wolfe").cg().rule == CGSettings().rule
+        True
         """
-        return CGSettings(self.beta, resolve(self.line_search, self.tolerance), self.restart_every)
+        beta = None if self.beta == "none" else self.beta
+        return CGSettings(beta, resolve(self.line_search, self.tolerance), self.restart_every)
 
     def switch(self) -> SwitchRule | None:
         """The rule that ends the first phase; None where there is only one phase.
