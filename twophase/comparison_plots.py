@@ -34,6 +34,8 @@ _DARKEST = 10.0
 # a cell's text is white where its colour is darker than this part of the way
 _DARK = 0.6
 _POINTS = 120
+# Of the first loss: below this a curve tells nothing more, but would press the others together.
+LOWEST = 1e-9
 
 
 def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Axes:
@@ -43,7 +45,7 @@ def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Ax
     A method that gave up keeps the loss it had.
 
     Args:
-        ax: axes to draw on; losses are on a logarithmic axis.
+        ax: axes to draw on; losses are on a logarithmic axis, which ends at 1e-9 of the first.
         curves: of one setting but for the seed, from `twophase.comparison`.
         cost: "passes_spent" or "seconds".
 
@@ -69,6 +71,7 @@ def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Ax
         )
     unit = "passes since the prefix" if cost == "passes_spent" else "seconds since the prefix"
     ax.set(yscale="log", xlabel=unit, xlim=(0, None))
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], LOWEST * curves.loss.max()))
     return ax
 
 

@@ -273,11 +273,11 @@ def _losses(losses: pd.Series) -> str:
 
 
 def _short(value: float) -> str:
-    """Two digits, as in 2.1e-5."""
+    """Two digits, as in 2.1e−5, with a minus at which no line breaks."""
     if 1e-2 <= value < 1e3:
         return f"{value:.2g}"
     mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
+    return f"{mantissa}e{int(exponent)}".replace("-", "\N{MINUS SIGN}")
 
 
 def _quotient(spent: float, own: float) -> float:
