@@ -106,7 +106,8 @@ def test_a_miss_counts_as_infinite_in_the_median(values):
         (Ratio(0.5, 0.4, 0.6, 3), "yes: "),
         (Ratio(1.5, 1.0, math.inf, 3), "no: it needs"),
         (Ratio(math.inf, math.inf, math.inf, 3), "no: it does not get there"),
-        (Ratio(0.9, 0.8, 1.1, 3), "not on every seed"),
+        (Ratio(0.9, 0.8, 1.1, 3), "not on every seed: it needs 0.90"),
+        (Ratio(math.inf, 0.6, math.inf, 3), "not on every seed: mostly missed (0.60 at best)"),
     ],
 )
 def test_a_verdict_needs_all_seeds_on_one_side(ratio, word):

@@ -166,6 +166,8 @@ class Ratio(NamedTuple):
         """
         if np.isinf(self.low):
             return "missed"
+        if np.isinf(self.median):
+            return f"mostly missed ({_number(self.low)} at best)"
         return f"{_number(self.median)} ({_number(self.low)} to {_number(self.high)})"
 
 
@@ -262,6 +264,8 @@ def verdict(ratio: Ratio, unit: str = "passes") -> str:
     if np.isinf(ratio.low):
         return f"no: it does not get there within Adam's {unit}"
     word = {True: "yes" if ratio.high < 1 else "no", False: "not on every seed"}[ratio.decided]
+    if np.isinf(ratio.median):
+        return f"{word}: {ratio.text}"
     return f"{word}: it needs {ratio.text} times Adam's {unit}"
 
 
