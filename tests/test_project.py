@@ -7,10 +7,11 @@ import tomllib
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
 
-from twophase import runs
+from twophase import comparison, models, profiles, runs
 from twophase.switch import GradientNormPeak
 
 PROJECT = Path(__file__).parent.parent
@@ -120,3 +121,23 @@ def test_the_numbers_under_readmes_figure_are_its_runs():
     assert f"The swap was set after epoch {summary['swap_epoch']}," in text
     assert summary["swap_epoch"] / summary["epochs"] == 0.3
     assert f"would have fired after epoch {fired}," in text
+
+
+def test_the_ratios_in_the_readme_are_those_of_the_kept_comparison():
+    kept = comparison.load(PROJECT / "reports" / "reference" / "fair-comparison")
+    kept = kept[(kept.seed != comparison.TUNING_SEED) & (kept.method != "adam-twice")]
+    found = profiles.costs(kept, 1000)
+    text = {
+        key: profiles.as_ratio(row).text.split(" (")[0]
+        for key, row in profiles.ratios(found, ["model", "method"])
+        .set_index(["model", "method"])
+        .iterrows()
+    }
+    readme = " ".join(README.split())
+    for model in models.MODELS:
+        assert f"{model} {text[model, 'default']}" in readme
+    small = "vit-nomlp-wkewq-wvwo1"
+    assert f"torch's L-BFGS needs {text[small, 'torch-lbfgs']}" in readme
+    assert f"Adam with a tuned rate {text[small, 'adam-tuned']}" in readme
+    missed = np.isinf(found.ratio[(found.model == small) & (found.method == "golden")])
+    assert (missed.sum(), len(missed)) == (2, 3)
