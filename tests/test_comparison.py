@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from twophase import comparison, profiles
 from twophase.__main__ import main
+from twophase.cg import CGSettings
 from twophase.comparison import PLANS, TUNING_SEED, Job, Plan, Setting, chosen, jobs, tuning_jobs
 from twophase.competitors import METHODS
 from twophase.errors import InputError
@@ -98,17 +99,46 @@ def test_full_batch_problems_take_their_points_at_once():
     st.integers(0, 3),
     st.integers(1, 99),
     st.integers(3, 999),
-    st.sampled_from(["float32", "float64"]),
 )
-def test_different_jobs_have_different_files(method, seed, swap, passes, dtype):
-    job = Job(Setting("digits", "vit-mlp", swap, seed, dtype=dtype), method, 0, passes)
-    assert job.file_name == replace(job).file_name
-    for other in (
-        replace(job, passes=passes + 1),
-        replace(job, setting=replace(job.setting, seed=seed + 1)),
-        replace(job, setting=replace(job.setting, batch_size=511)),
-    ):
-        assert other.file_name != job.file_name
+def test_different_jobs_have_different_files(method, seed, swap, passes):
+    job = Job(Setting("digits", "vit-mlp", swap, seed), method, 0, passes)
+    changed = {
+        **{"problem": "mnist", "model": "vit-nomlp", "swap_epoch": swap + 1, "seed": seed + 1},
+        **{"batch_size": 7, "learning_rate": 0.5, "train_examples": 9, "dtype": "float64"},
+    }
+    others = [replace(job, setting=replace(job.setting, **{k: v})) for k, v in changed.items()]
+    others += [replace(job, passes=passes + 1), replace(job, method="adam-twice")]
+    others += [replace(job, candidate=n) for n in range(1, len(METHODS[method].candidates))]
+    names = {other.file_name for other in others if other != job} | {job.file_name}
+    assert len(names) == len([other for other in others if other != job]) + 1
+
+
+def test_other_settings_of_a_candidate_have_another_file(monkeypatch):
+    job = Job(Setting("digits", "vit-mlp", 1), "default", 0, 30)
+    before = job.file_name
+    other = ({"settings": CGSettings(history=7)},)
+    monkeypatch.setitem(METHODS, "default", replace(METHODS["default"], candidates=other))
+    assert job.file_name != before
+
+
+def test_several_processes_find_what_one_finds(done, tmp_path):
+    _, curves = done
+    settings = SMOKE.settings()
+    both = jobs(settings, ["default", "torch-lbfgs"], SMOKE.passes)
+    found = comparison.run(both, tmp_path, device="cpu", processes=2)
+    assert set(found.method) == {"default", "torch-lbfgs"}
+    alone = curves[(curves.seed == 0) & (curves.method == "default")]
+    losses = found[found.method == "default"].loss.to_numpy()
+    assert losses == pytest.approx(alone.loss.to_numpy(), rel=1e-3)
+
+
+def test_tables_of_two_comparisons_are_refused(done, tmp_path):
+    _, curves = done
+    comparison.save(curves, tmp_path, {})
+    points = pd.read_csv(tmp_path / "curves.csv")
+    points[points.run > 0].to_csv(tmp_path / "curves.csv", index=False)
+    with pytest.raises(InputError, match=r"curves\.csv of one comparison"):
+        comparison.load(tmp_path)
 
 
 def test_a_method_whose_package_is_missing_is_left_out_and_named(monkeypatch, caplog):
@@ -156,6 +186,8 @@ def test_the_command_leaves_tables_and_says_what_they_hold(tmp_path, capsys):
     assert set(curves.method) == {"adam", "default"}
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["versions"]["torch"] and provenance["device"]
+    assert provenance["command"].startswith("python -m twophase compare --preset smoke")
+    assert provenance["wall_seconds"] >= 0
 
 
 @pytest.mark.parametrize(

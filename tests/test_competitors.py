@@ -91,24 +91,35 @@ def test_a_budget_below_one_epoch_is_refused():
 def test_what_a_method_spends_is_what_it_evaluates(name, monkeypatch):
     trainer = trainer_at_prefix()
     objective, method = trainer.objective, METHODS[name]
-    sweeps = []
-    real = competitors.sweep
-    monkeypatch.setattr(
-        competitors, "sweep", lambda *arguments: (sweeps.append(1), real(*arguments))[1]
-    )
-    first = objective.value(objective.vector.read())
-    before = objective.passes.total
+    sweeps, spent, losses = [], [0], [objective.value(objective.vector.read())]
+    real_sweep, real_gradient = competitors.sweep, objective.value_and_gradient
+    before = objective.passes.total + 1  # go_on looks once at the start
+
+    def counted_sweep(*arguments):
+        sweeps.append(1)
+        real_sweep(*arguments)
+
+    def counted_gradient(x):
+        value, gradient = real_gradient(x)
+        spent.append(objective.passes.total - before)
+        losses.append(value)
+        return value, gradient
+
+    monkeypatch.setattr(competitors, "sweep", counted_sweep)
+    monkeypatch.setattr(objective, "value_and_gradient", counted_gradient)
     rows = go_on(method, 0, trainer, BUDGET)
-    evaluated = objective.passes.total - before
-    assert rows[0].passes == 0 and rows[0].loss == first
+    assert rows[0].passes == 0 and rows[0].loss == losses[0]
     assert all(b.loss <= a.loss and b.passes > a.passes for a, b in itertools.pairwise(rows))
     assert rows[-1].passes <= method.times * BUDGET
-    assert rows[-1].loss <= first
     if sweeps:
         assert rows[-1].passes == 3 * len(sweeps) - 3  # the last one was beyond the budget
     else:
-        # the one forward pass at the start is the journal's; the last search broke the budget
-        assert rows[-1].passes <= evaluated - 1 <= rows[-1].passes + 40
+        # every point is where a gradient was just computed, and no lower loss was met by then
+        assert {row.passes for row in rows} <= set(spent)
+        for row in rows:
+            met = [loss for at, loss in zip(spent, losses, strict=True) if at <= row.passes]
+            assert row.loss in losses and row.loss >= min(met)
+        assert rows[-1].passes >= BUDGET - 20
 
 
 @pytest.mark.parametrize("name", AVAILABLE)

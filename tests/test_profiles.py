@@ -95,6 +95,7 @@ def test_a_performance_profile_is_dolan_and_mores(table):
 def test_a_miss_counts_as_infinite_in_the_median(values):
     found, ordered = ratio_of(values), sorted(values)
     assert (found.low, found.high, found.seeds) == (ordered[0], ordered[-1], len(values))
+    assert found.missed == values.count(math.inf)
     middle = len(values) // 2
     expected = ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
     assert found.median == expected
@@ -105,9 +106,12 @@ def test_a_miss_counts_as_infinite_in_the_median(values):
     [
         (Ratio(0.5, 0.4, 0.6, 3), "yes: "),
         (Ratio(1.5, 1.0, math.inf, 3), "no: it needs"),
-        (Ratio(math.inf, math.inf, math.inf, 3), "no: it does not get there"),
+        (Ratio(math.inf, math.inf, math.inf, 3, 3), "no: it does not get there"),
         (Ratio(0.9, 0.8, 1.1, 3), "not on every seed: it needs 0.90"),
-        (Ratio(math.inf, 0.6, math.inf, 3), "not on every seed: mostly missed (0.60 at best)"),
+        (
+            Ratio(math.inf, 0.6, math.inf, 3, 2),
+            "not on every seed: missed on 2 of 3 seeds (0.60 at best)",
+        ),
     ],
 )
 def test_a_verdict_needs_all_seeds_on_one_side(ratio, word):
@@ -120,7 +124,21 @@ def test_losses_at_equal_seconds_are_those_within_adams_seconds():
     found = costs(table, 9).set_index("method")
     assert found.timed_loss.to_dict() == {"adam": 0.3, "default": 0.2}
     text = profiles.overview(table, 9, ["method"]).set_index("method")
-    assert text.loc["default", "loss at equal seconds"] == "0.2 (0.2 to 0.2)"
+    assert text.loc["default", "loss in Adam's seconds"] == "0.2 (0.2 to 0.2)"
     assert text.loc["default", "loss at equal passes"] == "0.1 (0.1 to 0.1)"
     assert text.loc["default", "passes / Adam's"].startswith("0.67")
     assert text.loc["default", "seconds / Adam's"].startswith("0.93")
+
+
+def test_a_method_with_twice_the_budget_is_not_compared():
+    table = curves(adam=[1, 0.5, 0.4, 0.3], adam_twice=[1, 0.5, 0.4, 0.3, 0.2])
+    assert costs(table, 9).method.tolist() == ["adam"]
+
+
+def test_a_profile_needs_every_method_on_every_setting():
+    rows = [
+        dict.fromkeys(SETTING, 0) | {"seed": seed, "method": method, "cost": 3.0}
+        for seed, method in ((0, "a"), (0, "b"), (1, "a"))
+    ]
+    with pytest.raises(InputError, match="methods: 'b'"):
+        performance_profile(pd.DataFrame(rows), [1])

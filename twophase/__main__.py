@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -217,6 +218,7 @@ def _compare(options: argparse.Namespace) -> None:
         **{name: getattr(options, name) for name in ("seeds", "passes", "swap_epoch")},
         **{name: getattr(options, name) for name in ("batch_size", "train_examples", "dtype")},
     )
+    began = time.perf_counter()
     curves = comparison.compare(
         plan,
         # what the others are measured against
@@ -227,7 +229,9 @@ def _compare(options: argparse.Namespace) -> None:
         options.device,
         options.processes,
     )
-    comparison.save(curves, options.out, comparison.facts(options.arguments, options.device))
+    seconds = time.perf_counter() - began
+    facts = comparison.facts(options.arguments, options.device, options.processes, seconds)
+    comparison.save(curves, options.out, facts)
     found = profiles.costs(curves[curves.seed != comparison.TUNING_SEED], plan.passes)
     shown = profiles.ratios(found, ["problem", "model", "method"]).drop(columns="text")
     print(shown.to_string(index=False, float_format="{:.3g}".format))

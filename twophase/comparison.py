@@ -181,7 +181,7 @@ class Plan:
         """Where the methods are tuned: on the first problem's smallest network.
 
         >>> PLANS["paper"].tuning().name
-        'mnist vit-nomlp-wkewq-wvwo1'
+        'digits vit-nomlp-wkewq-wvwo1'
         """
         images = self.problems[0] in data.DATASETS
         smallest = min(self.models, key=SIZES.index) if images else ""
@@ -209,7 +209,9 @@ PLANS = {
         *(("digits",), ("vit-nomlp-wkewq-wvwo1",)),
         **{"swap_epoch": 60, "passes": 240, "batch_size": 64, "train_examples": 192},
     ),
-    "paper": Plan(("mnist", "cifar10"), tuple(models.MODELS), swap_epoch=100, passes=1000),
+    "paper": Plan(
+        ("digits", "mnist", "cifar10"), tuple(models.MODELS), swap_epoch=100, passes=1000
+    ),
 }
 
 
@@ -266,8 +268,9 @@ class Job:
 
     @property
     def file_name(self) -> str:
-        """By method and digest."""
-        return f"{self.method}-{_digest(self.fields)}.json"
+        """By method and digest, also of what the candidate's settings come to."""
+        candidate = METHODS[self.method].candidates[self.candidate]
+        return f"{self.method}-{_digest(self.fields | {'settings': _resolved(candidate)})}.json"
 
 
 def jobs(
@@ -443,7 +446,7 @@ def run(
 
     Args:
         todo: from `jobs` and `tuning_jobs`.
-        folder: of the jobs' files; made if it is not there.
+        folder: of the jobs' files, for one device; made if it is not there.
         root: the data folder; None: see `twophase.data.load`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         processes: that work side by side, each on one thread if there are several; seconds are
@@ -519,24 +522,32 @@ def load(folder: Path) -> pd.DataFrame:
     >>> import tempfile
     >>> load(Path(tempfile.mkdtemp()))
     Traceback (most recent call last):
-    twophase.errors.InputError: comparison: ... use a folder with runs.csv and curves.csv
+    twophase.errors.InputError: comparison: ... use a folder with runs.csv and curves.csv of ...
     """
     try:
         runs = pd.read_csv(folder / "runs.csv", index_col="run", keep_default_na=False)
         points = pd.read_csv(folder / "curves.csv")
     except (OSError, ValueError):
-        allowed = "a folder with runs.csv and curves.csv"
-        raise InputError("comparison", str(folder), allowed) from None
+        runs = points = pd.DataFrame({"run": []})
+    if runs.empty or set(points.run) != set(runs.index):
+        allowed = "a folder with runs.csv and curves.csv of one comparison"
+        raise InputError("comparison", str(folder), allowed)
     runs["train_examples"] = pd.to_numeric(runs.train_examples)
     return points.join(runs, on="run").drop(columns="run")
 
 
-def facts(arguments: Sequence[str], device: str | torch.device = "auto") -> dict:
+def facts(
+    arguments: Sequence[str],
+    device: str | torch.device = "auto",
+    processes: int = 1,
+    seconds: float | None = None,
+) -> dict:
     """Provenance of results made here and now: command, revision, versions, hardware, time.
 
     Args:
         arguments: of `python -m twophase`.
-        device: see `run`.
+        device, processes: see `run`.
+        seconds: of wall time, for what was not there before.
 
     >>> facts(["compare", "--preset", "quick"], "cpu")["command"]
     'python -m twophase compare --preset quick'
@@ -547,6 +558,8 @@ def facts(arguments: Sequence[str], device: str | torch.device = "auto") -> dict
         "versions": versions(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": device_name(resolve_device(device)),
+        "processes": processes,
+        "wall_seconds": None if seconds is None else round(seconds),
         "time": now(),
     }
 
@@ -600,6 +613,17 @@ def _read(path: Path) -> pd.DataFrame:
 def _frame(keys: Mapping[str, object], curve: Sequence[Sequence[float]]) -> pd.DataFrame:
     points = pd.DataFrame(curve, columns=list(_MEASURED))
     return pd.DataFrame([keys]).merge(points, how="cross")
+
+
+def _resolved(candidate: Mapping[str, object]) -> str:
+    """A candidate with the defaults that it takes."""
+    parts = []
+    for name, value in candidate.items():
+        parts.append(f"{name}={value!r}")
+        if isinstance(value, CGSettings):
+            parts += [repr(value.rule), repr(value.search)]
+            parts += [str(value.takes_moments(batches)) for batches in (1, 2)]
+    return "; ".join(parts)
 
 
 def _given(settings: object) -> list[str]:

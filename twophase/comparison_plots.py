@@ -41,7 +41,7 @@ LOWEST = 1e-9
 def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Axes:
     """Draw the lowest loss so far against cost: a line for each method, a band over its seeds.
 
-    The line is the geometric mean over the seeds, the band reaches from the lowest to the highest.
+    The line is the median over the seeds, the band reaches from the lowest to the highest.
     A method that gave up keeps the loss it had.
 
     Args:
@@ -63,9 +63,7 @@ def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Ax
         grid = np.linspace(0, max(run[cost].max() for run in runs), _POINTS)
         losses = np.array([[loss_at(run, budget, cost) for budget in grid] for run in runs])
         style = {"linewidth": 1.6} | STYLES[method]
-        tiny = np.finfo(float).tiny
-        mean = np.exp(np.log(np.maximum(losses, tiny)).mean(axis=0))
-        ax.plot(grid, mean, label=METHODS[method].label, **style)
+        ax.plot(grid, np.median(losses, axis=0), label=METHODS[method].label, **style)
         ax.fill_between(
             grid, losses.min(axis=0), losses.max(axis=0), color=style["color"], alpha=0.12, lw=0
         )
@@ -115,12 +113,12 @@ def profile(ax: Axes, shares: pd.DataFrame) -> Axes:
 
 
 def loss_ratios(ax: Axes, found: pd.DataFrame) -> Axes:
-    """Draw ratios of losses, a row for each method: a mark for each seed, a bar at their mean.
+    """Draw ratios of losses, a row for each method: a mark for each seed, a bar at their median.
 
     Args:
         ax: axes to draw on; ratios are on a logarithmic axis, with a line at 1.
-        found: columns `method` and `loss_ratio`, above 0; methods in the order they come in, from
-            top to bottom.
+        found: columns `method` and `loss_ratio`; methods in the order they come in, from top to
+            bottom. Ratios below 1e-9 are drawn there.
 
     Returns:
         `ax`; its horizontal label is the caller's.
@@ -133,11 +131,11 @@ def loss_ratios(ax: Axes, found: pd.DataFrame) -> Axes:
     names = list(dict.fromkeys(found.method))
     ax.axvline(1, color=GREY, linewidth=0.8)
     for row, name in enumerate(names):
-        values = found.loss_ratio[found.method == name].clip(lower=np.finfo(float).tiny)
-        mean = np.exp(np.log(values).mean())
-        color = BLUE if mean < 1 else VERMILION
+        values = found.loss_ratio[found.method == name].clip(lower=LOWEST)
+        median = values.median()
+        color = BLUE if median < 1 else VERMILION
         ax.plot(values, [row] * len(values), "o", color=color, alpha=0.6, markersize=6)
-        ax.plot([mean], [row], "|", color=color, markersize=18, markeredgewidth=2.5)
+        ax.plot([median], [row], "|", color=color, markersize=18, markeredgewidth=2.5)
     ax.set(xscale="log", ylim=(len(names) - 0.4, -0.6))
     ax.set_yticks(range(len(names)), names)
     return ax

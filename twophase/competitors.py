@@ -45,9 +45,10 @@ class BudgetSpent(Exception):
 class Journal:
     """The lowest loss against passes and seconds, of one method from the prefix on.
 
-    All methods are judged by the lowest loss that they have met, since whoever looks at the loss
-    can keep those weights. Looking costs mini-batch methods a forward pass that neither passes nor
-    seconds count; the others know their loss.
+    All methods are judged by the lowest loss that was seen, since whoever looks at the loss can
+    keep those weights. Full-batch methods know theirs at each evaluation; mini-batch methods are
+    looked at whenever the passes have grown by 2 %, and at the end, by a forward pass that neither
+    passes nor seconds count.
 
     Args:
         budget: passes, at least 3, one full-batch gradient or mini-batch epoch.
@@ -266,7 +267,7 @@ METHODS: dict[str, Method] = {
     "cg": Method(
         "CG, parabola, preconditioned", second_phase, tuple(map(_conjugate, ("PR+", "HS-DY", "HZ")))
     ),
-    "default": Method("default second phase", second_phase),
+    "default": Method("default second phase", second_phase, ({"settings": CGSettings()},)),
     "default-tuned": Method(
         "default second phase, tuned",
         second_phase,
