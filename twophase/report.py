@@ -255,16 +255,14 @@ def _run(job: _Job, source: _Source, record: _Record, task: _Task, scratch: Path
 
 
 def _execute(job: _Job, source: _Source, target: Path, progress_file: Path) -> NotebookNode:
-    # torch's waiting threads shall sleep: spinning ones slow a busy machine down many times
-    environment = (
-        {"OMP_WAIT_POLICY": "passive"}
-        | os.environ
-        | {
-            PROGRESS_VARIABLE: str(progress_file),
-            # a person's own choice of windows for figures is of no use here
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        }
-    )
+    environment = {
+        # torch's waiting threads shall sleep: spinning ones slow a busy machine down many times
+        "OMP_WAIT_POLICY": "passive",
+        **os.environ,
+        PROGRESS_VARIABLE: str(progress_file),
+        # a person's own choice of windows for figures is of no use here
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
     with open(target.with_suffix(".log"), "w") as log:
         return papermill.execute_notebook(
             str(source.path),
