@@ -20,7 +20,7 @@ PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 TOP_LEVEL = {
     *("notebooks", "twophase", "data", "reports", "tests", "environment.yml", "README.md"),
-    *("benchmarks", "pyproject.toml", "LICENSE", ".ci", ".gitignore"),
+    *("benchmarks", "pyproject.toml", "conftest.py", "LICENSE", ".ci", ".gitignore"),
 }
 
 

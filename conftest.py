@@ -1,0 +1,8 @@
+"""What the tests' processes and the notebooks' kernels inherit."""
+
+import os
+
+os.environ["TWOPHASE_PRESET"] = "smoke"
+# Read when torch is imported: threads that wait shall sleep, since spinning ones slow a busy
+# machine down many times.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
