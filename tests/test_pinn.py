@@ -241,8 +241,8 @@ def test_gradient_and_curvature_of_the_full_batch_are_autograds(name):
 
 @problems
 def test_a_short_fit_lowers_loss_and_error(name):
-    problem = pinn.PROBLEMS[name](seed=0, width=12, depth=2, points=64)
-    before, adam = problem.error(), AdamSettings(batch_size=64)
+    problem = pinn.PROBLEMS[name](seed=0, width=12, depth=2, points=256)
+    before, adam = problem.error(), AdamSettings(batch_size=256)
     data = (problem.inputs, problem.targets)
     result = fit(problem.model, data, loss=mse_loss, epochs=160, switch=60, adam=adam, device="cpu")
     losses = result.history.train_loss
