@@ -11,7 +11,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from twophase.competitors import METHODS
 from twophase.plots import COLORS, GREY
-from twophase.profiles import SETTING, loss_at
+from twophase.profiles import SETTING, loss_at, ratio_text
 
 BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, BLACK = COLORS
 # families share a colour, and differ by dash within
@@ -181,6 +181,4 @@ def cell_text(value: float) -> str:
     """
     if np.isnan(value):
         return ""
-    if np.isinf(value):
-        return "missed"
-    return f"{value:.2f}" if value >= 0.095 else f"{value:.2g}"
+    return "missed" if np.isinf(value) else ratio_text(value)

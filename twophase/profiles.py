@@ -145,6 +145,17 @@ def performance_profile(found: pd.DataFrame, factors: Sequence[float]) -> pd.Dat
     return pd.DataFrame(shares, index=pd.Index(factors, name="factor"))
 
 
+def ratio_text(value: float) -> str:
+    """A ratio with two decimals, or two digits where that is less; "a miss" for inf.
+
+    >>> ratio_text(0.5), ratio_text(0.0123), ratio_text(float("inf"))
+    ('0.50', '0.012', 'a miss')
+    """
+    if np.isinf(value):
+        return "a miss"
+    return f"{value:.2f}" if 0.095 <= value < 9.95 else f"{value:.2g}"
+
+
 class Ratio(NamedTuple):
     """A ratio of costs over seeds: median, lowest, highest (inf: a miss), seeds and misses.
 
@@ -175,10 +186,10 @@ class Ratio(NamedTuple):
         if self.missed == self.seeds:
             return "missed"
         if np.isinf(self.median):
-            return f"missed on {self.missed} of {self.seeds} seeds ({_number(self.low)} at best)"
+            return f"missed on {self.missed} of {self.seeds} seeds ({ratio_text(self.low)} at best)"
         if self.seeds == 1:
-            return f"{_number(self.median)} (one seed)"
-        return f"{_number(self.median)} ({_number(self.low)} to {_number(self.high)})"
+            return f"{ratio_text(self.median)} (one seed)"
+        return f"{ratio_text(self.median)} ({ratio_text(self.low)} to {ratio_text(self.high)})"
 
 
 def ratio_of(ratios: Sequence[float]) -> Ratio:
@@ -298,9 +309,3 @@ def _short(value: float) -> str:
 def _quotient(spent: float, own: float) -> float:
     """Of two costs; 0 by 0, where the prefix ended at the target, is 1."""
     return spent / own if own > 0 else (1.0 if spent == 0 else np.inf)
-
-
-def _number(value: float) -> str:
-    if np.isinf(value):
-        return "a miss"
-    return f"{value:.2f}" if 0.095 <= value < 9.95 else f"{value:.2g}"
