@@ -134,7 +134,7 @@ def test_the_command_leaves_a_table_and_where_it_comes_from(smoke):
         "passes to golden section's last loss": len(searches),
         "the same over golden section's": len(searches),
         "time of an evaluation": 2,
-        "time of an Adam epoch": 4,
+        "time of an Adam epoch": 8,
         "peak memory of CG": 4,
         "time of a gradient": 2,
     }
@@ -152,6 +152,19 @@ def test_the_command_prints_a_line_per_result(capsys, smoke):
     assert len(lines) == len(table)
     missing = table.assign(value=math.nan, low=math.nan)
     assert all(line.endswith("not reached") for line in bench.as_text(missing).splitlines())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_bytes_give_the_examples_back(channels):
+    inputs = torch.randn(5, channels, 4, 3, generator=torch.Generator().manual_seed(0))
+    images = bench.PillowImages(inputs, torch.arange(5))
+    assert len(images) == 5
+    low, high = inputs.aminmax()
+    for k in range(5):
+        image, target = images[k]
+        assert image.shape == (channels, 4, 3) and target == k
+        # to the nearest of 256 levels
+        assert (image - inputs[k]).abs().max() <= 0.501 * (high - low) / 255
 
 
 def test_times_are_taken_in_turns(monkeypatch):

@@ -15,11 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from twophase import data, models
 from twophase.adam import Adam, AdamSettings
@@ -342,36 +343,76 @@ def adam_epochs(
 ) -> list[Row]:
     """Time of an epoch of `Adam` over that of the usual loop with a DataLoader.
 
-    The usual loop has the examples in a `TensorDataset` on the CPU and shuffles them with
-    `DataLoader(shuffle=True)`; its Adam is torch's with default settings. Both train a copy of the
-    network in batches of 512. Where both compute on the CPU, the loop can only be beaten by its
-    share of loading, which is measured, too.
+    The usual loop shuffles the examples on the CPU with `DataLoader(shuffle=True)`; its Adam is
+    torch's with default settings. It is measured twice: with the examples in a `TensorDataset`,
+    and with `PillowImages`, as torchvision's data sets give them. Both sides train a copy of the
+    network in batches of 512. Where both compute on the CPU, a loop can only be beaten by its share
+    of loading, which is measured, too.
 
     Args:
         networks: by name.
-        examples: training examples on the networks' device.
+        examples: training examples on the networks' device, images [K, channels, height, width].
         repetitions: of each epoch.
 
     >>> from twophase.data import load
     >>> examples = load("digits", train_examples=8).train
-    >>> rows = adam_epochs({"small": one_hidden_layer(examples, 10)}, examples, 1)
-    >>> [row.case for row in rows]
-    ['small, over the loop with DataLoader', 'small, loading alone over that loop']
+    >>> for row in adam_epochs({"small": one_hidden_layer(examples, 10)}, examples, 1):
+    ...     print(row.case)
+    small, over a loop with DataLoader of tensors
+    small, loading of tensors alone over that loop
+    small, over a loop with DataLoader of images
+    small, loading of images alone over that loop
     """
-    rows = []
+    inputs, targets = examples.inputs.cpu(), examples.targets.cpu()
+    kinds = {"tensors": TensorDataset(inputs, targets), "images": PillowImages(inputs, targets)}
+    measure, rows = "time of an Adam epoch", []
     for name, network in networks.items():
-        rounds = _adam_rounds(network, examples, repetitions)
-        ratios = [ours / loop for ours, loop, _ in rounds]
-        shares = [loading / loop for _, loop, loading in rounds]
-        rows += [
-            summarise(
-                "time of an Adam epoch", f"{name}, over the loop with DataLoader", "times", ratios
-            ),
-            summarise(
-                "time of an Adam epoch", f"{name}, loading alone over that loop", "times", shares
-            ),
-        ]
+        ours, *others = _adam_rounds(network, examples, list(kinds.values()), repetitions)
+        for kind, loop, loading in zip(kinds, others[::2], others[1::2], strict=True):
+            cases = {
+                f"{name}, over a loop with DataLoader of {kind}": ours,
+                f"{name}, loading of {kind} alone over that loop": loading,
+            }
+            for case, times in cases.items():
+                ratios = [a / b for a, b in zip(times, loop, strict=True)]
+                rows.append(summarise(measure, case, "times", ratios))
     return rows
+
+
+class PillowImages(Dataset):
+    """Examples as torchvision's data sets keep and give them: bytes, made a tensor one by one.
+
+    Each is a Pillow image that passes through `ToTensor` and `Normalize`, by which it gets its
+    values back, up to the 256 levels of a byte.
+
+    Args:
+        inputs: images [N, channels, height, width], 1 or 3 channels, on the CPU.
+        targets: [N, ...].
+
+    >>> inputs = torch.linspace(-1, 2, 8).reshape(2, 1, 2, 2)
+    >>> image, target = PillowImages(inputs, torch.zeros(2))[1]
+    >>> bool((image - inputs[1]).abs().max() <= 3 / 255)
+    True
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor):
+        # takes seconds to import
+        from torchvision.transforms import Compose, Normalize, ToTensor
+
+        low, high = (float(bound) for bound in inputs.aminmax())
+        span = high - low or 1.0
+        levels = ((inputs - low) / span * 255).round().to(torch.uint8)
+        # Pillow has no axis of channels where there is only one
+        self._images = (levels[:, 0] if levels.shape[1] == 1 else levels.movedim(1, 3)).numpy()
+        self._targets = targets
+        self._transform = Compose([ToTensor(), Normalize(-low / span, 1 / span)])
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = Image.fromarray(self._images[index])
+        return self._transform(image), self._targets[index]
 
 
 def one_hidden_layer(examples: Examples, classes: int) -> nn.Module:
@@ -388,33 +429,39 @@ def one_hidden_layer(examples: Examples, classes: int) -> nn.Module:
     return network.to(examples.inputs.device)
 
 
-def _adam_rounds(network: nn.Module, examples: Examples, repetitions: int) -> list[list[float]]:
-    """Seconds of an epoch of ours, of the usual loop, and of its loading alone."""
-    settings = AdamSettings()
-    ours, usual = deepcopy(network), deepcopy(network)
-    adam = Adam(ours, mse, settings, torch.Generator().manual_seed(0))
-    optimizer = torch.optim.Adam(usual.parameters(), lr=settings.learning_rate)
-    loader = DataLoader(
-        TensorDataset(examples.inputs.cpu(), examples.targets.cpu()),
-        batch_size=settings.batch_size,
-        shuffle=True,
-    )
-    device = examples.inputs.device
+def _adam_rounds(
+    network: nn.Module, examples: Examples, datasets: Sequence[Dataset], repetitions: int
+) -> list[list[float]]:
+    """Seconds of our epochs, and for each data set of the usual loop and of its loading alone."""
+    settings, device = AdamSettings(), examples.inputs.device
+    adam = Adam(deepcopy(network), mse, settings, torch.Generator().manual_seed(0))
+    calls = [partial(adam.epoch, examples.inputs, examples.targets)]
+    for dataset in datasets:
+        loader = DataLoader(dataset, batch_size=settings.batch_size, shuffle=True)
+        calls += [
+            partial(_usual_epoch, *_usual(network, settings), loader, device),
+            partial(_load, loader),
+        ]
+    return [list(times) for times in zip(*_times(calls, repetitions, device), strict=True)]
 
-    def loop() -> None:
-        for inputs, targets in loader:
-            optimizer.zero_grad()
-            mse(usual(inputs.to(device)), targets.to(device)).backward()
-            optimizer.step()
 
-    def load() -> None:
-        for _ in loader:
-            pass
+def _usual(network: nn.Module, settings: AdamSettings) -> tuple[nn.Module, torch.optim.Adam]:
+    copy = deepcopy(network)
+    return copy, torch.optim.Adam(copy.parameters(), lr=settings.learning_rate)
 
-    def epoch() -> None:
-        adam.epoch(examples.inputs, examples.targets)
 
-    return _times((epoch, loop, load), repetitions, device)
+def _usual_epoch(
+    network: nn.Module, optimizer: torch.optim.Adam, loader: DataLoader, device: torch.device
+) -> None:
+    for inputs, targets in loader:
+        optimizer.zero_grad()
+        mse(network(inputs.to(device)), targets.to(device)).backward()
+        optimizer.step()
+
+
+def _load(loader: DataLoader) -> None:
+    for _ in loader:
+        pass
 
 
 def memory(width: int, device: torch.device) -> list[Row]:
