@@ -9,10 +9,14 @@ from torch import nn
 from twophase.cg import CGSettings, iterate, minimize
 from twophase.directions import (
     BETA_RULES,
+    HISTORY_BOUNDS,
+    HISTORY_BYTES,
     Change,
     ConjugateDirection,
     LimitedMemoryBFGS,
     Memory,
+    SelfScaledBFGS,
+    capacity,
     hager_zhang,
     steepest_descent,
 )
@@ -106,13 +110,13 @@ def test_preconditioning_is_a_change_of_variables(line_search, beta):
         memories = [one.memory, two.memory]
 
 
-def dense_bfgs(pairs, first):
-    """H by the update formula of Nocedal and Wright, equation 6.17, from a first H."""
-    matrix, identity = first, torch.eye(len(first), dtype=torch.float64)
-    for step, difference in pairs:
+def dense_bfgs(pairs, matrix):
+    """H by the update formula of Nocedal and Wright, equation 6.17, each after its growth."""
+    identity = torch.eye(len(matrix), dtype=torch.float64)
+    for step, difference, growth in pairs:
         weight = 1 / (step @ difference)
         left = identity - weight * torch.outer(step, difference)
-        matrix = left @ matrix @ left.T + weight * torch.outer(step, step)
+        matrix = growth * left @ matrix @ left.T + weight * torch.outer(step, step)
     return matrix
 
 
@@ -122,9 +126,9 @@ def test_two_loops_are_the_dense_bfgs_formula(seed, count, history):
     dimension = 5
     matrix = hessian(dimension, seed)
     steps, gradient = vectors(count, dimension, seed + 1), vectors(1, dimension, seed + 2)[0]
-    pairs = tuple((step, matrix @ step) for step in steps)
+    pairs = tuple((step, matrix @ step, 1.0) for step in steps)
     inverse = vectors(1, dimension, seed + 3)[0].exp()
-    step, difference = pairs[-1]
+    step, difference, _ = pairs[-1]
     last = Memory(
         torch.zeros_like(gradient), gradient - difference, step, 1.0, -1.0, pairs=pairs[:-1]
     )
@@ -139,12 +143,81 @@ def test_two_loops_are_the_dense_bfgs_formula(seed, count, history):
         assert len(found.pairs) == len(kept)
 
 
+def walk(rule, gradients, lengths, inverse):
+    """Directions and steps of a rule that is shown one gradient after another."""
+    direction, taken = steepest_descent(gradients[0], inverse), []
+    for before, gradient, length in zip(gradients, gradients[1:], lengths, strict=False):
+        last = Memory(
+            *(torch.zeros_like(gradient), before, direction.vector, length, direction.slope),
+            *(direction.age, 0.0, direction.pairs, direction.scaling),
+        )
+        taken.append((length * direction.vector, gradient - before))
+        direction = rule(point_at(gradient), last, inverse)
+    return direction, taken
+
+
+@given(seed=st.integers(0, 1000), count=st.integers(1, 6), scaled=st.booleans())
+@settings(max_examples=60)
+def test_self_scaled_directions_are_the_dense_formula(seed, count, scaled):
+    """H⁻¹ is inverted densely here, where the rule knows s'H⁻¹s from the slope."""
+    dimension = 5
+    gradients, lengths = vectors(count + 1, dimension, seed), vectors(1, count, seed + 1)[0].exp()
+    inverse = vectors(1, dimension, seed + 2)[0].exp() if scaled else None
+    found, taken = walk(SelfScaledBFGS(), gradients, lengths.tolist(), inverse)
+    matrix = None
+    for step, difference in taken:
+        curvature = step @ difference
+        if not curvature > 0:
+            continue
+        growth = 1.0
+        if matrix is None:
+            scales = torch.ones(dimension).double() if inverse is None else inverse
+            matrix = torch.diag(scales) * curvature / (difference @ (scales * difference))
+        else:
+            growth = max(1.0, (step @ torch.linalg.solve(matrix, step) / curvature).item())
+        matrix = dense_bfgs([(step, difference, growth)], matrix)
+    expected = -gradients[-1] if matrix is None else -matrix @ gradients[-1]
+    if matrix is None and inverse is not None:
+        expected = inverse * expected
+    torch.testing.assert_close(found.vector, expected, rtol=1e-6, atol=1e-9)
+    assert found.first_step is None
+
+
+@pytest.mark.parametrize("history", [1, 3])
+def test_what_leaves_a_self_scaled_memory_leaves_its_growth(history):
+    """H of the pairs kept, on the first scaling times the growth of those that were dropped."""
+    matrix = hessian(6, 1)
+    steps = vectors(9, 6, 2)
+    gradients = (matrix @ steps.cumsum(0).T).T
+    whole, limited = (
+        walk(SelfScaledBFGS(kept), gradients, [0.5] * 8, None)[0] for kept in (None, history)
+    )
+    assert len(limited.pairs) == history < len(whole.pairs)
+    for direction in (whole, limited):
+        dense = dense_bfgs(direction.pairs, direction.scaling * torch.eye(6).double())
+        torch.testing.assert_close(
+            direction.vector, -dense @ gradients[-1], rtol=1e-6, atol=1e-9
+        )
+    assert limited.scaling >= whole.scaling
+    assert any(growth > 1 for *_, growth in whole.pairs)
+
+
+def test_a_pair_takes_at_most_its_share_of_memory():
+    assert capacity(None, torch.empty(10)) == HISTORY_BOUNDS[1]
+    assert capacity(7, torch.empty(10)) == 7
+    for vector in (torch.empty(500_000), torch.empty(500_000).double()):
+        kept = capacity(None, vector)
+        taken = 2 * vector.numel() * vector.element_size()
+        assert kept * taken <= HISTORY_BYTES < (kept + 1) * taken
+
+
 def test_a_pair_without_curvature_is_left_out():
     gradient = torch.ones(3, dtype=torch.float64)
     last = Memory(torch.zeros(3).double(), 2 * gradient, gradient, 1.0, -1.0)  # s'y < 0
-    found = LimitedMemoryBFGS(5)(point_at(gradient), last, None)
-    assert torch.equal(found.vector, steepest_descent(gradient, None).vector)
-    assert found.pairs == ()
+    for rule in (LimitedMemoryBFGS(5), SelfScaledBFGS(5)):
+        found = rule(point_at(gradient), last, None)
+        assert torch.equal(found.vector, steepest_descent(gradient, None).vector)
+        assert found.pairs == ()
 
 
 def test_follows_torchs_lbfgs_step_by_step():
@@ -178,8 +251,9 @@ def test_follows_torchs_lbfgs_step_by_step():
         torch.testing.assert_close(point.x, weight.detach(), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("direction", ["lbfgs", "ssbfgs"])
 @pytest.mark.parametrize("seed", range(3))
-def test_bfgs_with_exact_steps_ends_a_quadratic_in_n_steps(seed):
+def test_bfgs_with_exact_steps_ends_a_quadratic_in_n_steps(seed, direction):
     matrix = hessian(6, seed)
 
     class Exact:
@@ -187,7 +261,7 @@ def test_bfgs_with_exact_steps_ends_a_quadratic_in_n_steps(seed):
             step = -line.slope / (line.direction @ matrix @ line.direction).item()
             return SearchResult(step, line.trial(step).value, 1, SearchStatus.MINIMUM)
 
-    chosen = CGSettings(line_search=Exact(), direction="lbfgs", history=6)
+    chosen = CGSettings(line_search=Exact(), direction=direction, history=6)
     objective = FunctionObjective(lambda x: 0.5 * x @ matrix @ x)
     x = torch.ones(6, dtype=torch.float64)
     assert minimize(objective, x, 6, chosen).gradient_norm < 1e-9 * (matrix @ x).norm()
@@ -242,9 +316,11 @@ def test_a_wrong_preconditioner_is_explained():
         from_moments(adam, model.parameters(), damping=-1)
 
 
-def test_no_beta_is_ignored():
-    with pytest.raises(InputError, match="^beta: 'PR[+]' is not allowed; use none with .* lbfgs"):
-        CGSettings("PR+", direction="lbfgs")
+@pytest.mark.parametrize("direction", ["lbfgs", "ssbfgs"])
+def test_no_beta_is_ignored(direction):
+    allowed = f"use none with direction {direction}, which has no β"
+    with pytest.raises(InputError, match=f"^beta: 'PR[+]' is not allowed; {allowed}"):
+        CGSettings("PR+", direction=direction)
 
 
 @pytest.mark.parametrize(

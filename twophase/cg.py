@@ -19,6 +19,7 @@ from twophase.directions import (
     DirectionRule,
     LimitedMemoryBFGS,
     Memory,
+    SelfScaledBFGS,
     steepest_descent,
 )
 from twophase.errors import InputError, check_choice, check_integer, check_number
@@ -33,7 +34,7 @@ PATIENCE = 20
 # The last line's step is corrected by this factor at most, either way.
 CORRECTION = 10.0
 
-DIRECTIONS = ("cg", "lbfgs")
+DIRECTIONS = ("cg", "ssbfgs", "lbfgs")
 PRECONDITIONERS = ("none", "adam")
 
 
@@ -41,36 +42,37 @@ PRECONDITIONERS = ("none", "adam")
 class CGSettings:
     """How the second phase chooses directions and steps; it has no learning rate.
 
-    `CGSettings()` is what reaches low losses with the fewest passes: L-BFGS directions with a
-    search by slopes, 3 passes for most iterations, preconditioned with what Adam leaves. A β rule
-    by name is plain nonlinear CG; the paper's setting is `CGSettings("PR+", resolve("golden"))`.
+    `CGSettings()` is what reaches low losses with the fewest passes: self-scaled BFGS directions in
+    a limited memory with a search by slopes, 3 passes for most iterations, preconditioned with what
+    Adam leaves. A β rule by name is plain nonlinear CG; the paper's setting is
+    `CGSettings("PR+", resolve("golden"))`.
 
     Args:
         beta: "FR" (Fletcher–Reeves), "PR" (Polak–Ribière), "PR+" or another of `BETA_RULES`, for CG
-            directions. Default None: L-BFGS, or "PR+" where `direction` is "cg". The paper names
+            directions. Default None: none, or "PR+" where `direction` is "cg". The paper names
             the first two and not its choice; PR+ has a convergence theory for inexact searches,
             while FR without restarts can jam (Nocedal and Wright, section 5.2).
-        line_search: any `LineSearch`. Default None: "wolfe" for L-BFGS, "parabola" for CG (see
+        line_search: any `LineSearch`. Default None: "parabola" for CG, else "wolfe" (see
             `twophase.line_search.LINE_SEARCHES`).
         restart_every: iterations after which the direction is the steepest descent again; None:
             only where the direction is no descent direction.
         zero_gradient_norm: gradient norm (loss per unit of parameter) at or below which CG has
             converged. Default 0: nothing but an exact zero, since any other depends on the loss's
             scale; where the arithmetic ends before, the line search says so.
-        direction: "cg", or "lbfgs" for limited-memory BFGS, which takes no β. Default None: "cg"
-            where a β is given, else "lbfgs".
-        history: steps that L-BFGS remembers, at least 1; 2 · `history` vectors of length P. Default
-            100, torch's own.
+        direction: "cg", or without β "ssbfgs" or "lbfgs", for self-scaled or plain BFGS in a limited
+            memory (see `twophase.directions`). Default None: "cg" where a β is given, else "ssbfgs".
+        history: steps that BFGS remembers, at least 1; 2 · `history` vectors of length P. Default
+            None: as many as fit into 256 MiB, 10 to 300 (see `twophase.directions.capacity`).
         powell: restart CG along the steepest descent where successive gradients are far from
             orthogonal, |g'p| >= powell · g'g, above 0 (Powell, 1977, took 0.2); None: never.
         preconditioner: "adam": `fit` scales the directions with the second moments that its Adam
             phase, if it has one, ends with (see `twophase.preconditioner`); "none". Default None:
-            "none" for CG; for L-BFGS "adam" after mini-batches, whose noise makes the moments a
+            "none" for CG; for BFGS "adam" after mini-batches, whose noise makes the moments a
             measure of curvature, and "none" after full batches, where they stalled the second phase
             on Poisson's equation.
 
     Raises:
-        InputError: a value is out of range, or a β comes with L-BFGS.
+        InputError: a value is out of range, or a β comes with BFGS.
 
     >>> CGSettings(beta="CD")
     Traceback (most recent call last):
@@ -82,7 +84,7 @@ class CGSettings:
     restart_every: int | None = None
     zero_gradient_norm: float = 0.0
     direction: str | None = None
-    history: int = 100
+    history: int | None = None
     powell: float | None = None
     preconditioner: str | None = None
 
@@ -94,13 +96,15 @@ class CGSettings:
         check_number("zero_gradient_norm", self.zero_gradient_norm, minimum=0)
         if self.direction is not None:
             check_choice("direction", self.direction, DIRECTIONS)
-        check_integer("history", self.history, 1)
+        if self.history is not None:
+            check_integer("history", self.history, 1)
         if self.powell is not None:
             check_number("powell", self.powell, above=0)
         if self.preconditioner is not None:
             check_choice("preconditioner", self.preconditioner, PRECONDITIONERS)
-        if self.direction == "lbfgs" and self.beta is not None:
-            raise InputError("beta", self.beta, "none with direction lbfgs, which has no β")
+        if self.direction not in (None, "cg") and self.beta is not None:
+            allowed = f"none with direction {self.direction}, which has no β"
+            raise InputError("beta", self.beta, allowed)
         resolve(self.search)
 
     @property
@@ -108,11 +112,13 @@ class CGSettings:
         """What chooses directions after the first.
 
         >>> CGSettings().rule, CGSettings("FR").rule
-        (LimitedMemoryBFGS(history=100), ConjugateDirection(beta='FR', powell=None))
+        (SelfScaledBFGS(history=None), ConjugateDirection(beta='FR', powell=None))
         """
         if self._conjugate:
             return ConjugateDirection(self.beta or "PR+", self.powell)
-        return LimitedMemoryBFGS(self.history)
+        if self.direction == "lbfgs":
+            return LimitedMemoryBFGS(self.history)
+        return SelfScaledBFGS(self.history)
 
     @property
     def search(self) -> LineSearch:
@@ -196,7 +202,7 @@ def iterate(
     settings: CGSettings,
     inverse: Tensor | None = None,
 ) -> Iteration:
-    """One iteration: a direction, of L-BFGS or d = −g + β · d_previous, and a line search along it.
+    """One iteration: a direction, of BFGS or d = −g + β · d_previous, and a line search along it.
 
     The direction is the steepest descent −g at the start, every `restart_every` iterations, where
     the rule finds no descent direction, and where the search along d has failed (Press et al.,
@@ -246,6 +252,7 @@ def iterate(
         direction.age,
         max(abs(point.value), memory.scale if memory else 0.0),
         direction.pairs,
+        direction.scaling,
         *((memory.mark, memory.mark_norm) if stalled else (point.value, gradient_norm)),
         stalled,
     )

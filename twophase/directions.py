@@ -1,4 +1,4 @@
-"""Where the second phase goes: descent directions from gradients, for CG and L-BFGS alike.
+"""Where the second phase goes: descent directions from gradients, of CG and of quasi-Newton.
 
 A rule sees the current point, what the last iteration left, and the diagonal of a preconditioner;
 it returns a descent direction, the steepest one where it knows no better.
@@ -20,15 +20,22 @@ HAGER_ZHANG_BOUND = 0.4
 # A pair of step and gradient difference is kept where their angle's cosine is above this; below it
 # the curvature along the step is lost in rounding errors, or negative.
 SMALLEST_COSINE = 1e-10
+# What pairs may take where no history is given, and the fewest and the most that are kept then.
+HISTORY_BYTES = 2**28
+HISTORY_BOUNDS = (10, 300)
+
+# A step, the difference of the gradients at its ends, [P] each, and the factor by which H grows
+# before they correct it. Plain tuples: torch's optimizers rebuild state by type.
+Pair = tuple[Tensor, Tensor, float]
 
 
 class Memory(NamedTuple):
     """What one iteration leaves to the next: where it ended, its gradient, direction and step.
 
     `x` [P] is the new vector; `gradient` [P], `direction` [P] and their inner product `slope`
-    belong to the vector before it. `pairs` are L-BFGS's: earlier steps and the differences of the
-    gradients at their ends, oldest first, [P] each. The loss `mark` and the gradient norm
-    `mark_norm` are those at the last clear progress, `stalled` iterations ago.
+    belong to the vector before it. `pairs`, oldest first, and `scaling`, of the matrix H before
+    them, are those of quasi-Newton rules. The loss `mark` and the gradient norm `mark_norm` are
+    those at the last clear progress, `stalled` iterations ago.
 
     >>> Memory(torch.zeros(1), torch.ones(1), -torch.ones(1), 1.0, -1.0).age
     0
@@ -41,7 +48,8 @@ class Memory(NamedTuple):
     slope: float
     age: int = 0  # iterations since the last steepest descent
     scale: float = 0.0  # the largest absolute loss at an iterate
-    pairs: tuple[tuple[Tensor, Tensor], ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    scaling: float = 1.0
     mark: float = math.inf
     mark_norm: float = math.inf
     stalled: int = 0
@@ -59,7 +67,8 @@ class Direction(NamedTuple):
     vector: Tensor
     slope: float
     age: int = 0
-    pairs: tuple[tuple[Tensor, Tensor], ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    scaling: float = 1.0
     first_step: float | None = None
 
 
@@ -307,8 +316,11 @@ class LimitedMemoryBFGS:
     """d = −H g with the BFGS matrix H of the last `history` steps, built on γ M⁻¹.
 
     The two-loop recursion of Nocedal and Wright (algorithm 7.4) with γ = s'y / y'M⁻¹y from the
-    last step s and difference y of gradients (their equation 7.20); 2 · `history` vectors of length
-    P are kept. A pair without positive curvature s'y is left out. The first trial step is 1.
+    last step s and difference y of gradients (their equation 7.20). A pair without positive
+    curvature s'y is left out. The first trial step is 1.
+
+    Args:
+        history: pairs (s, y) that are kept, each two vectors of length P; None: see `capacity`.
 
     >>> from twophase.objective import FunctionObjective, evaluate
     >>> bowl = FunctionObjective(lambda x: 4 * (x**2).sum())
@@ -318,38 +330,131 @@ class LimitedMemoryBFGS:
     tensor([-1.])
     """
 
-    history: int
+    history: int | None = None
 
     def __call__(self, point: Point, last: Memory, inverse: Tensor | None) -> Direction:
         pairs = last.pairs
-        step = last.step * last.direction
-        difference = point.gradient - last.gradient
-        cosine = dot(step, difference)
-        if cosine > SMALLEST_COSINE * norm(step) * norm(difference):
-            pairs = (*pairs, (step, difference))[-self.history :]
+        newest = _newest_pair(point, last)
+        if newest is not None:
+            pairs = (*pairs, (*newest, 1.0))[-capacity(self.history, point.gradient) :]
         if not pairs:
             return steepest_descent(point.gradient, inverse)
-        vector = -_two_loops(point.gradient.double(), pairs, inverse).to(point.gradient.dtype)
-        slope = dot(vector, point.gradient)
-        if not -math.inf < slope < 0:
+        scaling = _first_scaling(*pairs[-1][:2], inverse)
+        return _quasi_newton(point, last, pairs, scaling, inverse, first_step=1.0)
+
+
+@dataclass(frozen=True)
+class SelfScaledBFGS:
+    """d = −H g with the self-scaled BFGS matrix H, in a limited memory.
+
+    Each update first multiplies H by 1/τ >= 1,
+
+        H ← (1 − ρ s y') H (1 − ρ y s') / τ + ρ s s',  ρ = 1 / s'y,  τ = min(1, s'y / s'H⁻¹s),
+
+    which makes H as large as the curvature s'y along the step s asks for, where BFGS corrects it
+    along s alone (Al-Baali, Numerical experience with a class of self-scaling quasi-Newton
+    algorithms, 1998; for physics-informed networks Urbán, Stefanou and Pons, 2025). H begins as
+    γ M⁻¹ with γ = s'y / y'M⁻¹y of the first step. Since s = −t H g, the size s'H⁻¹s = −t g's is
+    known, and the two-loop recursion needs one more number for each pair. A pair that leaves the
+    memory leaves its 1/τ. The first trial step follows from the last line, as for CG: H is large
+    where nothing is known yet, so that 1 is mostly too long.
+
+    Args:
+        history: pairs (s, y) that are kept, each two vectors of length P; None: see `capacity`.
+
+    >>> from twophase.objective import FunctionObjective, evaluate
+    >>> bowl = FunctionObjective(lambda x: 4 * (x**2).sum())
+    >>> point, before = (evaluate(bowl, torch.tensor([x])) for x in (1.0, 2.0))
+    >>> last = Memory(point.x, before.gradient, -before.gradient, 1 / 16, -256.0)
+    >>> SelfScaledBFGS(history=5)(point, last, None).vector  # Newton's step
+    tensor([-1.])
+    """
+
+    history: int | None = None
+
+    def __call__(self, point: Point, last: Memory, inverse: Tensor | None) -> Direction:
+        pairs, scaling = last.pairs, last.scaling
+        newest = _newest_pair(point, last)
+        if newest is not None:
+            if pairs:
+                growth = _growth(*newest, last)
+            else:
+                growth, scaling = 1.0, _first_scaling(*newest, inverse)
+            pairs = (*pairs, (*newest, growth))
+            surplus = max(0, len(pairs) - capacity(self.history, point.gradient))
+            scaling *= math.prod(growth for _, _, growth in pairs[:surplus])
+            pairs = pairs[surplus:]
+        if not pairs:
             return steepest_descent(point.gradient, inverse)
-        return Direction(vector, slope, last.age + 1, pairs, first_step=1.0)
+        return _quasi_newton(point, last, pairs, scaling, inverse)
+
+
+def capacity(history: int | None, vector: Tensor) -> int:
+    """Pairs that a quasi-Newton rule keeps: `history`, or as many as fit into 256 MiB.
+
+    Args:
+        history: None: those that fit, at least 10 (Nocedal and Wright, section 7.2, find 3 to 20
+            useful) and at most 300, beyond which their products took longer than the passes that
+            they saved on the physics-informed networks of `twophase.pinn`.
+        vector: one like those that are kept.
+
+    >>> [capacity(None, torch.empty(p)) for p in (2_000, 154_058, 10_000_000)]
+    [300, 217, 10]
+    """
+    if history is not None:
+        return history
+    fitting = HISTORY_BYTES // (2 * vector.numel() * vector.element_size())
+    return min(max(fitting, HISTORY_BOUNDS[0]), HISTORY_BOUNDS[1])
+
+
+def _newest_pair(point: Point, last: Memory) -> tuple[Tensor, Tensor] | None:
+    """The last step s and difference y of gradients; None without positive curvature s'y."""
+    step = last.step * last.direction
+    difference = point.gradient - last.gradient
+    bound = SMALLEST_COSINE * norm(step) * norm(difference)
+    return (step, difference) if dot(step, difference) > bound else None
+
+
+def _first_scaling(step: Tensor, difference: Tensor, inverse: Tensor | None) -> float:
+    """γ = s'y / y'M⁻¹y."""
+    return dot(step, difference) / dot(difference, scaled(difference, inverse))
+
+
+def _growth(step: Tensor, difference: Tensor, last: Memory) -> float:
+    """1 / τ = max(1, s'H⁻¹s / s'y) for the H that made the step."""
+    return max(1.0, -last.step * dot(step, last.gradient) / dot(step, difference))
+
+
+def _quasi_newton(
+    point: Point,
+    last: Memory,
+    pairs: tuple[Pair, ...],
+    scaling: float,
+    inverse: Tensor | None,
+    first_step: float | None = None,
+) -> Direction:
+    """−H g, or the steepest descent where that does not descend."""
+    product = _two_loops(point.gradient.double(), pairs, scaling, inverse)
+    vector = -product.to(point.gradient.dtype)
+    slope = dot(vector, point.gradient)
+    if not -math.inf < slope < 0:
+        return steepest_descent(point.gradient, inverse)
+    return Direction(vector, slope, last.age + 1, pairs, scaling, first_step)
 
 
 def _two_loops(
-    vector: Tensor, pairs: tuple[tuple[Tensor, Tensor], ...], inverse: Tensor | None
+    vector: Tensor, pairs: tuple[Pair, ...], scaling: float, inverse: Tensor | None
 ) -> Tensor:
-    """H v in float64; nothing waits for the device."""
+    """H v in float64, with H = scaling · M⁻¹ before the first pair; nothing waits for the device."""
     weights, curvatures = [], []
-    for step, difference in reversed(pairs):
+    for step, difference, _ in reversed(pairs):
         step, difference = step.double(), difference.double()
         curvatures.append(torch.dot(step, difference))
         weights.append(torch.dot(step, vector) / curvatures[-1])
-        vector = vector - weights[-1] * difference
-    difference = pairs[-1][1].double()
-    vector = scaled(vector, inverse)
-    vector = vector * curvatures[0] / torch.dot(difference, scaled(difference, inverse))
-    for step, difference in pairs:
+        vector = torch.addcmul(vector, difference, weights[-1], value=-1)
+    vector = scaling * scaled(vector, inverse)
+    for step, difference, growth in pairs:
+        vector = growth * vector
         weight = weights.pop() - torch.dot(difference.double(), vector) / curvatures.pop()
-        vector = vector + weight * step.double()
+        vector = torch.addcmul(vector, step.double(), weight)
     return vector

@@ -60,7 +60,7 @@ class ConjugateGradient(torch.optim.Optimizer):
     is computed again and the next direction is the steepest descent.
 
     `state_dict` holds vectors of length P: the parameters, the previous gradient and direction, the
-    gradient handed on, the preconditioner, and 2 · `history` for L-BFGS. It resumes exactly under
+    gradient handed on, the preconditioner, and 2 · `history` for BFGS. It resumes exactly under
     the same constructor arguments (without the preconditioner, which it holds).
 
     Args:
@@ -103,7 +103,7 @@ class ConjugateGradient(torch.optim.Optimizer):
         restart_every: int | None = None,
         zero_gradient_norm: float = 0.0,
         direction: str | None = None,
-        history: int = 100,
+        history: int | None = None,
         powell: float | None = None,
         preconditioner: torch.optim.Optimizer | None = None,
     ):
