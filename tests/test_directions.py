@@ -180,7 +180,7 @@ def test_self_scaled_directions_are_the_dense_formula(seed, count, scaled):
     if matrix is None and inverse is not None:
         expected = inverse * expected
     torch.testing.assert_close(found.vector, expected, rtol=1e-6, atol=1e-9)
-    assert found.first_step is None
+    assert found.first_step is None or 0 < found.first_step <= 1
 
 
 @pytest.mark.parametrize("history", [1, 3])

@@ -20,6 +20,7 @@ from twophase.directions import (
     LimitedMemoryBFGS,
     Memory,
     SelfScaledBFGS,
+    expected_step,
     steepest_descent,
 )
 from twophase.errors import InputError, check_choice, check_integer, check_number
@@ -31,8 +32,6 @@ from twophase.objective import Objective, Point, dot, evaluate, norm, start
 # that follows slopes goes on where losses can no longer be compared; from the noise of the gradient
 # on, it would go on for ever.
 PATIENCE = 20
-# The last line's step is corrected by this factor at most, either way.
-CORRECTION = 10.0
 
 DIRECTIONS = ("cg", "ssbfgs", "lbfgs")
 PRECONDITIONERS = ("none", "adam")
@@ -346,26 +345,16 @@ def _search(
 def _first_step(point: Point, direction: Direction, memory: Memory | None) -> float:
     """A first trial that follows the scale of loss and parameters.
 
-    Later iterations expect the previous first-order change of the loss (Nocedal and Wright,
-    equation 3.60) at the minimum of the previous line; the first takes the minimum of a parabola
-    that ends at loss 0, but no longer than the parameter vector itself.
+    Later iterations go by the last line; the first takes the minimum of a parabola that ends at
+    loss 0, but no longer than the parameter vector itself.
     """
     if memory is not None:
-        return _line_minimum(point, memory) * memory.slope / direction.slope
+        return expected_step(point, memory, direction.slope)
     lengths = (
         2 * abs(point.value) / -direction.slope,
         norm(point.x) / norm(direction.vector),
     )
     return min((length for length in lengths if length > 0), default=1 / norm(direction.vector))
-
-
-def _line_minimum(point: Point, memory: Memory) -> float:
-    """Where the last line had its minimum, by the slopes at its start and at its step."""
-    end = dot(point.gradient, memory.direction)
-    if end <= memory.slope:
-        return memory.step
-    factor = memory.slope / (memory.slope - end)
-    return memory.step * min(max(factor, 1 / CORRECTION), CORRECTION)
 
 
 def _stay(point: Point, evaluations: int, status: Status, memory: Memory | None) -> Iteration:

@@ -20,6 +20,8 @@ HAGER_ZHANG_BOUND = 0.4
 # A pair of step and gradient difference is kept where their angle's cosine is above this; below it
 # the curvature along the step is lost in rounding errors, or negative.
 SMALLEST_COSINE = 1e-10
+# The last line's step is corrected by this factor at most, either way.
+CORRECTION = 10.0
 # What pairs may take where no history is given, and the fewest and the most that are kept then.
 HISTORY_BYTES = 2**28
 HISTORY_BOUNDS = (10, 300)
@@ -340,7 +342,7 @@ class LimitedMemoryBFGS:
         if not pairs:
             return steepest_descent(point.gradient, inverse)
         scaling = _first_scaling(*pairs[-1][:2], inverse)
-        return _quasi_newton(point, last, pairs, scaling, inverse, first_step=1.0)
+        return _quasi_newton(point, last, pairs, scaling, inverse)
 
 
 @dataclass(frozen=True)
@@ -356,8 +358,9 @@ class SelfScaledBFGS:
     algorithms, 1998; for physics-informed networks Urbán, Stefanou and Pons, 2025). H begins as
     γ M⁻¹ with γ = s'y / y'M⁻¹y of the first step. Since s = −t H g, the size s'H⁻¹s = −t g's is
     known, and the two-loop recursion needs one more number for each pair. A pair that leaves the
-    memory leaves its 1/τ. The first trial step follows from the last line, as for CG: H is large
-    where nothing is known yet, so that 1 is mostly too long.
+    memory leaves its 1/τ. H is large where nothing is known yet, so that a step of 1 is mostly too
+    long at first: the first trial is what follows from the last line, up to 1 (equation 3.60 of
+    Nocedal and Wright).
 
     Args:
         history: pairs (s, y) that are kept, each two vectors of length P; None: see `capacity`.
@@ -386,7 +389,26 @@ class SelfScaledBFGS:
             pairs = pairs[surplus:]
         if not pairs:
             return steepest_descent(point.gradient, inverse)
-        return _quasi_newton(point, last, pairs, scaling, inverse)
+        found = _quasi_newton(point, last, pairs, scaling, inverse)
+        if not found.pairs:
+            return found
+        return found._replace(first_step=min(1.0, expected_step(point, last, found.slope)))
+
+
+def expected_step(point: Point, last: Memory, slope: float) -> float:
+    """The step of the previous first-order change of the loss, at the minimum of the last line.
+
+    t = t* · last slope / slope (Nocedal and Wright, equation 3.60), where the slopes at both ends
+    of the last step place the minimum t* of that line.
+
+    >>> last = Memory(torch.zeros(1), torch.ones(1), -torch.ones(1), step=1.0, slope=-1.0)
+    >>> point = Point(torch.zeros(1), 1.0, torch.tensor([0.5]), 1e-7)  # half way down a parabola
+    >>> expected_step(point, last, slope=-0.5)
+    4.0
+    """
+    end = dot(point.gradient, last.direction)
+    factor = last.slope / (last.slope - end) if end > last.slope else 1.0
+    return last.step * min(max(factor, 1 / CORRECTION), CORRECTION) * last.slope / slope
 
 
 def capacity(history: int | None, vector: Tensor) -> int:
@@ -431,15 +453,14 @@ def _quasi_newton(
     pairs: tuple[Pair, ...],
     scaling: float,
     inverse: Tensor | None,
-    first_step: float | None = None,
 ) -> Direction:
-    """−H g, or the steepest descent where that does not descend."""
+    """−H g with a first step of 1, or the steepest descent where that does not descend."""
     product = _two_loops(point.gradient.double(), pairs, scaling, inverse)
     vector = -product.to(point.gradient.dtype)
     slope = dot(vector, point.gradient)
     if not -math.inf < slope < 0:
         return steepest_descent(point.gradient, inverse)
-    return Direction(vector, slope, last.age + 1, pairs, scaling, first_step)
+    return Direction(vector, slope, last.age + 1, pairs, scaling, first_step=1.0)
 
 
 def _two_loops(

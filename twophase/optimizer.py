@@ -88,7 +88,7 @@ class ConjugateGradient(torch.optim.Optimizer):
     >>> model = torch.nn.Linear(2, 1)
     >>> inputs, targets = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[1.0], [2.0]])
     >>> optimizer = ConjugateGradient(model.parameters())
-    >>> for _ in range(5):
+    >>> for _ in range(10):
     ...     loss = optimizer.step(lambda: torch.nn.functional.mse_loss(model(inputs), targets))
     >>> loss.item() < 1e-4
     True
