@@ -108,9 +108,9 @@ def test_cg_holds_as_many_vectors_however_large_the_training_set():
     rows = bench.memory(256, torch.device("cpu"))
     vectors = {row.case: row.value for row in rows if row.unit == "vectors"}
     (plain,) = [value for case, value in vectors.items() if case.startswith("PR+")]
-    (lbfgs,) = [value for case, value in vectors.items() if case.startswith("L-BFGS")]
+    (bfgs,) = [value for case, value in vectors.items() if case.startswith("self-scaled")]
     assert plain >= 4, "x, its gradient, the direction and a trial"
-    assert lbfgs - plain >= 2 * bench.HISTORY - 2
+    assert bfgs - plain >= 2 * bench.HISTORY - 2
     for row in rows:
         if row.unit == "times":
             assert row.value == pytest.approx(1, abs=0.15)
@@ -127,10 +127,11 @@ def test_the_command_leaves_a_table_and_where_it_comes_from(smoke):
     table = pd.read_csv(smoke / "bench.csv")
     assert tuple(table.columns) == bench.Row._fields
     searches = table[table.measure == "passes per iteration"].case.tolist()
-    assert searches[:-1] == [f"PR+ with {name}" for name in LINE_SEARCHES]
-    assert searches[-1].startswith("L-BFGS with wolfe")
+    assert searches[:-2] == [f"PR+ with {name}" for name in LINE_SEARCHES]
+    assert searches[-1].startswith("self-scaled BFGS with wolfe")
     assert table.measure.value_counts().to_dict() == {
         "passes per iteration": len(searches),
+        "loss after as many iterations": len(searches),
         "passes to golden section's last loss": len(searches),
         "the same over golden section's": len(searches),
         "time of an evaluation": 2,

@@ -195,9 +195,7 @@ def test_what_leaves_a_self_scaled_memory_leaves_its_growth(history):
     assert len(limited.pairs) == history < len(whole.pairs)
     for direction in (whole, limited):
         dense = dense_bfgs(direction.pairs, direction.scaling * torch.eye(6).double())
-        torch.testing.assert_close(
-            direction.vector, -dense @ gradients[-1], rtol=1e-6, atol=1e-9
-        )
+        torch.testing.assert_close(direction.vector, -dense @ gradients[-1], rtol=1e-6, atol=1e-9)
     assert limited.scaling >= whole.scaling
     assert any(growth > 1 for *_, growth in whole.pairs)
 

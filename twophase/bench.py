@@ -41,7 +41,7 @@ REFERENCE = "PR+ with golden"
 FIRST_ITERATIONS = 10
 # How many times as many iterations as golden section's a search may take to reach its loss.
 PATIENCE = 5
-# Of L-BFGS, where memory is counted: it is full soon.
+# Of BFGS, where memory is counted: it is full soon.
 HISTORY = 5
 
 
@@ -197,11 +197,12 @@ def as_text(table: pd.DataFrame) -> str:
 def line_searches(
     network: nn.Module, examples: Examples, adam_epochs: int, iterations: int
 ) -> list[Row]:
-    """Passes per CG iteration, and passes to the loss that golden section ends with.
+    """Passes per CG iteration, loss per iteration, and passes to golden section's last loss.
 
     All start from the weights that Adam leaves. An iteration's passes are those of its line search
     and of the gradient at its end. Medians and quartiles are over the iterations after the first
-    ten, or over all of a run that has no more.
+    ten, or over all of a run that has no more. Losses are compared iteration by iteration, over
+    those that golden section made.
 
     Args:
         network: is trained.
@@ -214,7 +215,7 @@ def line_searches(
     >>> network = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
     >>> rows = line_searches(network, load("digits", train_examples=16).train, 1, 1)
     >>> [row.case for row in rows if row.measure == "passes per iteration"]
-    ['PR+ with golden', 'PR+ with golden-tight', 'PR+ with parabola', 'PR+ with wolfe', 'L-BFGS...
+    ['PR+ with golden', 'PR+ with golden-tight', 'PR+ with parabola', 'PR+ with wolfe', 'L-BFGS ...
     """
     adam = Adam(network, mse, AdamSettings(), torch.Generator().manual_seed(0))
     for _ in range(adam_epochs):
@@ -223,7 +224,12 @@ def line_searches(
     x = objective.vector.read()
     inverse = from_moments(adam.optimizer, objective.vector.parameters)
     settings = {f"PR+ with {name}": CGSettings("PR+", resolve(name)) for name in LINE_SEARCHES}
-    settings["L-BFGS with wolfe, preconditioned (the default)"] = CGSettings(preconditioner="adam")
+    settings["L-BFGS with wolfe, preconditioned"] = CGSettings(
+        direction="lbfgs", preconditioner="adam"
+    )
+    settings["self-scaled BFGS with wolfe, preconditioned (the default)"] = CGSettings(
+        preconditioner="adam"
+    )
     reference = descend(objective, x, settings.pop(REFERENCE), iterations)
     target = reference.losses[-1]
     paths = {REFERENCE: reference}
@@ -234,6 +240,9 @@ def line_searches(
     for name, path in paths.items():
         late = path.passes[FIRST_ITERATIONS:] or path.passes
         rows.append(summarise("passes per iteration", name, "passes", late))
+    for name, path in paths.items():
+        ratios = [own / golden for own, golden in zip(path.losses, reference.losses, strict=False)]
+        rows.append(summarise("loss after as many iterations", name, "times golden's", ratios))
     spent = {name: path.passes_to(target) for name, path in paths.items()}
     for name, passes in spent.items():
         ratio = passes / spent[REFERENCE]
@@ -483,7 +492,7 @@ def memory(width: int, device: torch.device) -> list[Row]:
     inputs = torch.rand(many, 1, generator=generator).to(device)
     cases = {
         "PR+ with parabola": CGSettings("PR+"),
-        f"L-BFGS with history {HISTORY}": CGSettings(history=HISTORY),
+        f"self-scaled BFGS with history {HISTORY}": CGSettings(history=HISTORY),
     }
     rows = []
     for name, settings in cases.items():

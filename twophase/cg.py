@@ -26,7 +26,7 @@ from twophase.directions import (
 from twophase.errors import InputError, check_choice, check_integer, check_number
 from twophase.line import Line, LineSearch, SearchResult, SearchStatus
 from twophase.line_search import LINE_SEARCHES, resolve
-from twophase.objective import Objective, Point, dot, evaluate, norm, start
+from twophase.objective import Objective, Point, evaluate, norm, start
 
 # Iterations in a row without clear progress of loss or gradient norm after which CG ends. A search
 # that follows slopes goes on where losses can no longer be compared; from the noise of the gradient
@@ -58,8 +58,8 @@ class CGSettings:
         zero_gradient_norm: gradient norm (loss per unit of parameter) at or below which CG has
             converged. Default 0: nothing but an exact zero, since any other depends on the loss's
             scale; where the arithmetic ends before, the line search says so.
-        direction: "cg", or without β "ssbfgs" or "lbfgs", for self-scaled or plain BFGS in a limited
-            memory (see `twophase.directions`). Default None: "cg" where a β is given, else "ssbfgs".
+        direction: "cg", or without a β "ssbfgs" or "lbfgs", self-scaled or plain BFGS in a limited
+            memory (see `twophase.directions`). Default None: "cg" with a β, else "ssbfgs".
         history: steps that BFGS remembers, at least 1; 2 · `history` vectors of length P. Default
             None: as many as fit into 256 MiB, 10 to 300 (see `twophase.directions.capacity`).
         powell: restart CG along the steepest descent where successive gradients are far from

@@ -466,7 +466,7 @@ def _quasi_newton(
 def _two_loops(
     vector: Tensor, pairs: tuple[Pair, ...], scaling: float, inverse: Tensor | None
 ) -> Tensor:
-    """H v in float64, with H = scaling · M⁻¹ before the first pair; nothing waits for the device."""
+    """H v in float64, with H = scaling · M⁻¹ before the pairs; nothing waits for the device."""
     weights, curvatures = [], []
     for step, difference, _ in reversed(pairs):
         step, difference = step.double(), difference.double()

@@ -179,8 +179,8 @@ LINE_SEARCHES = {
     "golden-tight": GoldenSection(tolerance=1e-8),
     # One forward trial, then slopes: 4 passes for most steps of CG.
     "parabola": ParabolaFirst(StrongWolfe(curvature=0.4)),
-    # Slopes alone: 3 passes where the first trial is right, as L-BFGS's is (Nocedal and Wright's
-    # curvature for quasi-Newton directions).
+    # Slopes alone: 3 passes where the first trial is right, as that of BFGS mostly is (Nocedal and
+    # Wright's curvature for quasi-Newton directions).
     "wolfe": StrongWolfe(curvature=0.9),
 }
 

@@ -44,7 +44,7 @@ class StrongWolfe:
 
     Args:
         decrease: c1 in (0, 1/2). Default 1e-4 (Nocedal and Wright, section 3.1).
-        curvature: c2 in (decrease, 1). Default 0.1, their choice for CG; 0.9 is that for L-BFGS.
+        curvature: c2 in (decrease, 1). Default 0.1, their choice for CG; 0.9 is that for BFGS.
         max_evaluations: bound on the trials of a search, at least 1. Default 30.
 
     Raises:
