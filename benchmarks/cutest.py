@@ -224,10 +224,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ProcessPoolExecutor(chosen.processes, mp_context=spawn) as pool:
         found = list(pool.map(partial(run, methods=methods), names))
     table = pd.DataFrame([row for rows in found for row in rows])
-    earlier = {"runs": []}
-    if chosen.methods:
+    earlier = []
+    if chosen.methods and (chosen.out / "runs.csv").exists():
         table = pd.concat([table, _kept(chosen.out / "runs.csv", names, chosen.methods)])
-        earlier = json.loads((chosen.out / "provenance.json").read_text())
+        earlier = json.loads((chosen.out / "provenance.json").read_text())["runs"]
     table = table.sort_values(
         ["problem", "method"],
         key=lambda column: column.map([*names, *METHODS].index),
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seconds": round(time.perf_counter() - began),
         "limits": {"evaluations": MAX_EVALUATIONS, "seconds": MAX_SECONDS, "variables": LARGEST},
     }
-    kept = {"runs": [*earlier["runs"], facts]}
+    kept = {"runs": [*earlier, facts]}
     (chosen.out / "provenance.json").write_text(json.dumps(kept, indent=2) + "\n")
     for part, figures in parts.items():
         print(f"{part}\n{figures.to_string(index=False)}\n")

@@ -44,7 +44,7 @@ def test_a_run_leaves_config_history_and_summary(tmp_path, capsys):
     assert code == 0
     assert visible(out) == ["config.json", "history.csv", "summary.json", "weights.pt"]
     config = json.loads((out / "config.json").read_text())
-    assert config.pop("format") == 2
+    assert config.pop("format") == 3
     assert RunConfig(**config) == RunConfig(train_examples=64, epochs=4, swap_epoch=2, seed=3)
     table = history(out)
     assert table.epoch.tolist() == [1, 2, 3, 4]

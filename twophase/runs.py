@@ -26,7 +26,7 @@ from twophase.switch import SwitchRule
 from twophase.training import Fit, Record, Trainer
 from twophase.training import run as train
 
-FORMAT = 2
+FORMAT = 3
 CHECKPOINTS = "checkpoints"
 WRITTEN = ("summary.json", "history.csv", "history.partial.csv", "weights.pt", CHECKPOINTS)
 
