@@ -17,6 +17,7 @@ from twophase.directions import (
     Memory,
     SelfScaledBFGS,
     capacity,
+    expected_step,
     hager_zhang,
     steepest_descent,
 )
@@ -144,60 +145,104 @@ def test_two_loops_are_the_dense_bfgs_formula(seed, count, history):
 
 
 def walk(rule, gradients, lengths, inverse):
-    """Directions and steps of a rule that is shown one gradient after another."""
-    direction, taken = steepest_descent(gradients[0], inverse), []
+    """Directions of a rule that is shown one gradient after another, and what it saw at each."""
+    found, seen = [steepest_descent(gradients[0], inverse)], []
     for before, gradient, length in zip(gradients, gradients[1:], lengths, strict=False):
         last = Memory(
-            *(torch.zeros_like(gradient), before, direction.vector, length, direction.slope),
-            *(direction.age, 0.0, direction.pairs, direction.scaling),
+            *(torch.zeros_like(gradient), before, found[-1].vector, length, found[-1].slope),
+            *(found[-1].age, 0.0, found[-1].pairs),
         )
-        taken.append((length * direction.vector, gradient - before))
-        direction = rule(point_at(gradient), last, inverse)
-    return direction, taken
+        seen.append((point_at(gradient), last))
+        found.append(rule(*seen[-1], inverse))
+    return found[1:], seen
 
 
-@given(seed=st.integers(0, 1000), count=st.integers(1, 6), scaled=st.booleans())
-@settings(max_examples=60)
-def test_self_scaled_directions_are_the_dense_formula(seed, count, scaled):
-    """H⁻¹ is inverted densely here, where the rule knows s'H⁻¹s from the slope."""
+@given(
+    seed=st.integers(0, 1000),
+    count=st.integers(1, 8),
+    history=st.sampled_from([1, 2, 3, None]),
+    preconditioned=st.booleans(),
+)
+@settings(max_examples=80)
+def test_self_scaled_directions_are_the_dense_formula(seed, count, history, preconditioned):
+    """H is built and inverted densely here, where the rule knows s'H⁻¹s from the slope."""
     dimension = 5
     gradients, lengths = vectors(count + 1, dimension, seed), vectors(1, count, seed + 1)[0].exp()
-    inverse = vectors(1, dimension, seed + 2)[0].exp() if scaled else None
-    found, taken = walk(SelfScaledBFGS(), gradients, lengths.tolist(), inverse)
-    matrix = None
-    for step, difference in taken:
+    inverse = vectors(1, dimension, seed + 2)[0].exp() if preconditioned else None
+    scales = torch.ones(dimension).double() if inverse is None else inverse
+    found, seen = walk(SelfScaledBFGS(history), gradients, lengths.tolist(), inverse)
+    pairs, matrix = [], torch.diag(scales)
+    for direction, (point, last) in zip(found, seen, strict=True):
+        step, difference = last.step * last.direction, point.gradient - last.gradient
         curvature = step @ difference
-        if not curvature > 0:
-            continue
-        growth = 1.0
-        if matrix is None:
-            scales = torch.ones(dimension).double() if inverse is None else inverse
-            matrix = torch.diag(scales) * curvature / (difference @ (scales * difference))
-        else:
-            growth = max(1.0, (step @ torch.linalg.solve(matrix, step) / curvature).item())
-        matrix = dense_bfgs([(step, difference, growth)], matrix)
-    expected = -gradients[-1] if matrix is None else -matrix @ gradients[-1]
-    if matrix is None and inverse is not None:
-        expected = inverse * expected
-    torch.testing.assert_close(found.vector, expected, rtol=1e-6, atol=1e-9)
-    assert found.first_step is None or 0 < found.first_step <= 1
+        if curvature > 0:
+            size = step @ torch.linalg.solve(matrix, step)
+            growth = max(1.0, (size / curvature).item()) if pairs else 1.0
+            pairs = [*pairs, (step, difference, growth)][-(history or count) :]
+            oldest, y, _ = pairs[0]
+            gamma = (oldest @ y) / (y @ (scales * y))
+            pairs[0] = oldest, y, 1.0
+            matrix = dense_bfgs(pairs, gamma * torch.diag(scales))
+        expected = -matrix @ point.gradient
+        torch.testing.assert_close(direction.vector, expected, rtol=1e-5, atol=1e-8)
+        assert len(direction.pairs) == len(pairs)
+        if pairs:
+            assert direction.first_step == min(1, expected_step(point, last, direction.slope))
 
 
-@pytest.mark.parametrize("history", [1, 3])
-def test_what_leaves_a_self_scaled_memory_leaves_its_growth(history):
-    """H of the pairs kept, on the first scaling times the growth of those that were dropped."""
-    matrix = hessian(6, 1)
-    steps = vectors(9, 6, 2)
-    gradients = (matrix @ steps.cumsum(0).T).T
-    whole, limited = (
-        walk(SelfScaledBFGS(kept), gradients, [0.5] * 8, None)[0] for kept in (None, history)
-    )
-    assert len(limited.pairs) == history < len(whole.pairs)
-    for direction in (whole, limited):
-        dense = dense_bfgs(direction.pairs, direction.scaling * torch.eye(6).double())
-        torch.testing.assert_close(direction.vector, -dense @ gradients[-1], rtol=1e-6, atol=1e-9)
-    assert limited.scaling >= whole.scaling
-    assert any(growth > 1 for *_, growth in whole.pairs)
+@pytest.mark.parametrize("direction", ["lbfgs", "ssbfgs"])
+def test_no_pair_outlives_a_steepest_descent(direction):
+    """Only so do all pairs belong to the matrix that made the last step."""
+    objective = FunctionObjective(quartic(hessian(6, 0)))
+    x = torch.ones(6, dtype=torch.float64)
+
+    def lengths(chosen):
+        point, memory, kept = evaluate(objective, x), None, []
+        for _ in range(7):
+            iteration = iterate(objective, point, memory, chosen)
+            point, memory = iteration.point, iteration.memory
+            kept.append(len(memory.pairs))
+        return kept
+
+    wolfe = LINE_SEARCHES["wolfe"]
+    assert lengths(CGSettings(direction=direction, restart_every=3)) == [0, 1, 2, 0, 1, 2, 0]
+
+    class FailsOnce:
+        searches = 0
+
+        def __call__(self, line, first_step):
+            self.searches += 1
+            if self.searches == 4:
+                return line.failure(SearchStatus.RESOLUTION)
+            return wolfe(line, first_step)
+
+    assert lengths(CGSettings(direction=direction, line_search=FailsOnce())) == [
+        0,
+        1,
+        2,
+        0,
+        1,
+        2,
+        3,
+    ]
+
+
+@pytest.mark.parametrize("direction", ["lbfgs", "ssbfgs"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_underflows_ends_and_does_not_raise(direction, dtype):
+    """y'y is 0 where s'y is not, and slopes vanish on the way to a loss of 0."""
+    least = 3.9e-163 if dtype == torch.float64 else 1e-23
+    for inverse in (None, torch.full((1,), 1e-30, dtype=dtype)):
+        objective = FunctionObjective(lambda x: least * ((x - 20) ** 2).sum())
+        point, memory = evaluate(objective, torch.full((1,), 2.0, dtype=dtype)), None
+        chosen, first = CGSettings(direction=direction), point.value
+        for _ in range(30):
+            iteration = iterate(objective, point, memory, chosen, inverse)
+            if iteration.status != "moved":
+                break
+            point, memory = iteration.point or evaluate(objective, iteration.x), iteration.memory
+        assert torch.isfinite(point.x).all()
+        assert point.value <= first
 
 
 def test_a_pair_takes_at_most_its_share_of_memory():

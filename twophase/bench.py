@@ -202,7 +202,7 @@ def line_searches(
     All start from the weights that Adam leaves. An iteration's passes are those of its line search
     and of the gradient at its end. Medians and quartiles are over the iterations after the first
     ten, or over all of a run that has no more. Losses are compared iteration by iteration, over
-    those that golden section made.
+    those that golden section and the other both made.
 
     Args:
         network: is trained.

@@ -41,10 +41,10 @@ PRECONDITIONERS = ("none", "adam")
 class CGSettings:
     """How the second phase chooses directions and steps; it has no learning rate.
 
-    `CGSettings()` is what reaches low losses with the fewest passes: self-scaled BFGS directions in
-    a limited memory with a search by slopes, 3 passes for most iterations, preconditioned with what
-    Adam leaves. A β rule by name is plain nonlinear CG; the paper's setting is
-    `CGSettings("PR+", resolve("golden"))`.
+    `CGSettings()` is what reached low losses of networks with the fewest passes: self-scaled BFGS
+    directions in a limited memory with a search by slopes, 3 passes for most iterations,
+    preconditioned with what Adam leaves. A β rule by name is plain nonlinear CG; the paper's
+    setting is `CGSettings("PR+", resolve("golden"))`.
 
     Args:
         beta: "FR" (Fletcher–Reeves), "PR" (Polak–Ribière), "PR+" or another of `BETA_RULES`, for CG
@@ -251,7 +251,6 @@ def iterate(
         direction.age,
         max(abs(point.value), memory.scale if memory else 0.0),
         direction.pairs,
-        direction.scaling,
         *((memory.mark, memory.mark_norm) if stalled else (point.value, gradient_norm)),
         stalled,
     )
@@ -339,6 +338,8 @@ def _search(
         scale,
         point.resolution,
     )
+    if direction.slope == 0:  # lost to underflow
+        return line.failure(SearchStatus.RESOLUTION)
     return settings.search(line, direction.first_step or _first_step(point, direction, memory))
 
 

@@ -34,9 +34,9 @@ class RunConfig:
         batch_size, learning_rate: of Adam; see `AdamSettings`.
         beta, line_search, tolerance, restart_every: of CG; see `CGSettings` and
             `twophase.line_search.LINE_SEARCHES`. Defaults are the paper's; beta "none" with
-            line_search "wolfe" is the default of `twophase.fit`, self-scaled BFGS, whose
-            checkpoints hold up to 256 MiB of its steps. A tolerance of None is the line search's
-            own.
+            line_search "wolfe" is the default of `twophase.fit`, self-scaled BFGS; its
+            checkpoints, two files and one written after each epoch, hold its steps, up to 256 MiB.
+            A tolerance of None is the line search's own.
         train_examples, validation_examples: sizes of random subsets; None: all.
 
     Raises:

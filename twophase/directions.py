@@ -35,9 +35,9 @@ class Memory(NamedTuple):
     """What one iteration leaves to the next: where it ended, its gradient, direction and step.
 
     `x` [P] is the new vector; `gradient` [P], `direction` [P] and their inner product `slope`
-    belong to the vector before it. `pairs`, oldest first, and `scaling`, of the matrix H before
-    them, are those of quasi-Newton rules. The loss `mark` and the gradient norm `mark_norm` are
-    those at the last clear progress, `stalled` iterations ago.
+    belong to the vector before it. `pairs`, oldest first, are those of quasi-Newton rules. The loss
+    `mark` and the gradient norm `mark_norm` are those at the last clear progress, `stalled`
+    iterations ago.
 
     >>> Memory(torch.zeros(1), torch.ones(1), -torch.ones(1), 1.0, -1.0).age
     0
@@ -51,7 +51,6 @@ class Memory(NamedTuple):
     age: int = 0  # iterations since the last steepest descent
     scale: float = 0.0  # the largest absolute loss at an iterate
     pairs: tuple[Pair, ...] = ()
-    scaling: float = 1.0
     mark: float = math.inf
     mark_norm: float = math.inf
     stalled: int = 0
@@ -70,7 +69,6 @@ class Direction(NamedTuple):
     slope: float
     age: int = 0
     pairs: tuple[Pair, ...] = ()
-    scaling: float = 1.0
     first_step: float | None = None
 
 
@@ -336,13 +334,12 @@ class LimitedMemoryBFGS:
 
     def __call__(self, point: Point, last: Memory, inverse: Tensor | None) -> Direction:
         pairs = last.pairs
-        newest = _newest_pair(point, last)
+        newest = _newest_pair(point, last, inverse)
         if newest is not None:
             pairs = (*pairs, (*newest, 1.0))[-capacity(self.history, point.gradient) :]
         if not pairs:
             return steepest_descent(point.gradient, inverse)
-        scaling = _first_scaling(*pairs[-1][:2], inverse)
-        return _quasi_newton(point, last, pairs, scaling, inverse)
+        return _quasi_newton(point, last, pairs, _scaling(pairs[-1], inverse), inverse)
 
 
 @dataclass(frozen=True)
@@ -356,11 +353,11 @@ class SelfScaledBFGS:
     which makes H as large as the curvature s'y along the step s asks for, where BFGS corrects it
     along s alone (Al-Baali, Numerical experience with a class of self-scaling quasi-Newton
     algorithms, 1998; for physics-informed networks Urbán, Stefanou and Pons, 2025). H begins as
-    γ M⁻¹ with γ = s'y / y'M⁻¹y of the first step. Since s = −t H g, the size s'H⁻¹s = −t g's is
-    known, and the two-loop recursion needs one more number for each pair. A pair that leaves the
-    memory leaves its 1/τ. H is large where nothing is known yet, so that a step of 1 is mostly too
-    long at first: the first trial is what follows from the last line, up to 1 (equation 3.60 of
-    Nocedal and Wright).
+    γ M⁻¹ with γ = s'y / y'M⁻¹y of the oldest step that is kept. Since s = −t H g, the size
+    s'H⁻¹s = −t g's is known, and the two-loop recursion needs one more number for each pair. H is
+    large where nothing is known yet, so that a step of 1 is mostly too long at first: the first
+    trial is what follows from the last line, up to 1 (Nocedal and Wright, section 3.5, initial step
+    length).
 
     Args:
         history: pairs (s, y) that are kept, each two vectors of length P; None: see `capacity`.
@@ -376,20 +373,16 @@ class SelfScaledBFGS:
     history: int | None = None
 
     def __call__(self, point: Point, last: Memory, inverse: Tensor | None) -> Direction:
-        pairs, scaling = last.pairs, last.scaling
-        newest = _newest_pair(point, last)
+        pairs = last.pairs
+        newest = _newest_pair(point, last, inverse)
         if newest is not None:
-            if pairs:
-                growth = _growth(*newest, last)
-            else:
-                growth, scaling = 1.0, _first_scaling(*newest, inverse)
-            pairs = (*pairs, (*newest, growth))
-            surplus = max(0, len(pairs) - capacity(self.history, point.gradient))
-            scaling *= math.prod(growth for _, _, growth in pairs[:surplus])
-            pairs = pairs[surplus:]
+            growth = _growth(*newest, last) if pairs else 1.0
+            pairs = (*pairs, (*newest, growth))[-capacity(self.history, point.gradient) :]
+            # before the oldest pair there is no matrix that could have grown
+            pairs = ((*pairs[0][:2], 1.0), *pairs[1:])
         if not pairs:
             return steepest_descent(point.gradient, inverse)
-        found = _quasi_newton(point, last, pairs, scaling, inverse)
+        found = _quasi_newton(point, last, pairs, _scaling(pairs[0], inverse), inverse)
         if not found.pairs:
             return found
         return found._replace(first_step=min(1.0, expected_step(point, last, found.slope)))
@@ -398,8 +391,8 @@ class SelfScaledBFGS:
 def expected_step(point: Point, last: Memory, slope: float) -> float:
     """The step of the previous first-order change of the loss, at the minimum of the last line.
 
-    t = t* · last slope / slope (Nocedal and Wright, equation 3.60), where the slopes at both ends
-    of the last step place the minimum t* of that line.
+    t = t* · last slope / slope (Nocedal and Wright, section 3.5, initial step length), where the
+    slopes at both ends of the last step place the minimum t* of that line.
 
     >>> last = Memory(torch.zeros(1), torch.ones(1), -torch.ones(1), step=1.0, slope=-1.0)
     >>> point = Point(torch.zeros(1), 1.0, torch.tensor([0.5]), 1e-7)  # half way down a parabola
@@ -416,8 +409,8 @@ def capacity(history: int | None, vector: Tensor) -> int:
 
     Args:
         history: None: those that fit, at least 10 (Nocedal and Wright, section 7.2, find 3 to 20
-            useful) and at most 300, beyond which their products took longer than the passes that
-            they saved on the physics-informed networks of `twophase.pinn`.
+            useful) and at most 300, whose products already take longer than a gradient does on the
+            small networks of `twophase.pinn`.
         vector: one like those that are kept.
 
     >>> [capacity(None, torch.empty(p)) for p in (2_000, 154_058, 10_000_000)]
@@ -429,16 +422,21 @@ def capacity(history: int | None, vector: Tensor) -> int:
     return min(max(fitting, HISTORY_BOUNDS[0]), HISTORY_BOUNDS[1])
 
 
-def _newest_pair(point: Point, last: Memory) -> tuple[Tensor, Tensor] | None:
+def _newest_pair(
+    point: Point, last: Memory, inverse: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
     """The last step s and difference y of gradients; None without positive curvature s'y."""
     step = last.step * last.direction
     difference = point.gradient - last.gradient
-    bound = SMALLEST_COSINE * norm(step) * norm(difference)
-    return (step, difference) if dot(step, difference) > bound else None
+    curved = dot(step, difference) > SMALLEST_COSINE * norm(step) * norm(difference)
+    # its square can be lost where the curvature is not
+    seen = dot(difference, scaled(difference, inverse)) > 0
+    return (step, difference) if curved and seen else None
 
 
-def _first_scaling(step: Tensor, difference: Tensor, inverse: Tensor | None) -> float:
+def _scaling(pair: Pair, inverse: Tensor | None) -> float:
     """γ = s'y / y'M⁻¹y."""
+    step, difference, _ = pair
     return dot(step, difference) / dot(difference, scaled(difference, inverse))
 
 
@@ -460,7 +458,7 @@ def _quasi_newton(
     slope = dot(vector, point.gradient)
     if not -math.inf < slope < 0:
         return steepest_descent(point.gradient, inverse)
-    return Direction(vector, slope, last.age + 1, pairs, scaling, first_step=1.0)
+    return Direction(vector, slope, last.age + 1, pairs, first_step=1.0)
 
 
 def _two_loops(

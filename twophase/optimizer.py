@@ -46,10 +46,11 @@ class StepResult:
 
 
 class ConjugateGradient(torch.optim.Optimizer):
-    """Nonlinear conjugate gradient with a line search; no learning rate.
+    """Nonlinear conjugate gradient, or BFGS by default, with a line search; no learning rate.
 
-    d = −g + β · d_previous over ALL parameters of all groups as one vector, then x ← x + t · d with
-    t from the line search (see `twophase.cg.iterate`; the paper's section 4). `step` takes a
+    d = −g + β · d_previous, or without a β d = −H g (see `twophase.directions`), over ALL
+    parameters of all groups as one vector, then x ← x + t · d with t from the line search (see
+    `twophase.cg.iterate`; the paper's section 4). `step` takes a
     closure that computes and returns the loss of the full batch and does NOT call backward: a
     trial by its loss then costs a forward pass only. The iterates do not depend on the scale of the
     loss or on how the parameters are cut into tensors or groups.
@@ -60,7 +61,8 @@ class ConjugateGradient(torch.optim.Optimizer):
     is computed again and the next direction is the steepest descent.
 
     `state_dict` holds vectors of length P: the parameters, the previous gradient and direction, the
-    gradient handed on, the preconditioner, and 2 · `history` for BFGS. It resumes exactly under
+    gradient handed on, the preconditioner, and for BFGS two for each step that it remembers (up to
+    256 MiB by default, see `twophase.directions.capacity`). It resumes exactly under
     the same constructor arguments (without the preconditioner, which it holds).
 
     Args:
