@@ -123,21 +123,40 @@ def test_the_numbers_under_readmes_figure_are_its_runs():
     assert f"would have fired after epoch {fired}," in text
 
 
-def test_the_ratios_in_the_readme_are_those_of_the_kept_comparison():
-    kept = comparison.load(PROJECT / "reports" / "reference" / "fair-comparison")
+def kept_comparison(name, passes):
+    """What each method of a kept comparison cost, and the medians as README writes them."""
+    kept = comparison.load(PROJECT / "reports" / "reference" / name)
     kept = kept[(kept.seed != comparison.TUNING_SEED) & (kept.method != "adam-twice")]
-    found = profiles.costs(kept, 1000)
-    text = {
-        key: profiles.as_ratio(row).text.split(" (")[0]
-        for key, row in profiles.ratios(found, ["model", "method"])
-        .set_index(["model", "method"])
-        .iterrows()
-    }
+    found = profiles.costs(kept, passes)
+    keys = ["problem", "model", "method"]
+    rows = profiles.ratios(found, keys).set_index(keys).iterrows()
+    return found, {key: profiles.as_ratio(row).text.split(" (")[0] for key, row in rows}
+
+
+SMALL = "vit-nomlp-wkewq-wvwo1"
+
+
+def missed(found, problem, method):
+    """On how many of how many seeds."""
+    of = found[(found.problem == problem) & (found.model == SMALL) & (found.method == method)]
+    return int(np.isinf(of.ratio).sum()), len(of)
+
+
+def test_the_ratios_in_the_readme_are_those_of_the_kept_comparisons():
     readme = " ".join(README.split())
+    words = ("no", "one", "two", "three")
+    found, digits = kept_comparison("fair-comparison", 1000)
     for model in models.MODELS:
-        assert f"{model} {text[model, 'default']}" in readme
-    small = "vit-nomlp-wkewq-wvwo1"
-    assert f"torch's L-BFGS needs {text[small, 'torch-lbfgs']}" in readme
-    assert f"Adam with a tuned rate {text[small, 'adam-tuned']}" in readme
-    missed = np.isinf(found.ratio[(found.model == small) & (found.method == "golden")])
-    assert (missed.sum(), len(missed)) == (2, 3)
+        assert f"{model} {digits['digits', model, 'default']}" in readme
+    assert f"torch's L-BFGS needs {digits['digits', SMALL, 'torch-lbfgs']}" in readme
+    assert f"Adam with a tuned rate {digits['digits', SMALL, 'adam-tuned']}" in readme
+    own, golden = (missed(found, "digits", method) for method in ("default", "golden"))
+    assert f"misses that loss on {words[own[0]]} of three seeds" in readme
+    assert f"golden section misses on {words[golden[0]]}." in readme
+    assert own[1] == golden[1] == 3
+    found, images = kept_comparison("fair-comparison-mnist-cifar", 600)
+    for method, verb in (("default", "it needs"), ("torch-lbfgs", "torch's L-BFGS")):
+        pair = [images[problem, SMALL, method] for problem in ("mnist", "cifar10")]
+        assert f"{verb} {pair[0]} and {pair[1]}" in readme
+    assert missed(found, "mnist", "golden") == (2, 3)
+    assert missed(found, "cifar10", "golden") == (3, 3)
