@@ -160,3 +160,17 @@ def test_the_ratios_in_the_readme_are_those_of_the_kept_comparisons():
         assert f"{verb} {pair[0]} and {pair[1]}" in readme
     assert missed(found, "mnist", "golden") == (2, 3)
     assert missed(found, "cifar10", "golden") == (3, 3)
+
+
+def test_the_ratios_of_the_physics_informed_networks_are_those_of_the_kept_map():
+    readme = " ".join(README.split())
+    kept = comparison.load(PROJECT / "reports" / "reference" / "payoff-map")
+    to_adam, to_rival = [], []
+    for problem in ("poisson", "burgers"):
+        of = kept[(kept.problem == problem) & (kept.dtype == "float64")]
+        found = profiles.costs(of, 3000)
+        ratio = profiles.ratio_of(found.ratio[found.method == "default"])
+        to_adam.append(ratio.text.split(" (")[0])
+        to_rival.append(profiles.against(of, 3000).text.split(" (")[0])
+    assert f"it needs {to_adam[0]} and {to_adam[1]} of the passes of full-batch Adam" in readme
+    assert f"and {to_rival[0]} and {to_rival[1]} of those of torch's L-BFGS" in readme

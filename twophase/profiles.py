@@ -237,6 +237,32 @@ def ratios(found: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def against(
+    curves: pd.DataFrame, passes: int, method: str = "default", rival: str = "torch-lbfgs"
+) -> Ratio:
+    """Passes of a method to the lowest loss of another one, in parts of that one's.
+
+    Args:
+        curves: from `twophase.comparison`, with runs of both on every setting.
+        passes: within which the rival's lowest loss is the target.
+        method, rival: values of the column `method`.
+
+    Returns:
+        The ratio over the settings; a target that the method misses counts as infinite.
+
+    >>> rival = pd.DataFrame({"method": "torch-lbfgs", "passes_spent": [0, 4], "loss": [1.0, 0.5]})
+    >>> own = pd.DataFrame({"method": "default", "passes_spent": [0, 3], "loss": [1.0, 0.4]})
+    >>> against(pd.concat([own, rival]).assign(**dict.fromkeys(SETTING, 0)), 6).median
+    0.75
+    """
+    ratios = []
+    for _, of in curves.groupby(list(SETTING), dropna=False):
+        own, other = (of[of.method == name] for name in (method, rival))
+        target = loss_at(other, passes)
+        ratios.append(cost_to(own, target) / max(cost_to(other, target), 1))
+    return ratio_of(ratios)
+
+
 def overview(curves: pd.DataFrame, passes: int, by: Sequence[str]) -> pd.DataFrame:
     """A comparison as a reader wants it: losses at equal passes and seconds, costs to Adam's loss.
 
