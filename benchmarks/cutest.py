@@ -224,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     chosen = parser.parse_args(arguments)
     names, began = LISTED if chosen.listed else unconstrained(), time.perf_counter()
+    revision = provenance.git_revision()  # before the results change the tree
     methods = {name: METHODS[name] for name in chosen.methods or METHODS}
     kept, earlier = _kept(chosen.out, names, methods) if chosen.methods else (None, [])
     spawn = multiprocessing.get_context("spawn")
@@ -243,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     facts = {
         "command": " ".join(["python", "benchmarks/cutest.py", *(arguments or sys.argv[1:])]),
         "methods": list(methods),
-        "revision": provenance.git_revision(),
+        "revision": revision,
         "versions": provenance.versions() | {name: version(name) for name in packages},
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
         "time": provenance.now(),
