@@ -473,7 +473,8 @@ def _two_loops(
         vector = torch.addcmul(vector, difference, weights[-1], value=-1)
     vector = scaling * scaled(vector, inverse)
     for step, difference, growth in pairs:
-        vector = growth * vector
+        if growth != 1:
+            vector = growth * vector
         weight = weights.pop() - torch.dot(difference.double(), vector) / curvatures.pop()
         vector = torch.addcmul(vector, step.double(), weight)
     return vector
