@@ -27,7 +27,7 @@ import scipy
 import torch
 
 import twophase
-from twophase import provenance
+from twophase.experiments import provenance
 
 LISTED = tuple(
     "ROSENBR FREUROTH BEALE BROWNBS BROWNDEN JENSMP HELIX BARD GAUSSIAN GULF BOX3 KOWOSB BIGGS6 "

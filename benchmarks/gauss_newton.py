@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from twophase.line import Line
-from twophase.line_search import LINE_SEARCHES
+from twophase.line_search.golden_section import LINE_SEARCHES
+from twophase.line_search.line import Line
 from twophase.objective import FullBatch, ParameterVector, Point, dot, evaluate
 
 # Sweeps over the examples of the curvature, each as long as a third of a gradient: what the graph

@@ -24,14 +24,15 @@ import torch
 from gauss_newton import GaussNewton, LevenbergMarquardt
 from torch import Tensor, nn
 
-from twophase import data, models, provenance
 from twophase.adam import AdamSettings
 from twophase.cg import CGSettings, Status, iterate
-from twophase.data import Examples
 from twophase.directions import Memory
-from twophase.files import write_atomically, write_json
+from twophase.examples import Examples
+from twophase.experiments import provenance
+from twophase.experiments.files import write_atomically, write_json
 from twophase.objective import FullBatch, evaluate, norm
 from twophase.preconditioner import from_moments
+from twophase.problems import images, networks
 from twophase.training import GRADIENT_PASSES, Trainer
 
 REGRESSION = "tanh-regression"
@@ -223,8 +224,8 @@ def trainer_for(network: str, seed: int) -> Trainer:
     """Adam before its first epoch, on the CPU."""
     if network == REGRESSION:
         return _regression(seed)
-    digits = data.load("digits")
-    model = models.build(network, digits.channels, digits.classes, seed)
+    digits = images.load("digits")
+    model = networks.build(network, digits.channels, digits.classes, seed)
     return Trainer(model, digits.train, strategy="adam", seed=seed, device="cpu")
 
 
@@ -313,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--networks",
         nargs="+",
-        choices=[*models.MODELS, REGRESSION],
+        choices=[*networks.MODELS, REGRESSION],
         default=["vit-nomlp-wkewq-wvwo1", "vit-mlp"],
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from twophase import ablation_plots
+from twophase.figures import ablations as ablation_figures
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def frame(values, mean, low, high):
 
 def test_bars_are_the_intervals(ax):
     lines = {"a": frame([64, 512], [1.0, 2.0], [0.5, 1.5], [1.5, 4.0])}
-    ablation_plots.intervals(ax, lines, "x", "loss")
+    ablation_figures.intervals(ax, lines, "x", "loss")
     (container,) = ax.containers
     points, _, (bars,) = container.lines
     assert points.get_xydata().tolist() == [[0, 1], [1, 2]]
@@ -31,7 +31,7 @@ def test_a_value_has_one_place_in_all_lines(ax):
         "a": frame([1, 2], [1.0, 1.0], 1.0, 1.0),
         "b": frame([2, 3], [1.0, 1.0], 1.0, 1.0),
     }
-    ablation_plots.intervals(ax, lines, "x", "loss")
+    ablation_figures.intervals(ax, lines, "x", "loss")
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "3"]
     places = [[round(at) for at in c.lines[0].get_xdata()] for c in ax.containers]
     assert places == [[0, 1], [1, 2]]
@@ -41,20 +41,20 @@ def test_a_value_has_one_place_in_all_lines(ax):
 
 def test_what_was_not_measured_is_a_gap_and_one_seed_has_no_bar(ax):
     lines = {"a": frame(["p", "q"], [1.0, np.nan], [None, None], [None, None])}
-    ablation_plots.intervals(ax, lines, "x", "loss")
+    ablation_figures.intervals(ax, lines, "x", "loss")
     points, _, (bars,) = ax.containers[0].lines
     assert np.isnan(points.get_ydata()).tolist() == [False, True]
     assert np.ptp(bars.get_segments()[0][:, 1]) == 0
 
 
 def test_the_reference_is_a_line_at_one(ax):
-    ablation_plots.ratios(ax, {"a": frame([0.9], [0.5], [0.4], [0.6])}, "x", "loss")
+    ablation_figures.ratios(ax, {"a": frame([0.9], [0.5], [0.4], [0.6])}, "x", "loss")
     assert list(ax.lines[0].get_ydata()) == [1, 1]
     assert ax.get_yscale() == "log"
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.95, 1.02), (0.7, 1.4), (0.2, 9.0), (1e-3, 300.0)])
 def test_ratios_have_a_readable_number_of_ticks(ax, low, high):
-    ablation_plots.ratios(ax, {"a": frame([0, 1], [low, high], low, high)}, "x", "loss")
+    ablation_figures.ratios(ax, {"a": frame([0, 1], [low, high], low, high)}, "x", "loss")
     inside = [at for at in ax.get_yticks() if low <= at <= high]
     assert 2 <= len(inside) <= 7

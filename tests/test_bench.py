@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from twophase import bench, data, models
 from twophase.__main__ import main
 from twophase.cg import CGSettings
-from twophase.line_search import LINE_SEARCHES, resolve
+from twophase.experiments import bench
+from twophase.line_search.golden_section import LINE_SEARCHES, resolve
 from twophase.objective import FunctionObjective
+from twophase.problems import images, networks
 
 
 def valley(x):
@@ -187,8 +188,8 @@ def test_times_are_taken_in_turns(monkeypatch):
 
 def test_slopes_are_those_of_a_power_law(monkeypatch):
     monkeypatch.setattr(bench, "_times", lambda calls, *_: [[3 * k**0.7 for k in (4, 40, 400)]] * 2)
-    network = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
-    examples = data.load("digits", train_examples=8).train
+    network = networks.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
+    examples = images.load("digits", train_examples=8).train
     row = bench.time_against_examples(network, examples, (4, 40, 400), 2)
     assert row.value == pytest.approx(0.7) and row.count == 2
 

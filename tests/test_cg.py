@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from twophase.cg import DIRECTIONS, CGSettings, Status, iterate, minimize
 from twophase.directions import BETA_RULES, Change
 from twophase.errors import InputError, NonFiniteError
-from twophase.line_search import LINE_SEARCHES, GoldenSection, SearchResult, SearchStatus
+from twophase.line_search.golden_section import (
+    LINE_SEARCHES,
+    GoldenSection,
+    SearchResult,
+    SearchStatus,
+)
 from twophase.objective import FunctionObjective, evaluate
 
 

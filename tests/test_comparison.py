@@ -9,12 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twophase import comparison, profiles
 from twophase.__main__ import main
 from twophase.cg import CGSettings
-from twophase.comparison import PLANS, TUNING_SEED, Job, Plan, Setting, chosen, jobs, tuning_jobs
-from twophase.competitors import METHODS
 from twophase.errors import InputError
+from twophase.experiments import comparison, profiles
+from twophase.experiments.comparison import (
+    PLANS,
+    TUNING_SEED,
+    Job,
+    Plan,
+    Setting,
+    chosen,
+    jobs,
+    tuning_jobs,
+)
+from twophase.experiments.competitors import METHODS
 
 SMOKE = replace(PLANS["smoke"], seeds=1, passes=12)
 

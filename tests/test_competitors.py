@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from twophase import competitors
 from twophase.adam import AdamSettings
-from twophase.competitors import METHODS, BudgetSpent, Journal, Method, go_on
 from twophase.errors import InputError
+from twophase.experiments import competitors
+from twophase.experiments.competitors import METHODS, BudgetSpent, Journal, Method, go_on
 from twophase.training import Trainer
 
 BUDGET = 60

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from twophase import convexity, runs, traces
-from twophase.convexity import Checkpoint
 from twophase.errors import InputError
+from twophase.experiments import convexity_audit, runs, traces
+from twophase.experiments.convexity_audit import Checkpoint
 from twophase.objective import FullBatch
 
 
@@ -16,7 +16,9 @@ def recording(tmp_path_factory):
     out = tmp_path_factory.mktemp("audit")
     (config,) = traces.configs("smoke", networks=["vit-nomlp-wkewq-wvwo1"], seeds=1)
     traces.record([config], out, device="cpu")
-    table = convexity.audit_recording(config, out, device="cpu", epochs=(2, 5), cg_iterations=(1,))
+    table = convexity_audit.audit_recording(
+        config, out, device="cpu", epochs=(2, 5), cg_iterations=(1,)
+    )
     return config, out, table
 
 
@@ -68,21 +70,21 @@ def test_the_extremes_bound_the_curvature_of_any_vector(recording):
 def test_what_is_audited_is_not_audited_again(recording, monkeypatch):
     config, out, table = recording
     settings = {"device": "cpu", "epochs": (2, 5), "cg_iterations": (1,)}
-    monkeypatch.setattr(convexity, "audit", lambda *_, **__: pytest.fail("audited again"))
-    again = convexity.audit_recording(config, out, **settings)
+    monkeypatch.setattr(convexity_audit, "audit", lambda *_, **__: pytest.fail("audited again"))
+    again = convexity_audit.audit_recording(config, out, **settings)
     assert again.drop(columns="seconds").round(6).equals(table.drop(columns="seconds").round(6))
 
 
 def test_cg_starts_where_the_robust_rule_has_fired():
     norms = np.concatenate([np.geomspace(1, 20, 10), np.geomspace(18, 0.5, 40)])
     trace = pd.DataFrame({"loss": np.linspace(1, 0.1, 50), "grad_norm": norms})
-    found = convexity.checkpoints(trace, [1, 10, 20, 30, 50], cg_iterations=[5, 20])
+    found = convexity_audit.checkpoints(trace, [1, 10, 20, 30, 50], cg_iterations=[5, 20])
     assert [c for c in found if c.phase == "adam"] == [
         Checkpoint(e, 0) for e in (1, 10, 20, 30, 50)
     ]
     assert [c for c in found if c.phase == "cg"] == [Checkpoint(30, 5), Checkpoint(30, 20)]
     flat = trace.assign(grad_norm=1.0)
-    assert convexity.checkpoints(flat, [1, 10], [5])[-1] == Checkpoint(10, 5)
+    assert convexity_audit.checkpoints(flat, [1, 10], [5])[-1] == Checkpoint(10, 5)
 
 
 def test_the_turning_epoch_is_the_one_after_the_last_clearly_negative():
@@ -90,17 +92,19 @@ def test_the_turning_epoch_is_the_one_after_the_last_clearly_negative():
         {"phase": "adam", "epoch": [1, 3, 7, 14], "largest": [1.0, 1.0, 10.0, 10.0]}
     )
     path["smallest"] = [-0.02, 0.5, -0.11, -0.09]
-    assert convexity.clearly_negative(path).tolist() == [True, False, True, False]
-    assert convexity.turning_epoch(path) == 14
-    assert convexity.turning_epoch(path, level=0.1) == 1
-    assert convexity.turning_epoch(path, level=1e-3) == np.inf
-    assert convexity.turning_epoch(path.assign(smallest=-100.0)) == np.inf, "negative definite"
+    assert convexity_audit.clearly_negative(path).tolist() == [True, False, True, False]
+    assert convexity_audit.turning_epoch(path) == 14
+    assert convexity_audit.turning_epoch(path, level=0.1) == 1
+    assert convexity_audit.turning_epoch(path, level=1e-3) == np.inf
+    assert convexity_audit.turning_epoch(path.assign(smallest=-100.0)) == np.inf, (
+        "negative definite"
+    )
     with pytest.raises(InputError, match="^level: "):
-        convexity.turning_epoch(path, level=0)
+        convexity_audit.turning_epoch(path, level=0)
 
 
 def test_the_committed_audit_belongs_to_the_committed_traces():
-    audited, recorded = convexity.committed(), traces.committed()
+    audited, recorded = convexity_audit.committed(), traces.committed()
     merged = audited[audited.phase == "adam"].merge(
         recorded, on=["dataset", "model", "seed", "epoch"], suffixes=("", "_trace")
     )
@@ -114,4 +118,4 @@ def test_the_committed_audit_belongs_to_the_committed_traces():
 def test_an_unfinished_recording_is_named(tmp_path):
     (config,) = traces.configs("smoke", networks=["vit-mlp"], seeds=1)
     with pytest.raises(InputError, match="^run: .* use the folder of a finished run"):
-        convexity.audit_recording(config, tmp_path)
+        convexity_audit.audit_recording(config, tmp_path)

@@ -12,8 +12,9 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from twophase import curvature, models
-from twophase.curvature import (
+from twophase.errors import InputError, NonFiniteError
+from twophase.experiments import hessian
+from twophase.experiments.hessian import (
     Convexity,
     Curvature,
     Krylov,
@@ -23,10 +24,10 @@ from twophase.curvature import (
     extremes,
     negative_share,
 )
-from twophase.errors import InputError, NonFiniteError
 from twophase.losses import mse
 from twophase.objective import FullBatch, FunctionObjective, Passes
-from twophase.toys import rosenbrock
+from twophase.problems import networks
+from twophase.problems.toys import rosenbrock
 
 TIGHT = dict(tolerance=1e-9, max_products=5000)
 
@@ -120,10 +121,10 @@ def test_products_are_those_of_the_dense_hessian(network, chunk_size):
     assert not product.requires_grad
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", networks.MODELS)
 def test_products_of_the_five_networks_are_slopes_of_the_gradient(name):
     torch.manual_seed(0)
-    model = models.build(name, 1, 10, 0).double().eval()
+    model = networks.build(name, 1, 10, 0).double().eval()
     inputs = torch.randn(3, 1, 32, 32, dtype=torch.float64)
     objective = FullBatch(model, mse, inputs, torch.tensor([0, 1, 2]))
     x = objective.vector.read()
@@ -628,6 +629,6 @@ def test_a_gpu_sees_the_same_curvature():
 def test_the_random_vectors_are_uniform_on_the_sphere():
     generator = torch.Generator().manual_seed(0)
     x = torch.zeros(3, dtype=torch.float64)
-    draws = torch.stack([curvature.random_unit(x, generator) for _ in range(20000)])
+    draws = torch.stack([hessian.random_unit(x, generator) for _ in range(20000)])
     covariance = draws.T @ draws / len(draws)
     torch.testing.assert_close(covariance, torch.eye(3).double() / 3, rtol=0, atol=0.01)

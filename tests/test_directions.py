@@ -22,8 +22,8 @@ from twophase.directions import (
     steepest_descent,
 )
 from twophase.errors import InputError
-from twophase.line import SearchResult, SearchStatus
-from twophase.line_search import LINE_SEARCHES
+from twophase.line_search.golden_section import LINE_SEARCHES
+from twophase.line_search.line import SearchResult, SearchStatus
 from twophase.objective import FunctionObjective, Point, evaluate
 from twophase.preconditioner import from_moments
 

@@ -15,9 +15,9 @@ from torch.nn.functional import mse_loss
 from twophase import AdamSettings, CGSettings, Fallback, GradientNormPeak, InputError, fit
 from twophase.cg import Status
 from twophase.fallback import Seen, Trend
-from twophase.line_search import GoldenSection, Line, SearchResult, SearchStatus
+from twophase.line_search.golden_section import GoldenSection, Line, SearchResult, SearchStatus
 from twophase.objective import FullBatch
-from twophase.toys import OneWeight, TwoLayerTanh, mean_output, one_example
+from twophase.problems.toys import OneWeight, TwoLayerTanh, mean_output, one_example
 from twophase.training import Trainer
 
 # How far above Adam alone the default may end after as many epochs, of which CG took some.

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from twophase.errors import InputError
-from twophase.line_search import LINE_SEARCHES, GoldenSection, Line, SearchStatus, resolve
+from twophase.line_search.golden_section import (
+    LINE_SEARCHES,
+    GoldenSection,
+    Line,
+    SearchStatus,
+    resolve,
+)
 from twophase.objective import FunctionObjective
 
 COEFFICIENTS = st.floats(0.01, 100.0)

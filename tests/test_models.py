@@ -8,7 +8,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twophase.errors import InputError
-from twophase.models import (
+from twophase.problems.networks import (
     MODELS,
     AttentionLayer,
     EncoderLayer,

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from twophase import notebook
 from twophase.errors import InputError
-from twophase.notebook import PRESET_VARIABLE, assignments, parameters, resolve_preset
+from twophase.reporting import notebook
+from twophase.reporting.notebook import PRESET_VARIABLE, assignments, parameters, resolve_preset
 
 TABLES = {
     "smoke": {"epochs": 2, "rates": [0.1]},

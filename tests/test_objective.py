@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from twophase import data, models, objective
+from twophase import objective
 from twophase.adam import AdamSettings
 from twophase.errors import InputError, NonFiniteError
 from twophase.losses import mse
@@ -19,6 +19,7 @@ from twophase.objective import (
     dot,
     start,
 )
+from twophase.problems import images, networks
 from twophase.training import fit
 
 
@@ -151,8 +152,8 @@ def test_modules_that_do_not_break_cg_pass():
 @pytest.mark.parametrize("epochs", [0, 20])
 def test_the_resolution_covers_the_noise_of_float32_networks(name, epochs):
     """Noise: what a parabola along a short line leaves, over the loss; not far above it either."""
-    digits = data.load("digits", train_examples=500)
-    model = models.build(name, 1, 10, seed=0)
+    digits = images.load("digits", train_examples=500)
+    model = networks.build(name, 1, 10, seed=0)
     if epochs:
         fit(model, digits, epochs=epochs, strategy="adam", adam=AdamSettings(batch_size=64))
     full = FullBatch(model, mse, digits.train.inputs, digits.train.targets)
@@ -249,11 +250,11 @@ def test_the_chosen_chunk_changes_results_by_rounding_only(monkeypatch):
 @pytest.mark.parametrize("first", ["value", "value_and_gradient", "hessian_vector"])
 @pytest.mark.parametrize("name", ["vit-mlp", "vgg5-max-relu"])
 def test_every_way_to_begin_chooses_the_same_chunk(first, name):
-    digits = data.load("digits", train_examples=16).train
-    full = FullBatch(models.build(name, 1, 10, 0), mse, digits.inputs, digits.targets)
+    digits = images.load("digits", train_examples=16).train
+    full = FullBatch(networks.build(name, 1, 10, 0), mse, digits.inputs, digits.targets)
     x = full.vector.read()
     getattr(full, first)(*((x, x) if first == "hessian_vector" else (x,)))
-    again = FullBatch(models.build(name, 1, 10, 1), mse, digits.inputs, digits.targets)
+    again = FullBatch(networks.build(name, 1, 10, 1), mse, digits.inputs, digits.targets)
     assert "chunk_size" in vars(full), "it was chosen once, at the first evaluation"
     assert full.chunk_size == again.chunk_size
 

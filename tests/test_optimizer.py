@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import twophase
-from twophase import toys
 from twophase.cg import DIRECTIONS
 from twophase.errors import InputError, NonFiniteError
-from twophase.line_search import LINE_SEARCHES
+from twophase.line_search.golden_section import LINE_SEARCHES
+from twophase.problems import toys
 
 
 def minimise(function, start, iterations, **settings):

@@ -8,17 +8,17 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from twophase import pinn
 from twophase.adam import AdamSettings
 from twophase.errors import InputError
 from twophase.objective import FullBatch
+from twophase.problems import physics
 from twophase.training import fit
 
 VISCOSITY = 0.1 / math.pi
 
 
 def network(inputs, seed=0):
-    return pinn.TanhNetwork(inputs, width=5, depth=3, seed=seed)
+    return physics.TanhNetwork(inputs, width=5, depth=3, seed=seed)
 
 
 def scattered(inputs, count=7):
@@ -33,7 +33,7 @@ def derivatives(function, points):
         value = function(points)
         (first,) = torch.autograd.grad(value.sum(), points, create_graph=True)
         (second,) = torch.autograd.grad(first[:, 0].sum(), points, create_graph=True)
-    return pinn.Jet(value, first.T[..., None], second[:, :1])
+    return physics.Jet(value, first.T[..., None], second[:, :1])
 
 
 def poisson_side(function, points):
@@ -46,11 +46,11 @@ def burgers_side(function, points):
 
 
 EQUATIONS = {
-    "poisson": (pinn.PoissonNetwork(network(1)), poisson_side),
-    "burgers": (pinn.BurgersNetwork(network(2), VISCOSITY), burgers_side),
+    "poisson": (physics.PoissonNetwork(network(1)), poisson_side),
+    "burgers": (physics.BurgersNetwork(network(2), VISCOSITY), burgers_side),
 }
 equations = pytest.mark.parametrize("name", EQUATIONS)
-problems = pytest.mark.parametrize("name", pinn.PROBLEMS)
+problems = pytest.mark.parametrize("name", physics.PROBLEMS)
 
 
 class Exact(nn.Module):
@@ -91,8 +91,8 @@ def test_every_derivative_of_the_solution_is_autograds(name):
 @pytest.mark.parametrize("seed", range(3))
 def test_boundary_and_initial_conditions_hold_for_any_weights(seed):
     ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    assert pinn.PoissonNetwork(network(1, seed)).solution(ends).abs().max() == 0
-    model = pinn.BurgersNetwork(network(2, seed), VISCOSITY)
+    assert physics.PoissonNetwork(network(1, seed)).solution(ends).abs().max() == 0
+    model = physics.BurgersNetwork(network(2, seed), VISCOSITY)
     x = torch.linspace(-1, 1, 9, dtype=torch.float64)
     start = torch.stack([x, torch.zeros_like(x)], dim=1)
     assert torch.equal(model.solution(start)[:, 0], -torch.sin(math.pi * x))
@@ -105,7 +105,7 @@ def test_weights_follow_the_seed_and_leave_torchs_random_numbers_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first, same, other = (pinn.burgers(seed, points=8) for seed in (0, 0, 1))
+    first, same, other = (physics.burgers(seed, points=8) for seed in (0, 0, 1))
     assert torch.rand(1) == expected
     weights = [nn.utils.parameters_to_vector(p.model.parameters()) for p in (first, same, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
@@ -118,28 +118,28 @@ def test_weights_follow_the_seed_and_leave_torchs_random_numbers_alone():
 
 def test_the_solution_of_poissons_equation_satisfies_it_and_is_zero_at_both_ends():
     x = torch.linspace(0, 1, 33, dtype=torch.float64)[:, None]
-    side = poisson_side(pinn.poisson_solution, x)
-    torch.testing.assert_close(side, pinn.poisson_source(x), rtol=1e-12, atol=1e-12)
-    assert pinn.poisson_solution(x[[0, -1]]).abs().max() < 1e-15
-    assert len({waves for _, waves in pinn.MODES}) > 1
+    side = poisson_side(physics.poisson_solution, x)
+    torch.testing.assert_close(side, physics.poisson_source(x), rtol=1e-12, atol=1e-12)
+    assert physics.poisson_solution(x[[0, -1]]).abs().max() < 1e-15
+    assert len({waves for _, waves in physics.MODES}) > 1
 
 
 def test_the_solution_of_burgers_equation_satisfies_it_and_its_conditions():
     points = scattered(2, 50) * torch.tensor([2.0, 1.0]) - torch.tensor([1.0, 0.0])
-    residual = burgers_side(lambda p: pinn.burgers_solution(p, VISCOSITY), points)
+    residual = burgers_side(lambda p: physics.burgers_solution(p, VISCOSITY), points)
     assert residual.abs().max() < 1e-9
     x = torch.linspace(-1, 1, 9, dtype=torch.float64)
     start = torch.stack([x, torch.zeros_like(x)], dim=1)
-    found = pinn.burgers_solution(start, VISCOSITY)[:, 0]
+    found = physics.burgers_solution(start, VISCOSITY)[:, 0]
     torch.testing.assert_close(found, -torch.sin(math.pi * x), rtol=0, atol=1e-14)
     walls = torch.cartesian_prod(torch.tensor([-1.0, 1.0]).double(), x.abs())
-    assert pinn.burgers_solution(walls, VISCOSITY).abs().max() < 1e-12
+    assert physics.burgers_solution(walls, VISCOSITY).abs().max() < 1e-12
 
 
 def test_at_the_usual_viscosity_the_front_is_as_steep_as_basdevant_and_others_found():
     """Basdevant et al. (1986): |u_x| has its maximum, 152.00516, at x = 0 and t = 1.6037 / π."""
     front = torch.tensor([[0.0, 1.6037 / math.pi]], dtype=torch.float64)
-    slope = derivatives(lambda p: pinn.burgers_solution(p, 0.01 / math.pi), front).first[0]
+    slope = derivatives(lambda p: physics.burgers_solution(p, 0.01 / math.pi), front).first[0]
     assert -slope.item() == pytest.approx(152.00516, abs=1e-4)
 
 
@@ -151,25 +151,25 @@ def test_frankes_function_is_its_definition():
             + 0.5 * math.exp(-((9 * x - 7) ** 2) / 4 - (9 * y - 3) ** 2 / 4)
             - 0.2 * math.exp(-((9 * x - 4) ** 2) - (9 * y - 7) ** 2)
         )
-        found = pinn.franke(torch.tensor([[x, y]], dtype=torch.float64))
+        found = physics.franke(torch.tensor([[x, y]], dtype=torch.float64))
         assert found.item() == pytest.approx(by_hand, rel=1e-14)
 
 
 def test_the_exact_solutions_leave_no_residual_and_no_error():
     def poisson_quotient(x):
-        return pinn.poisson_solution(x) / (x * (1 - x))
+        return physics.poisson_solution(x) / (x * (1 - x))
 
     def burgers_quotient(points):
         x, t = points.split(1, dim=1)
-        exact = pinn.burgers_solution(points, VISCOSITY)
+        exact = physics.burgers_solution(points, VISCOSITY)
         return (exact + torch.sin(math.pi * x)) / (t * (1 - x * x))
 
     solved = {
-        "poisson": pinn.PoissonNetwork(Exact(poisson_quotient)),
-        "burgers": pinn.BurgersNetwork(Exact(burgers_quotient), VISCOSITY),
+        "poisson": physics.PoissonNetwork(Exact(poisson_quotient)),
+        "burgers": physics.BurgersNetwork(Exact(burgers_quotient), VISCOSITY),
     }
     for name, model in solved.items():
-        problem = pinn.PROBLEMS[name](seed=0)
+        problem = physics.PROBLEMS[name](seed=0)
         # points next to an edge amplify rounding in the quotient
         inner = (problem.inputs[:, -1] > 0.02) & (problem.inputs[:, 0] < 0.98)
         residual = model(problem.inputs) - problem.targets
@@ -183,7 +183,7 @@ def test_the_exact_solutions_leave_no_residual_and_no_error():
 
 @problems
 def test_a_problem_has_its_points_inside_the_domain_and_its_grid_elsewhere(name):
-    problem = pinn.PROBLEMS[name](seed=0)
+    problem = physics.PROBLEMS[name](seed=0)
     count, size = problem.inputs.shape
     lower = torch.tensor([-1.0, 0.0]) if name == "burgers" else torch.zeros(size)
     for points in (problem.inputs, problem.grid):
@@ -196,7 +196,7 @@ def test_a_problem_has_its_points_inside_the_domain_and_its_grid_elsewhere(name)
 
 @problems
 def test_the_error_is_the_relative_distance_from_the_exact_solution(name):
-    problem = pinn.PROBLEMS[name](seed=0)
+    problem = physics.PROBLEMS[name](seed=0)
     with torch.no_grad():
         found = problem.model.solution(problem.grid)
     squares = ((found - problem.exact) ** 2).sum() / (problem.exact**2).sum()
@@ -206,20 +206,20 @@ def test_the_error_is_the_relative_distance_from_the_exact_solution(name):
 
 
 def test_the_exact_values_on_the_grid_are_the_solutions():
-    poisson, burgers = pinn.poisson(0), pinn.burgers(0, viscosity=0.05)
-    assert torch.equal(poisson.exact, pinn.poisson_solution(poisson.grid))
-    assert torch.equal(poisson.targets, pinn.poisson_source(poisson.inputs))
-    assert torch.equal(burgers.exact, pinn.burgers_solution(burgers.grid, 0.05))
+    poisson, burgers = physics.poisson(0), physics.burgers(0, viscosity=0.05)
+    assert torch.equal(poisson.exact, physics.poisson_solution(poisson.grid))
+    assert torch.equal(poisson.targets, physics.poisson_source(poisson.inputs))
+    assert torch.equal(burgers.exact, physics.burgers_solution(burgers.grid, 0.05))
     assert burgers.model.viscosity == 0.05 and not burgers.targets.any()
-    regression = pinn.regression(0)
-    assert torch.equal(regression.exact, pinn.franke(regression.grid))
-    assert torch.equal(regression.targets, pinn.franke(regression.inputs))
+    regression = physics.regression(0)
+    assert torch.equal(regression.exact, physics.franke(regression.grid))
+    assert torch.equal(regression.targets, physics.franke(regression.inputs))
 
 
 @equations
 def test_gradient_and_curvature_of_the_full_batch_are_autograds(name):
     """The oracle differentiates u by autograd, and the loss by the weights through that."""
-    problem = pinn.PROBLEMS[name](seed=0, width=4, depth=2, points=11)
+    problem = physics.PROBLEMS[name](seed=0, width=4, depth=2, points=11)
     model, side = problem.model, EQUATIONS[name][1]
     if name == "burgers":
         assert model.viscosity == VISCOSITY
@@ -241,7 +241,7 @@ def test_gradient_and_curvature_of_the_full_batch_are_autograds(name):
 
 @problems
 def test_a_short_fit_lowers_loss_and_error(name):
-    problem = pinn.PROBLEMS[name](seed=0, width=12, depth=2, points=256)
+    problem = physics.PROBLEMS[name](seed=0, width=12, depth=2, points=256)
     before, adam = problem.error(), AdamSettings(batch_size=256)
     data = (problem.inputs, problem.targets)
     result = fit(problem.model, data, loss=mse_loss, epochs=160, switch=60, adam=adam, device="cpu")
@@ -250,21 +250,21 @@ def test_a_short_fit_lowers_loss_and_error(name):
     assert problem.error() < 0.5 * before
 
 
-@pytest.mark.parametrize("name", pinn.PROBLEMS)
+@pytest.mark.parametrize("name", physics.PROBLEMS)
 @pytest.mark.parametrize("field, value", [("seed", -1), ("width", 0), ("depth", 0), ("points", 0)])
 def test_arguments_out_of_range_name_themselves(name, field, value):
     with pytest.raises(InputError, match=f"^{field}: {value} is not allowed; use a whole number"):
-        pinn.PROBLEMS[name](**{"seed": 0, field: value})
+        physics.PROBLEMS[name](**{"seed": 0, field: value})
 
 
 @pytest.mark.parametrize("viscosity", [0.0, 0.003, math.nan, "0.1"])
 def test_a_viscosity_that_the_quadrature_cannot_resolve_names_itself(viscosity):
     with pytest.raises(InputError, match="^viscosity: .* is not allowed; use a finite number"):
-        pinn.burgers(0, viscosity=viscosity)
+        physics.burgers(0, viscosity=viscosity)
 
 
 def test_a_network_out_of_range_names_its_field():
     with pytest.raises(InputError, match="^inputs: 0 is not allowed"):
-        pinn.TanhNetwork(0, 4, 1, 0)
+        physics.TanhNetwork(0, 4, 1, 0)
     with pytest.raises(InputError, match="^viscosity: 0 is not allowed"):
-        pinn.BurgersNetwork(network(2), 0)
+        physics.BurgersNetwork(network(2), 0)

@@ -5,13 +5,15 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from twophase import plots, toys
+from twophase.figures import style
+from twophase.figures import toys as toy_figures
+from twophase.problems import toys
 
 
 @pytest.fixture(autouse=True)
 def styled():
     with plt.rc_context():
-        plots.use_style()
+        style.use_style()
         yield
 
 
@@ -49,13 +51,13 @@ def test_no_text_is_smaller_than_ten_points():
 
 
 def test_lines_differ_in_dash_as_well_as_in_colour(ax):
-    lines = [ax.plot([0, 1], [k, k])[0] for k in range(len(plots.COLORS))]
+    lines = [ax.plot([0, 1], [k, k])[0] for k in range(len(style.COLORS))]
     assert len({one.get_color() for one in lines}) == len(lines) == 7
     assert len({str(one._unscaled_dash_pattern) for one in lines}) == len(lines)
 
 
 def test_neighbouring_colours_differ_in_lightness_and_all_can_be_seen_on_white():
-    rgb = np.array([matplotlib.colors.to_rgb(color) for color in plots.COLORS])
+    rgb = np.array([matplotlib.colors.to_rgb(color) for color in style.COLORS])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]
     # the WCAG's contrast ratio; 2 is the least that a thick line needs
@@ -66,10 +68,10 @@ def test_neighbouring_colours_differ_in_lightness_and_all_can_be_seen_on_white()
 
 def test_a_figure_of_every_kind_of_line_is_drawn_without_a_warning(tmp_path):
     fig, axes = plt.subplots(1, 2)
-    plots.profile_regions(axes[0], quartic())
+    toy_figures.profile_regions(axes[0], quartic())
     well, path = well_and_path()
-    plots.level_curves(axes[1], well, 2.0, [0.5], points=21)
-    plots.flow_path(axes[1], path)
+    toy_figures.level_curves(axes[1], well, 2.0, [0.5], points=21)
+    toy_figures.flow_path(axes[1], path)
     axes[1].legend()
     fig.savefig(tmp_path / "figure.png")
     plt.close(fig)
@@ -81,7 +83,7 @@ def test_a_figure_of_every_kind_of_line_is_drawn_without_a_warning(tmp_path):
 def test_convex_parts_are_thick_and_solid_and_the_parts_cover_the_curve_without_gaps(ax):
     x = np.arange(6.0)
     convex = np.array([False, False, True, True, False, True])
-    plots.convexity_curve(ax, x, x**2, convex, color="black")
+    toy_figures.convexity_curve(ax, x, x**2, convex, color="black")
     parts = [one for one in ax.lines if one.get_linestyle() != "None"]
     assert [one.get_linestyle() for one in parts] == ["--", "-", "--", "-"]
     assert min(one.get_linewidth() for one in parts[1::2]) > parts[0].get_linewidth()
@@ -91,8 +93,8 @@ def test_convex_parts_are_thick_and_solid_and_the_parts_cover_the_curve_without_
 
 def test_the_legend_names_the_curves_and_explains_the_line_styles(ax):
     x = np.arange(3.0)
-    plots.convexity_curve(ax, x, x, x > 1, color="black", marker="o", label="task 1")
-    plots.convexity_legend(ax, loc="upper left")
+    toy_figures.convexity_curve(ax, x, x, x > 1, color="black", marker="o", label="task 1")
+    toy_figures.convexity_legend(ax, loc="upper left")
     assert labels(ax) == ["task 1", "convex", "not convex"]
     curve, convex, other = ax.get_legend().legend_handles
     assert (curve.get_marker(), curve.get_color()) == ("o", "black")
@@ -101,7 +103,7 @@ def test_the_legend_names_the_curves_and_explains_the_line_styles(ax):
 
 def test_profile_losses_shows_every_loss_and_every_minimum(ax):
     profiles = [quartic(), toys.profile(torch.square, -1.0, 1.0, points=51)]
-    plots.profile_losses(ax, profiles, ["quartic", "square"])
+    toy_figures.profile_losses(ax, profiles, ["quartic", "square"])
     np.testing.assert_array_equal(line(ax, "quartic").get_ydata(), profiles[0].loss)
     np.testing.assert_array_equal(line(ax, "square").get_xdata(), profiles[1].x)
     assert line(ax, "quartic").get_color() != line(ax, "square").get_color()
@@ -114,7 +116,7 @@ def test_profile_losses_shows_every_loss_and_every_minimum(ax):
 
 def test_profile_grad_norms_has_the_loss_across_and_the_slopes_size_up(ax):
     branch = toys.profile(torch.square, -1.0, 1.0, points=51).branch("left")
-    plots.profile_grad_norms(ax, [branch], ["square"])
+    toy_figures.profile_grad_norms(ax, [branch], ["square"])
     drawn = line(ax, "square")
     np.testing.assert_allclose(drawn.get_ydata(), 2 * np.sqrt(drawn.get_xdata()), atol=1e-12)
     assert "loss" in ax.get_xlabel() and "right to left" in ax.get_xlabel()
@@ -122,7 +124,7 @@ def test_profile_grad_norms_has_the_loss_across_and_the_slopes_size_up(ax):
 
 
 def test_profile_regions_shades_every_convex_region_and_marks_every_minimum(ax):
-    plots.profile_regions(ax, quartic())
+    toy_figures.profile_regions(ax, quartic())
     shaded = [(p.get_x(), p.get_x() + p.get_width()) for p in ax.patches]
     edge = 3**-0.5
     np.testing.assert_allclose(shaded, [(-2, -edge), (edge, 2)])
@@ -132,7 +134,7 @@ def test_profile_regions_shades_every_convex_region_and_marks_every_minimum(ax):
 
 
 def test_profile_regions_of_a_loss_without_minimum_or_convex_region_is_only_the_loss(ax):
-    plots.profile_regions(ax, toys.profile(lambda x: -(x**2), 0.5, 1.0, points=11))
+    toy_figures.profile_regions(ax, toys.profile(lambda x: -(x**2), 0.5, 1.0, points=11))
     assert [one.get_label() for one in ax.lines] == ["loss"] and not ax.patches
 
 
@@ -141,7 +143,7 @@ def test_profile_regions_of_a_loss_without_minimum_or_convex_region_is_only_the_
 
 def test_level_curves_lie_where_the_loss_has_the_level_and_the_convex_ellipse_is_shaded(ax):
     well = toys.GaussianWell.tilted(4.0, degrees=30.0)
-    plots.level_curves(ax, well, 1.5, [0.2, 0.5], points=161)
+    toy_figures.level_curves(ax, well, 1.5, [0.2, 0.5], points=161)
     region, curves = ax.collections
     on_edge = torch.from_numpy(region.get_paths()[0].vertices)
     torch.testing.assert_close(
@@ -154,7 +156,7 @@ def test_level_curves_lie_where_the_loss_has_the_level_and_the_convex_ellipse_is
 
 
 def test_level_curves_of_a_loss_that_is_nowhere_convex_have_no_shade(ax):
-    plots.level_curves(ax, lambda w: -w.square().sum(dim=-1), 1.0, [-1.0, -0.5], points=21)
+    toy_figures.level_curves(ax, lambda w: -w.square().sum(dim=-1), 1.0, [-1.0, -0.5], points=21)
     (curves,) = ax.collections
     assert len(curves.get_paths()) == 2
 
@@ -162,8 +164,8 @@ def test_level_curves_of_a_loss_that_is_nowhere_convex_have_no_shade(ax):
 def test_path_and_norm_mark_the_same_four_points(ax):
     _, path = well_and_path()
     other = Figure().subplots()
-    plots.flow_path(ax, path)
-    plots.flow_grad_norm(other, path)
+    toy_figures.flow_path(ax, path)
+    toy_figures.flow_grad_norm(other, path)
     marks = {
         "start": 0,
         "largest gradient norm": path.peak,
@@ -183,13 +185,13 @@ def test_a_path_that_never_enters_a_convex_region_has_no_mark_for_it(ax):
     path = toys.gradient_flow(
         lambda w: w.sum(dim=-1) - w.square().sum(dim=-1), torch.zeros(2), max_length=1.0
     )
-    plots.flow_path(ax, path)
+    toy_figures.flow_path(ax, path)
     assert "entry into the convex region" not in [one.get_label() for one in ax.lines]
 
 
 def test_flow_curvatures_draws_both_curvatures_over_the_length(ax):
     _, path = well_and_path()
-    plots.flow_curvatures(ax, path)
+    toy_figures.flow_curvatures(ax, path)
     for label, expected in (
         ("along the gradient", path.curvature_along_gradient),
         ("least eigenvalue", path.least_eigenvalue),
@@ -203,10 +205,10 @@ def test_flow_curvatures_draws_both_curvatures_over_the_length(ax):
 @pytest.mark.parametrize(
     "draw, source",
     [
-        (plots.profile_regions, quartic),
-        (plots.flow_path, lambda: well_and_path()[1]),
-        (plots.flow_grad_norm, lambda: well_and_path()[1]),
-        (plots.flow_curvatures, lambda: well_and_path()[1]),
+        (toy_figures.profile_regions, quartic),
+        (toy_figures.flow_path, lambda: well_and_path()[1]),
+        (toy_figures.flow_grad_norm, lambda: well_and_path()[1]),
+        (toy_figures.flow_curvatures, lambda: well_and_path()[1]),
     ],
 )
 def test_axes_go_in_and_come_out_and_no_figure_is_opened(ax, draw, source):

@@ -8,9 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twophase import profiles
 from twophase.errors import InputError
-from twophase.profiles import SETTING, Ratio, cost_to, costs, performance_profile, ratio_of
+from twophase.experiments import profiles
+from twophase.experiments.profiles import (
+    SETTING,
+    Ratio,
+    cost_to,
+    costs,
+    performance_profile,
+    ratio_of,
+)
 
 COST = st.floats(0.1, 1e6) | st.just(math.inf)
 

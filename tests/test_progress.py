@@ -10,8 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twophase import progress
-from twophase.progress import PROGRESS_VARIABLE, Progress, read_progress, show_status, track
+from twophase.experiments import progress
+from twophase.experiments.progress import (
+    PROGRESS_VARIABLE,
+    Progress,
+    read_progress,
+    show_status,
+    track,
+)
 
 
 @pytest.fixture

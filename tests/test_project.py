@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from twophase import comparison, models, profiles, runs
+from twophase.experiments import comparison, profiles, runs
+from twophase.problems import networks
 from twophase.switch import GradientNormPeak
 
 PROJECT = Path(__file__).parent.parent
@@ -146,7 +147,7 @@ def test_the_ratios_in_the_readme_are_those_of_the_kept_comparisons():
     readme = " ".join(README.split())
     words = ("no", "one", "two", "three")
     found, digits = kept_comparison("fair-comparison", 1000)
-    for model in models.MODELS:
+    for model in networks.MODELS:
         assert f"{model} {digits['digits', model, 'default']}" in readme
     assert f"torch's L-BFGS needs {digits['digits', SMALL, 'torch-lbfgs']}" in readme
     assert f"Adam with a tuned rate {digits['digits', SMALL, 'adam-tuned']}" in readme

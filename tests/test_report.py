@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from twophase import notebook as shown
-from twophase import report
 from twophase.errors import InputError
-from twophase.notebook import PRESET_VARIABLE
-from twophase.progress import Progress
-from twophase.report import ReportError, build
-from twophase.templates import contents_html, formula_html, opening, page_html
+from twophase.experiments.progress import Progress
+from twophase.reporting import notebook as shown
+from twophase.reporting import report
+from twophase.reporting.html import contents_html, formula_html, opening, page_html
+from twophase.reporting.notebook import PRESET_VARIABLE
+from twophase.reporting.report import ReportError, build
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = 'preset: str = "auto"  # smoke, quick or paper\nepochs: int = 3\n'

@@ -11,10 +11,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from twophase import checkpoints
-from twophase.config import RunConfig
 from twophase.errors import DataError, InputError
-from twophase.runs import CHECKPOINTS, branch_file, run
+from twophase.experiments import checkpoints
+from twophase.experiments.config import RunConfig
+from twophase.experiments.runs import CHECKPOINTS, branch_file, run
 from twophase.switch import FixedEpoch, GradientNormPeak
 from twophase.training import Trainer
 

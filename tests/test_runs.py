@@ -9,14 +9,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from twophase import data, models, runs
 from twophase.__main__ import main
 from twophase.adam import AdamSettings
 from twophase.cg import CGSettings
-from twophase.config import RunConfig
 from twophase.errors import InputError
-from twophase.line_search import GoldenSection
-from twophase.runs import run
+from twophase.experiments import runs
+from twophase.experiments.config import RunConfig
+from twophase.experiments.runs import run
+from twophase.line_search.golden_section import GoldenSection
+from twophase.problems import images, networks
 from twophase.switch import GradientNormPeak
 from twophase.training import fit
 
@@ -55,7 +56,7 @@ def test_a_run_leaves_config_history_and_summary(tmp_path, capsys):
     for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
         assert summary[name] == last[name]
     assert summary["parameters"] == 17930
-    assert summary["q"] == models.overdetermination(64, 10, 17930)
+    assert summary["q"] == networks.overdetermination(64, 10, 17930)
     assert (summary["swap_epoch"], summary["status"], summary["seed"]) == (2, "completed", 3)
     assert summary["passes"] == table.passes.sum()
     assert {"versions", "device", "git_revision"} <= set(summary)
@@ -216,7 +217,7 @@ def test_every_setting_reaches_the_run(tmp_path, monkeypatch):
         tolerance=1e-3,
         restart_every=9,
     )
-    runs._trainer(config, data.load("digits", train_examples=20), "cpu")
+    runs._trainer(config, images.load("digits", train_examples=20), "cpu")
     assert given["strategy"] == "adam+cg"
     assert given["switch"] == GradientNormPeak(0.7)
     assert given["adam"] == AdamSettings(0.01, 64)
@@ -245,7 +246,7 @@ def test_a_damaged_summary_is_no_finished_run(tmp_path, capsys, damage):
 def test_report_is_quick_by_default(monkeypatch, capsys, tmp_path):
     calls = []
     monkeypatch.setattr(
-        "twophase.report.build", lambda *args, **more: calls.append(args) or tmp_path
+        "twophase.reporting.report.build", lambda *args, **more: calls.append(args) or tmp_path
     )
     assert twophase(capsys, "report")[0] == 0
     assert calls == [("quick", None, None)]
@@ -268,8 +269,8 @@ def test_the_default_second_phase_is_there_by_name(tmp_path):
     )
     run(config, tmp_path, device="cpu")
     history, _ = runs.read(tmp_path)
-    dataset = data.load("digits", train_examples=32)
-    model = models.build(config.model, dataset.channels, dataset.classes, 0)
+    dataset = images.load("digits", train_examples=32)
+    model = networks.build(config.model, dataset.channels, dataset.classes, 0)
     expected = fit(
         model, dataset, epochs=6, switch=2, adam=AdamSettings(batch_size=16), seed=0, device="cpu"
     )

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from twophase import models
 from twophase.losses import mse
 from twophase.objective import FullBatch, ParameterVector
+from twophase.problems import networks
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 newton = importlib.import_module("gauss_newton")
@@ -80,7 +80,7 @@ def test_products_are_those_of_the_dense_gauss_newton_matrix(chunk_size):
 
 
 def test_products_pass_through_attention_and_softmax():
-    model = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0).double()
+    model = networks.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0).double()
     inputs = random(2, 1, 32, 32)
     vector = ParameterVector(model.parameters())
     v = random(len(vector.read()), seed=1)

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from twophase import runs, sweep
-from twophase.config import RunConfig
 from twophase.errors import InputError
-from twophase.sweep import Estimate
+from twophase.experiments import branches, runs
+from twophase.experiments.branches import Estimate
+from twophase.experiments.config import RunConfig
 from twophase.switch import first_switch
 
 ADAM = RunConfig(strategy="adam", epochs=4, train_examples=16, validation_examples=10)
@@ -46,7 +46,7 @@ def histories(out):
 
 def test_adams_epochs_are_trained_once(tmp_path, trained):
     variants = [replace(BOTH, beta=beta) for beta in ("FR", "PR", "PR+")]
-    sweep.run([ADAM, *variants, replace(BOTH, swap_epoch=3)], tmp_path, device="cpu")
+    branches.run([ADAM, *variants, replace(BOTH, swap_epoch=3)], tmp_path, device="cpu")
     assert trained.count("adam") == ADAM.epochs
     assert trained.count("cg") == 3 * 2 + 1
 
@@ -57,11 +57,11 @@ def test_adams_epochs_are_trained_once(tmp_path, trained):
     ids=["fixed", "literal rule", "other CG"],
 )
 def test_a_branch_is_the_unshared_run_bit_for_bit(tmp_path, config):
-    sweep.run([config], tmp_path / "sweep", device="cpu")
+    branches.run([config], tmp_path / "sweep", device="cpu")
     runs.run(config, tmp_path / "alone", device="cpu")
     alone, _ = runs.read(tmp_path / "alone")
-    same = sweep.settled(config, list(zip(alone.train_loss, alone.grad_norm, strict=True)))
-    folder = sweep.folder_of(same, tmp_path / "sweep")
+    same = branches.settled(config, list(zip(alone.train_loss, alone.grad_norm, strict=True)))
+    folder = branches.folder_of(same, tmp_path / "sweep")
     shared, _ = runs.read(folder)
     numbers = [name for name in alone if name not in ("seconds", "note")]
     pd.testing.assert_frame_equal(shared[numbers], alone[numbers], check_exact=True)
@@ -72,8 +72,8 @@ def test_a_branch_is_the_unshared_run_bit_for_bit(tmp_path, config):
 def test_rules_that_choose_the_same_epoch_are_one_run(tmp_path, trained):
     literal = replace(BOTH, swap_epoch=None, rule="norm-peak")
     configs = [replace(literal, factor=factor) for factor in (0.999, 0.9999)]
-    frame = sweep.run(configs, tmp_path, device="cpu")
-    adam, _ = runs.read(sweep.folder_of(sweep.trunk(BOTH), tmp_path))
+    frame = branches.run(configs, tmp_path, device="cpu")
+    adam, _ = runs.read(branches.folder_of(branches.trunk(BOTH), tmp_path))
     trace = list(zip(adam.train_loss, adam.grad_norm, strict=True))
     fired = [first_switch(config.switch(), trace) for config in configs]
     assert fired[0] == fired[1] < ADAM.epochs, "an example where both fire together"
@@ -83,7 +83,7 @@ def test_rules_that_choose_the_same_epoch_are_one_run(tmp_path, trained):
 
 
 def test_a_rule_that_never_fires_is_adam_alone(tmp_path, trained):
-    frame = sweep.run([replace(BOTH, swap_epoch=None)], tmp_path, device="cpu")
+    frame = branches.run([replace(BOTH, swap_epoch=None)], tmp_path, device="cpu")
     assert frame.swapped.isna().all() and len(trained) == ADAM.epochs
     assert frame.train_loss_epochs[0] == frame.train_loss_passes[0] == frame.adam_train_loss[0]
 
@@ -91,28 +91,28 @@ def test_a_rule_that_never_fires_is_adam_alone(tmp_path, trained):
 def test_a_rule_that_fires_at_the_end_is_adam_alone():
     literal = replace(BOTH, swap_epoch=None, rule="norm-peak")
     rising = [(1.0, 1.0), (1.0, 2.0), (1.0, 3.0)]
-    assert sweep.settled(literal, [*rising, (1.0, 1.0)]) == sweep.trunk(BOTH)
-    assert sweep.settled(literal, [*rising[:2], (1.0, 1.0), (1.0, 1.0)]).swap_epoch == 3
+    assert branches.settled(literal, [*rising, (1.0, 1.0)]) == branches.trunk(BOTH)
+    assert branches.settled(literal, [*rising[:2], (1.0, 1.0), (1.0, 1.0)]).swap_epoch == 3
 
 
 # -- many sittings
 
 
 def test_what_is_finished_is_not_trained_again(tmp_path, trained):
-    first = sweep.run([ADAM, BOTH], tmp_path, device="cpu")
+    first = branches.run([ADAM, BOTH], tmp_path, device="cpu")
     trained.clear()
-    again = sweep.run([BOTH, ADAM], tmp_path, device="cpu")
+    again = branches.run([BOTH, ADAM], tmp_path, device="cpu")
     assert trained == []
     pd.testing.assert_frame_equal(first[::-1].reset_index(drop=True), again, check_dtype=False)
 
 
 def test_a_swap_asked_for_later_trains_the_first_epochs_once_more(tmp_path, trained):
-    sweep.run([BOTH], tmp_path / "a", device="cpu")
+    branches.run([BOTH], tmp_path / "a", device="cpu")
     trained.clear()
     later = [replace(BOTH, swap_epoch=3, beta=beta) for beta in ("FR", "PR")]
-    sweep.run(later, tmp_path / "a", device="cpu")
+    branches.run(later, tmp_path / "a", device="cpu")
     assert (trained.count("adam"), trained.count("cg")) == (3, 2)
-    sweep.run([BOTH, *later], tmp_path / "b", device="cpu")
+    branches.run([BOTH, *later], tmp_path / "b", device="cpu")
     found = histories(tmp_path / "a")
     for name, history in histories(tmp_path / "b").items():
         pd.testing.assert_frame_equal(history, found[name], check_exact=True)
@@ -128,42 +128,43 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path, trained, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runs, "train", stopped)
-        sweep.run([ADAM, BOTH], tmp_path, device="cpu")
+        branches.run([ADAM, BOTH], tmp_path, device="cpu")
     assert trained == ["adam"] * ADAM.epochs
-    frame = sweep.run([ADAM, BOTH], tmp_path, device="cpu")
+    frame = branches.run([ADAM, BOTH], tmp_path, device="cpu")
     assert trained == ["adam"] * ADAM.epochs + ["cg"] * 2
     assert (frame.error == "").all()
 
 
 def test_a_run_that_fails_is_named_and_the_others_run(tmp_path, caplog):
     missing = replace(BOTH, dataset="mnist")
-    frame = sweep.run([missing, BOTH], tmp_path / "out", root=tmp_path, device="cpu")
+    frame = branches.run([missing, BOTH], tmp_path / "out", root=tmp_path, device="cpu")
     assert frame.status.tolist() == ["failed", "completed"]
     assert "missing" in frame.error[0] and frame.error[1] == ""
     assert "mnist vit-nomlp-wkewq-wvwo1 adam+cg" in caplog.text
-    compared = sweep.compare(frame, ["dataset"])
+    compared = branches.compare(frame, ["dataset"])
     assert compared.seeds.tolist() == [0, 1] and compared.failed.tolist() == [1, 0]
-    assert sweep.as_table(compared, ["dataset"])["equal epochs, 10⁻³"][0] == "–"
+    assert branches.as_table(compared, ["dataset"])["equal epochs, 10⁻³"][0] == "–"
 
 
 def test_a_sweep_in_which_all_fails_has_a_table(tmp_path):
-    frame = sweep.run([replace(ADAM, dataset="mnist")], tmp_path, root=tmp_path, device="cpu")
+    frame = branches.run([replace(ADAM, dataset="mnist")], tmp_path, root=tmp_path, device="cpu")
     assert (
-        sweep.as_table(sweep.compare(frame, ["dataset"]), ["dataset"])["Adam alone, 10⁻³"][0] == "–"
+        branches.as_table(branches.compare(frame, ["dataset"]), ["dataset"])["Adam alone, 10⁻³"][0]
+        == "–"
     )
 
 
 def test_a_damaged_branch_fails_alone(tmp_path):
-    sweep.run([ADAM, BOTH], tmp_path, device="cpu")
-    kept = runs.branch_file(sweep.folder_of(sweep.trunk(BOTH), tmp_path), "epoch-2")
+    branches.run([ADAM, BOTH], tmp_path, device="cpu")
+    kept = runs.branch_file(branches.folder_of(branches.trunk(BOTH), tmp_path), "epoch-2")
     kept.write_bytes(b"damaged")
-    frame = sweep.run([replace(BOTH, beta="FR"), BOTH], tmp_path, device="cpu")
+    frame = branches.run([replace(BOTH, beta="FR"), BOTH], tmp_path, device="cpu")
     assert frame.status.tolist() == ["failed", "completed"]
 
 
 def test_strategies_without_adam_are_refused(tmp_path):
     with pytest.raises(InputError, match="^strategy: 'cg'"):
-        sweep.run([replace(ADAM, strategy="cg")], tmp_path)
+        branches.run([replace(ADAM, strategy="cg")], tmp_path)
 
 
 # -- what is read off
@@ -174,21 +175,21 @@ def test_equal_passes_is_the_last_record_within_the_budget(budget, epoch):
     history = pd.DataFrame(
         {"epoch": [1, 2, 3, 4], "passes": [3, 3, 3, 11], "monitor_passes": [100] * 4}
     )
-    assert sweep.within(history, budget).epoch == epoch
+    assert branches.within(history, budget).epoch == epoch
 
 
 def test_a_budget_below_the_first_epoch_is_refused():
     with pytest.raises(InputError, match="^passes: 2 .* at least the first epoch's 3"):
-        sweep.within(pd.DataFrame({"epoch": [1], "passes": [3]}), 2)
+        branches.within(pd.DataFrame({"epoch": [1], "passes": [3]}), 2)
 
 
 def test_a_row_is_its_runs(tmp_path):
-    row = sweep.run([BOTH], tmp_path, device="cpu").iloc[0]
+    row = branches.run([BOTH], tmp_path, device="cpu").iloc[0]
     history, _ = runs.read(tmp_path / row.folder)
-    adam, _ = runs.read(sweep.folder_of(sweep.trunk(BOTH), tmp_path))
+    adam, _ = runs.read(branches.folder_of(branches.trunk(BOTH), tmp_path))
     assert adam.passes.sum() == 3 * ADAM.epochs
     inside = history[history.passes.cumsum() <= 3 * ADAM.epochs]
-    for loss in sweep.LOSSES:
+    for loss in branches.LOSSES:
         assert row[f"{loss}_epochs"] == history[loss].iloc[-1]
         assert row[f"{loss}_passes"] == inside[loss].iloc[-1]
         assert row[f"adam_{loss}"] == adam[loss].iloc[-1]
@@ -198,17 +199,17 @@ def test_a_row_is_its_runs(tmp_path):
 
 def test_ratios_are_geometric_means_with_the_logarithms_interval():
     losses, reference = np.array([1.0, 2.0, 8.0]), np.array([2.0, 1.0, 2.0])
-    found = sweep.ratio(losses, reference)
+    found = branches.ratio(losses, reference)
     assert found.mean == pytest.approx(np.cbrt(0.5 * 2 * 4))
     # three values: 2.5 % of the resamples are not more than the ones equal to an extreme
     assert (found.low, found.high) == pytest.approx((0.5, 4.0))
-    turned = sweep.ratio(reference, losses)
+    turned = branches.ratio(reference, losses)
     assert np.array(turned) == pytest.approx(1 / np.array([found.mean, found.high, found.low]))
 
 
 def test_the_interval_is_the_bootstraps():
     values = np.random.default_rng(1).normal(5, 2, size=200)
-    low, high = sweep.interval(values)
+    low, high = branches.interval(values)
     half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
     assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
@@ -216,7 +217,7 @@ def test_the_interval_is_the_bootstraps():
 
 def test_many_seeds_have_the_normal_interval():
     logs = np.random.default_rng(0).normal(0.3, 1.0, size=400)
-    found = sweep.ratio(np.exp(logs), np.ones(400))
+    found = branches.ratio(np.exp(logs), np.ones(400))
     half = 1.96 * logs.std(ddof=1) / 20
     assert np.log(found) == pytest.approx(logs.mean() + np.array([0, -half, half]), abs=0.1 * half)
 
@@ -227,12 +228,12 @@ def test_many_seeds_have_the_normal_interval():
 )
 def test_ratios_refuse_what_has_none(losses, reference, message):
     with pytest.raises(InputError, match=message):
-        sweep.ratio(np.array(losses), np.array(reference))
+        branches.ratio(np.array(losses), np.array(reference))
 
 
 def test_one_seed_has_no_interval():
-    assert sweep.ratio(np.array([1.0]), np.array([2.0])) == Estimate(0.5, None, None)
-    assert "no interval" in sweep.in_words(Estimate(0.5, None, None))
+    assert branches.ratio(np.array([1.0]), np.array([2.0])) == Estimate(0.5, None, None)
+    assert "no interval" in branches.in_words(Estimate(0.5, None, None))
 
 
 @pytest.mark.parametrize(
@@ -240,16 +241,16 @@ def test_one_seed_has_no_interval():
     [((0.5, 0.4, 0.9), "lower"), ((2.0, 1.1, 3.0), "higher"), ((1.0, 1.0, 1.0), "no clear")],
 )
 def test_words_follow_the_interval(found, word):
-    assert word in sweep.in_words(Estimate(*found))
+    assert word in branches.in_words(Estimate(*found))
 
 
 def test_comparisons_are_paired_by_seed():
     frame = pd.DataFrame({"beta": ["FR", "FR", "PR", "PR"], "seed": [0, 1, 0, 1], "error": ""})
-    for loss in sweep.LOSSES:
+    for loss in branches.LOSSES:
         frame[f"adam_{loss}"] = [1.0, 4.0, 1.0, 4.0]
         frame[f"{loss}_epochs"] = [2.0, 2.0, 3.0, 12.0]
         frame[f"{loss}_passes"] = [1.0, 4.0, 1.0, 1.0]
-    compared = sweep.compare(frame, ["beta"]).set_index("beta")
+    compared = branches.compare(frame, ["beta"]).set_index("beta")
     assert compared.train_loss_epochs.tolist() == [2.0, 7.5]
     assert compared.train_loss_epochs_ratio.tolist() == pytest.approx([1.0, 3.0])
     assert compared.validation_loss_passes_ratio.tolist() == pytest.approx([1.0, 0.5])

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from twophase import data, runs, table1
 from twophase.__main__ import main
-from twophase.config import RunConfig
 from twophase.errors import InputError, TwoPhaseError
+from twophase.experiments import runs, table1
+from twophase.experiments.config import RunConfig
+from twophase.problems import images
 
 TINY = table1.protocol("smoke", epochs=3, swap_epoch=1, train_examples=16)
 NETWORK = ["vit-nomlp-wkewq-wvwo1"]
@@ -146,11 +147,11 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
 def test_sizes_are_those_of_the_data():
     root = os.environ.get("TWOPHASE_DATA")
     known = ["digits"]
-    for name, source in data.SOURCES.items():
+    for name, source in images.SOURCES.items():
         if root and source.files and (Path(root) / source.files[0].path).parent.is_dir():
             known.append(name)
     for name in known:
-        loaded = data.load(name)
+        loaded = images.load(name)
         sizes = table1.TrainingSet(len(loaded.train), loaded.channels, loaded.classes)
         assert sizes == table1.TRAINING_SETS[name]
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twophase import toys
 from twophase.errors import InputError, NonFiniteError
+from twophase.problems import toys
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from twophase import traces
 from twophase.__main__ import main
 from twophase.errors import InputError
+from twophase.experiments import traces
+from twophase.experiments.traces import Outcome
 from twophase.switch import FixedEpoch, GradientNormPeak, NormVersusLoss, SmoothedNormPeak
-from twophase.traces import Outcome
 
 
 def test_the_committed_traces_are_complete():

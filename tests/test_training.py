@@ -9,15 +9,15 @@ from torch import nn
 from torch.nn import functional
 
 import twophase
-from twophase import models
 from twophase.adam import Adam, AdamSettings
 from twophase.cg import CGSettings, iterate
-from twophase.data import Dataset, Examples
 from twophase.device import resolve_device
 from twophase.errors import InputError, NonFiniteError
-from twophase.line import SearchStatus
-from twophase.line_search import LINE_SEARCHES, GoldenSection
+from twophase.examples import Dataset, Examples
+from twophase.line_search.golden_section import LINE_SEARCHES, GoldenSection
+from twophase.line_search.line import SearchStatus
 from twophase.objective import FullBatch, evaluate
+from twophase.problems import networks
 from twophase.switch import GradientNormPeak
 from twophase.training import Trainer, fit, run
 
@@ -371,7 +371,7 @@ def test_an_adam_epoch_never_waits_for_the_gpu():
 
 def test_an_adam_epoch_reads_no_number_from_the_device():
     """Tensors on the device "meta" have no numbers: to read one raises."""
-    model = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0).to("meta")
+    model = networks.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0).to("meta")
     adam = Adam(model, twophase.mse, AdamSettings(batch_size=4), torch.Generator())
     inputs = torch.zeros(10, 1, 32, 32, device="meta")
     adam.epoch(inputs, torch.zeros(10, dtype=torch.int64, device="meta"))

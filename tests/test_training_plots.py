@@ -5,8 +5,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from twophase import training_plots
-from twophase.line_search import Trial
+from twophase.figures import training as training_figures
+from twophase.line_search.golden_section import Trial
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def labels(ax):
 
 
 def test_grad_norm_over_loss_has_a_part_per_phase_that_meet_at_the_swap(ax, history):
-    drawn = lines(training_plots.grad_norm_over_loss(ax, history))
+    drawn = lines(training_figures.grad_norm_over_loss(ax, history))
     adam, cg = drawn["Adam, 3 epochs"], drawn["CG, 2 epochs"]
     assert adam.get_xdata().tolist() == [0.09, 0.08, 0.05]
     assert cg.get_xdata().tolist() == [0.05, 0.03, 0.02]
@@ -46,13 +46,13 @@ def test_grad_norm_over_loss_has_a_part_per_phase_that_meet_at_the_swap(ax, hist
 
 
 def test_grad_norm_over_loss_of_one_phase_has_no_swap(ax, history):
-    drawn = lines(training_plots.grad_norm_over_loss(ax, history[:3]))
+    drawn = lines(training_figures.grad_norm_over_loss(ax, history[:3]))
     assert "swap" not in drawn
 
 
 def test_loss_curves_are_logarithmic_and_told_apart_without_colour(ax):
     curves = {name: ([1, 2], [0.1, 0.01]) for name in "abcde"}
-    drawn = lines(training_plots.loss_curves(ax, curves, "passes"))
+    drawn = lines(training_figures.loss_curves(ax, curves, "passes"))
     assert list(drawn) == list("abcde")
     assert len({str(line._unscaled_dash_pattern) for line in drawn.values()}) == 5
     assert ax.get_yscale() == "log"
@@ -60,14 +60,14 @@ def test_loss_curves_are_logarithmic_and_told_apart_without_colour(ax):
 
 
 def test_convergence_leaves_out_zeros(ax):
-    drawn = lines(training_plots.convergence(ax, {"CG": ([0, 1, 2], [1, 0.1, 0])}, "x", "y"))
+    drawn = lines(training_figures.convergence(ax, {"CG": ([0, 1, 2], [1, 0.1, 0])}, "x", "y"))
     assert pd.isna(drawn["CG"].get_ydata()[2])
     assert labels(ax) == ("x", "y")
 
 
 def test_line_search_trials_are_numbered_in_their_order(ax):
     trials = [Trial(0.5, 1.25), Trial(2.0, 2.0), Trial(1.0, 1.0)]
-    training_plots.line_search_trials(ax, lambda t: (t - 1) ** 2 + 1, trials, numbered=[1, 3])
+    training_figures.line_search_trials(ax, lambda t: (t - 1) ** 2 + 1, trials, numbered=[1, 3])
     assert [text.get_text() for text in ax.texts] == ["1", "3"]
     points = lines(ax)["trial: a forward pass"]
     assert points.get_xdata().tolist() == [0.5, 2.0, 1.0]
@@ -78,7 +78,7 @@ def test_line_search_trials_are_numbered_in_their_order(ax):
 
 
 def test_grad_norm_over_epochs_shows_the_level_of_the_rule(ax, history):
-    drawn = lines(training_plots.grad_norm_over_epochs(ax, history, 0.9, swap_epoch=3))
+    drawn = lines(training_figures.grad_norm_over_epochs(ax, history, 0.9, swap_epoch=3))
     assert drawn["0.9 × the peak so far"].get_ydata() == pytest.approx([0.018, 0.09, 0.09])
     assert drawn["CG"].get_xdata().tolist() == [3, 4, 5]
     assert drawn["swap"].get_xdata()[0] == 3
@@ -87,7 +87,7 @@ def test_grad_norm_over_epochs_shows_the_level_of_the_rule(ax, history):
 def test_a_runs_figure_is_a_whole_png(tmp_path, history):
     out = tmp_path / "figure.png"
     summary = {"dataset": "digits", "model": "vit-mlp", "seed": 0}
-    training_plots.save_grad_norm_over_loss(history, summary, out)
+    training_figures.save_grad_norm_over_loss(history, summary, out)
     assert out.read_bytes().startswith(b"\x89PNG")
     assert out.read_bytes().endswith(b"IEND\xaeB`\x82")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
@@ -97,7 +97,7 @@ def test_losses_over_costs_use_the_papers_axis_passes_and_seconds(history):
     axes = Figure().subplots(3)
     history = history.assign(passes=[3, 3, 3, 15, 16], seconds=[1.0, 1.0, 1.0, 4.0, 5.0])
     parts = {"Adam": ("run", slice(0, 3)), "CG": ("run", slice(2, None))}
-    training_plots.loss_over_costs(axes, {"run": history}, parts, parameters=2_000, examples=500)
+    training_figures.loss_over_costs(axes, {"run": history}, parts, parameters=2_000, examples=500)
     x = [lines(ax)["CG"].get_xdata().tolist() for ax in axes]
     assert x == [[3.0, 4.0, 5.0], [9, 24, 40], [3.0, 7.0, 12.0]]  # 2,000 parameters: 0.002 million
     assert lines(axes[0])["Adam"].get_ydata().tolist() == [0.09, 0.08, 0.05]

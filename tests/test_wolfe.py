@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twophase.errors import InputError
-from twophase.line import Line, SearchStatus
+from twophase.line_search.line import Line, SearchStatus
+from twophase.line_search.wolfe import ParabolaFirst, StrongWolfe
 from twophase.objective import FunctionObjective
-from twophase.wolfe import ParabolaFirst, StrongWolfe
 
 COEFFICIENTS = st.floats(0.01, 100.0)
 FIRST_STEPS = st.floats(-12, 12).map(lambda exponent: 10.0**exponent)

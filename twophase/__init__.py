@@ -8,7 +8,7 @@ from twophase.adam import AdamSettings
 from twophase.cg import CGSettings
 from twophase.errors import DataError, InputError, NonFiniteError, TwoPhaseError
 from twophase.fallback import Fallback
-from twophase.line_search import GoldenSection
+from twophase.line_search.golden_section import GoldenSection
 from twophase.losses import mse
 from twophase.optimizer import ConjugateGradient
 from twophase.record import Record

@@ -91,7 +91,7 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from twophase import report
+    from twophase.reporting import report
 
     index = report.build(options.preset, options.out, options.notebooks, device=options.device)
     print(f"reports: {index}")
@@ -111,7 +111,7 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         "train_examples": int,
         "validation_examples": int,
     }
-    from twophase.config import RunConfig
+    from twophase.experiments.config import RunConfig
 
     for field in fields(RunConfig):
         parser.add_argument(
@@ -127,8 +127,8 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from twophase.config import RunConfig
-    from twophase.runs import run
+    from twophase.experiments.config import RunConfig
+    from twophase.experiments.runs import run
 
     config = RunConfig(**{f.name: getattr(options, f.name) for f in fields(RunConfig)})
     summary = run(config, options.out, options.data, options.device)
@@ -146,11 +146,12 @@ def _add_plot(commands: argparse._SubParsersAction) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from twophase import runs, training_plots
+    from twophase.experiments import runs
+    from twophase.figures import training as training_figures
 
     history, summary = runs.read(options.run)
     out = options.out or options.run / "grad_norm_over_loss.png"
-    training_plots.save_grad_norm_over_loss(history, summary, out)
+    training_figures.save_grad_norm_over_loss(history, summary, out)
     print(f"figure: {out}")
 
 
@@ -172,7 +173,7 @@ def _add_table1(commands: argparse._SubParsersAction) -> None:
 
 
 def _table1(options: argparse.Namespace) -> None:
-    from twophase import table1
+    from twophase.experiments import table1
 
     protocol = table1.protocol(
         options.preset, options.epochs, options.swap_epoch, options.train_examples
@@ -192,7 +193,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--problem", nargs="+", help="data sets, poisson, burgers, regression")
     parser.add_argument("--model", nargs="+", help="networks; default: the preset's")
     parser.add_argument(
-        "--method", nargs="+", help="beside adam; default: all of twophase.competitors"
+        "--method", nargs="+", help="beside adam; default: all of twophase.experiments.competitors"
     )
     for name in ("seeds", "passes", "swap-epoch", "batch-size", "train-examples"):
         kind = _number(name.replace("-", "_"), int)
@@ -208,8 +209,8 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from twophase import comparison, profiles
-    from twophase.competitors import METHODS
+    from twophase.experiments import comparison, profiles
+    from twophase.experiments.competitors import METHODS
 
     plan = comparison.plan(
         options.preset,
@@ -251,7 +252,7 @@ def _add_traces(commands: argparse._SubParsersAction) -> None:
 
 
 def _traces(options: argparse.Namespace) -> None:
-    from twophase import traces
+    from twophase.experiments import traces
 
     chosen = traces.configs(options.preset, options.dataset, options.model, options.seeds)
     traces.record(chosen, options.out, options.data, options.device)
@@ -271,7 +272,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from twophase import bench
+    from twophase.experiments import bench
 
     table = bench.run(
         options.preset, options.dataset, options.model, options.data, options.device, options.out
@@ -289,9 +290,9 @@ def _add_download(commands: argparse._SubParsersAction) -> None:
 
 
 def _download(options: argparse.Namespace) -> None:
-    from twophase import data
+    from twophase.problems import images
 
-    print(f"{options.dataset}: complete in {data.download(options.dataset, options.data)}")
+    print(f"{options.dataset}: complete in {images.download(options.dataset, options.data)}")
 
 
 def _number(name: str, kind: type):

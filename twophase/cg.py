@@ -24,8 +24,8 @@ from twophase.directions import (
     steepest_descent,
 )
 from twophase.errors import InputError, check_choice, check_integer, check_number
-from twophase.line import Line, LineSearch, SearchResult, SearchStatus
-from twophase.line_search import LINE_SEARCHES, resolve
+from twophase.line_search.golden_section import LINE_SEARCHES, resolve
+from twophase.line_search.line import Line, LineSearch, SearchResult, SearchStatus
 from twophase.objective import Objective, Point, evaluate, norm, start
 
 # Iterations in a row without clear progress of loss or gradient norm after which CG ends. A search
@@ -52,7 +52,7 @@ class CGSettings:
             the first two and not its choice; PR+ has a convergence theory for inexact searches,
             while FR without restarts can jam (Nocedal and Wright, section 5.2).
         line_search: any `LineSearch`. Default None: "parabola" for CG, else "wolfe" (see
-            `twophase.line_search.LINE_SEARCHES`).
+            `twophase.line_search.golden_section.LINE_SEARCHES`).
         restart_every: iterations after which the direction is the steepest descent again; None:
             only where the direction is no descent direction.
         zero_gradient_norm: gradient norm (loss per unit of parameter) at or below which CG has

@@ -410,7 +410,7 @@ def capacity(history: int | None, vector: Tensor) -> int:
     Args:
         history: None: those that fit, at least 10 (Nocedal and Wright, section 7.2, find 3 to 20
             useful) and at most 300, whose products already take longer than a gradient does on the
-            small networks of `twophase.pinn`.
+            small networks of `twophase.problems.physics`.
         vector: one like those that are kept.
 
     >>> [capacity(None, torch.empty(p)) for p in (2_000, 154_058, 10_000_000)]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from twophase.cg import CGSettings, Iteration, Memory, Status, iterate
 from twophase.errors import InputError
-from twophase.line import LineSearch
-from twophase.line_search import resolve
+from twophase.line_search.golden_section import resolve
+from twophase.line_search.line import LineSearch
 from twophase.objective import (
     Closure,
     ClosureObjective,
@@ -69,7 +69,7 @@ class ConjugateGradient(torch.optim.Optimizer):
         params: parameters or parameter groups, float32 or float64, of one dtype on one device. A
             group is a set of parameters and takes no options: one direction serves all.
         beta, restart_every, zero_gradient_norm, direction, history, powell: see `CGSettings`.
-        line_search: a name in `twophase.line_search.LINE_SEARCHES` or a `LineSearch`. Default
+        line_search: a name in `LINE_SEARCHES` or a `LineSearch`. Default
             `CGSettings`' for the direction. The paper's is "golden": golden section to a relative
             tolerance of 1e-2; "golden-tight": to 1e-8.
         tolerance: replaces a golden section's relative tolerance, in (0, 1).

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from twophase.adam import Adam, AdamSettings
 from twophase.cg import CGSettings, Memory, Status, iterate
-from twophase.data import Dataset, Examples
 from twophase.device import clock, resolve_device
 from twophase.errors import InputError, NonFiniteError, check_choice, check_integer
+from twophase.examples import Dataset, Examples
+from twophase.experiments.progress import track
 from twophase.fallback import Fallback
 from twophase.losses import mse
 from twophase.objective import (
@@ -35,7 +36,6 @@ from twophase.objective import (
 )
 from twophase.payoff import Payoff, payoffs
 from twophase.preconditioner import from_moments
-from twophase.progress import track
 from twophase.record import Record
 from twophase.switch import FixedEpoch, NormVersusLoss, SmoothedNormPeak, SwitchRule
 

@@ -9,9 +9,9 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from twophase.competitors import METHODS
-from twophase.plots import COLORS, GREY
-from twophase.profiles import SETTING, loss_at, ratio_text
+from twophase.experiments.competitors import METHODS
+from twophase.experiments.profiles import SETTING, loss_at, ratio_text
+from twophase.figures.style import COLORS, GREY
 
 BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, BLACK = COLORS
 # families share a colour, and differ by dash within
@@ -46,7 +46,7 @@ def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Ax
 
     Args:
         ax: axes to draw on; losses are on a logarithmic axis, which ends at 1e-9 of the first.
-        curves: of one setting but for the seed, from `twophase.comparison`.
+        curves: of one setting but for the seed, from `twophase.experiments.comparison`.
         cost: "passes_spent" or "seconds".
 
     Returns:
@@ -87,7 +87,7 @@ def profile(ax: Axes, shares: pd.DataFrame) -> Axes:
 
     Args:
         ax: axes to draw on; τ is on a logarithmic axis.
-        shares: from `twophase.profiles.performance_profile`.
+        shares: from `twophase.experiments.profiles.performance_profile`.
 
     Returns:
         `ax`, without a legend.

@@ -1,6 +1,6 @@
 """The convexity audit of recorded trajectories: curvature along Adam's path, and after a swap.
 
-`twophase.traces.record` keeps the weights at some epochs; here their Hessians are asked whether the
+`traces.record` keeps the weights at some epochs; here their Hessians are asked whether the
 loss is convex there. The results are small tables, so that figures need no training.
 """
 
@@ -13,14 +13,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from twophase import runs, traces
 from twophase.cg import CGSettings, Status, iterate
-from twophase.config import RunConfig
-from twophase.curvature import audit
 from twophase.device import clock
 from twophase.errors import InputError, check_number
-from twophase.files import project_folder, write_atomically
-from twophase.line_search import resolve
+from twophase.experiments import runs, traces
+from twophase.experiments.config import RunConfig
+from twophase.experiments.files import project_folder, write_atomically
+from twophase.experiments.hessian import audit
+from twophase.line_search.golden_section import resolve
 from twophase.objective import Objective, evaluate
 from twophase.switch import SmoothedNormPeak, first_switch
 from twophase.training import Trainer
@@ -89,14 +89,14 @@ def audit_recording(
     curvatures along Adam's next epoch and along CG's third step from there, too.
 
     Args:
-        config: of a run that `twophase.traces.record` has finished.
+        config: of a run that `twophase.experiments.traces.record` has finished.
         out: the folder of all recordings.
-        root, device: see `twophase.runs.run`.
+        root, device: see `twophase.experiments.runs.run`.
         epochs: of Adam, as far as their weights were kept; default eight, about doubling.
         cg_iterations: see `checkpoints`.
 
     Returns:
-        Columns `KEY`, the fields of `twophase.curvature.Curvature` (with `along_adam` and
+        Columns `KEY`, the fields of `twophase.experiments.hessian.Curvature` (with `along_adam` and
         `along_cg`), its verdict `convexity`, and `seconds`.
 
     Raises:
@@ -151,7 +151,7 @@ def clearly_negative(audits: pd.DataFrame, level: float = 1e-2) -> pd.Series:
     """Whether the smallest eigenvalue is below −`level` times the largest absolute one, row by row.
 
     Certain even where the eigenvalue has not converged, since it is an upper bound; see
-    `twophase.curvature.Curvature.convexity`, which gives the reason for the default.
+    `twophase.experiments.hessian.Curvature.convexity`, which gives the reason for the default.
 
     >>> clearly_negative(pd.DataFrame({"smallest": [-1.0, -0.001], "largest": 1.0})).tolist()
     [True, False]

@@ -45,7 +45,7 @@ def project_folder() -> Path | None:
     >>> folder is None or (folder / "twophase").is_dir()
     True
     """
-    folder = Path(__file__).resolve().parent.parent
+    folder = Path(__file__).resolve().parents[2]
     return folder if (folder / "pyproject.toml").is_file() else None
 
 

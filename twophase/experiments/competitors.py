@@ -21,10 +21,10 @@ from twophase.adam import sweep
 from twophase.cg import CGSettings, Status
 from twophase.device import clock
 from twophase.errors import NonFiniteError, check_integer
-from twophase.line_search import resolve
+from twophase.line_search.golden_section import resolve
+from twophase.line_search.wolfe import StrongWolfe
 from twophase.objective import FullBatch, evaluate
 from twophase.training import GRADIENT_PASSES, CGPhase, Trainer
-from twophase.wolfe import StrongWolfe
 
 # Mini-batch methods are measured, and curves kept, each time the passes have grown by this part.
 SPACING = 0.02
@@ -65,7 +65,7 @@ class Journal:
     [(0, 1.0), (3, 0.5), (6, 0.5)]
     >>> journal.saw(9, 0.1)
     Traceback (most recent call last):
-    twophase.competitors.BudgetSpent
+    twophase.experiments.competitors.BudgetSpent
     """
 
     def __init__(self, budget: int, loss: float, device: torch.device):

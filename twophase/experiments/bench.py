@@ -22,19 +22,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from twophase import data, models
 from twophase.adam import Adam, AdamSettings
 from twophase.cg import CGSettings, Status, iterate
-from twophase.data import DATASETS, Examples
 from twophase.device import clock, device_name, resolve_device
 from twophase.errors import check_choice
-from twophase.files import write_atomically, write_json
-from twophase.line_search import LINE_SEARCHES, resolve
+from twophase.examples import Examples
+from twophase.experiments.files import write_atomically, write_json
+from twophase.experiments.progress import track
+from twophase.experiments.provenance import git_revision, now, versions
+from twophase.line_search.golden_section import LINE_SEARCHES, resolve
 from twophase.losses import mse
 from twophase.objective import FullBatch, Objective, evaluate
 from twophase.preconditioner import from_moments
-from twophase.progress import track
-from twophase.provenance import git_revision, now, versions
+from twophase.problems import images, networks
+from twophase.problems.images import DATASETS
 
 REFERENCE = "PR+ with golden"
 # A median of passes is over the iterations after these.
@@ -121,8 +122,8 @@ def run(
 
     Args:
         preset: smoke (seconds, for tests) or quick (minutes).
-        dataset, model: names in `twophase.data.DATASETS` and `twophase.models.MODELS`.
-        root, device: see `twophase.runs.run`.
+        dataset, model: names in `images.DATASETS` and `networks.MODELS`.
+        root, device: see `twophase.experiments.runs.run`.
         out: folder for `bench.csv` and `provenance.json`; None: none is written.
 
     Returns:
@@ -139,12 +140,12 @@ def run(
     """
     size = SIZES[check_choice("preset", preset, SIZES)]
     check_choice("dataset", dataset, DATASETS)
-    check_choice("model", model, models.MODELS)
+    check_choice("model", model, networks.MODELS)
     chosen = resolve_device(device)
-    loaded = data.load(dataset, root, chosen)
+    loaded = images.load(dataset, root, chosen)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    network = models.build(model, loaded.channels, loaded.classes, seed=0).to(chosen)
+    network = networks.build(model, loaded.channels, loaded.classes, seed=0).to(chosen)
     examples, epoch = (_first(loaded.train, n) for n in (size.examples, size.epoch_examples))
     began, rows = clock(chosen), []
     parts = (
@@ -211,8 +212,8 @@ def line_searches(
         iterations: of golden section; the others stop at its last loss, after at least as many
             iterations and at most `PATIENCE` times as many.
 
-    >>> from twophase.data import load
-    >>> network = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
+    >>> from twophase.problems.images import load
+    >>> network = networks.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
     >>> rows = line_searches(network, load("digits", train_examples=16).train, 1, 1)
     >>> [row.case for row in rows if row.measure == "passes per iteration"]
     ['PR+ with golden', 'PR+ with golden-tight', 'PR+ with parabola', 'PR+ with wolfe', 'L-BFGS ...
@@ -311,8 +312,8 @@ def evaluations(network: nn.Module, examples: Examples, repetitions: int) -> lis
     Bare torch is the model on all examples at once, the loss and its number, and for the gradient
     the backward pass into the parameters' `grad`.
 
-    >>> from twophase.data import load
-    >>> network = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
+    >>> from twophase.problems.images import load
+    >>> network = networks.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
     >>> [row.case for row in evaluations(network, load("digits", train_examples=8).train, 1)]
     ['value over torch forward', 'value_and_gradient over torch forward and backward']
     """
@@ -363,7 +364,7 @@ def adam_epochs(
         examples: training examples on the networks' device, images [K, channels, height, width].
         repetitions: of each epoch.
 
-    >>> from twophase.data import load
+    >>> from twophase.problems.images import load
     >>> examples = load("digits", train_examples=8).train
     >>> for row in adam_epochs({"small": one_hidden_layer(examples, 10)}, examples, 1):
     ...     print(row.case)
@@ -502,7 +503,7 @@ def memory(width: int, device: torch.device) -> list[Row]:
             batch = inputs[:count]
             targets = torch.sin(6 * batch)
             objective = FullBatch(network, nn.functional.mse_loss, batch, targets, few)
-            vector = models.parameter_count(network) * objective.vector.dtype.itemsize
+            vector = networks.parameter_count(network) * objective.vector.dtype.itemsize
             with LiveBytes() as live:
                 descend(objective, objective.vector.read(), settings, 3 * HISTORY)
             peaks.append(live.peak / vector)
@@ -554,12 +555,12 @@ def time_against_parameters(widths: Sequence[int], repetitions: int, device: tor
     """
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(1024, 64, generator=generator), torch.zeros(1024, 10)
-    networks = [_network(64, width, 10, device) for width in widths]
+    models = [_network(64, width, 10, device) for width in widths]
     objectives = [
         FullBatch(network, nn.functional.mse_loss, inputs.to(device), targets.to(device))
-        for network in networks
+        for network in models
     ]
-    parameters = [models.parameter_count(network) for network in networks]
+    parameters = [networks.parameter_count(network) for network in models]
     return _slope("P", parameters, objectives, repetitions)
 
 
@@ -574,8 +575,8 @@ def time_against_examples(
         counts: the K.
         repetitions: of all measurements.
 
-    >>> from twophase.data import load
-    >>> network = models.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
+    >>> from twophase.problems.images import load
+    >>> network = networks.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
     >>> examples = load("digits", train_examples=8).train
     >>> time_against_examples(network, examples, (2, 20), 1).case
     'slope against K, 2 to 20'

@@ -1,72 +1,16 @@
-"""Figures: every function draws on the axes that it is given and returns them."""
+"""Figures of the toys: every function draws on the axes that it is given and returns them."""
 
 from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
-import seaborn as sns
 import torch
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from twophase.toys import FlowPath, Loss, Profile, least_eigenvalue
-
-# Okabe and Ito's colours for all kinds of colour vision, without their yellow, which is too faint
-# for lines on white; neighbours differ in lightness, too.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#000000")
-BLUE, VERMILION = COLORS[0], COLORS[4]
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 3)), (0, (3, 1)))
-CONVEX_SHADE = "#CFE3F1"
-GREY = "#666666"
-
-# pixels at 100 dots per inch: 900 is the width of a page of the report
-WIDE = 9.0
-
-
-def use_style() -> None:
-    """Set the style of every figure: ticks without a grid, sans serif, text of 10 points and more.
-
-    Lines differ by colour AND dash by default, so that they can be told apart in grey, too.
-
-    >>> from matplotlib import pyplot as plt
-    >>> with plt.rc_context():
-    ...     use_style()
-    ...     plt.rcParams["font.size"]
-    11.0
-    """
-    sns.set_theme(
-        style="ticks",
-        font="DejaVu Sans",
-        rc={
-            "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=DASHES),
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "axes.linewidth": 0.8,
-            "axes.labelsize": 11,
-            "axes.titlesize": 11,
-            "figure.constrained_layout.use": True,
-            "figure.constrained_layout.hspace": 0.05,
-            "figure.constrained_layout.wspace": 0.05,
-            "figure.dpi": 100,
-            "figure.figsize": (WIDE, 4.0),
-            "font.size": 11,
-            "legend.fontsize": 10,
-            "legend.frameon": False,
-            "lines.linewidth": 1.8,
-            "xtick.labelsize": 10,
-            "xtick.major.size": 4,
-            "xtick.major.width": 0.8,
-            "ytick.labelsize": 10,
-            "ytick.major.size": 4,
-            "ytick.major.width": 0.8,
-        },
-    )
-
-
-# ---- the toys: convex and non-convex regions ----------------------------------------------------
+from twophase.figures.style import BLUE, COLORS, CONVEX_SHADE, GREY, MARKERS, VERMILION
+from twophase.problems.toys import FlowPath, Loss, Profile, least_eigenvalue
 
 
 def convexity_curve(
@@ -138,7 +82,7 @@ def profile_losses(ax: Axes, profiles: Sequence[Profile], labels: Sequence[str])
         `ax`.
 
     >>> from matplotlib.figure import Figure
-    >>> from twophase.toys import profile
+    >>> from twophase.problems.toys import profile
     >>> bowl = profile(lambda x: x**2, -1.0, 1.0, points=5)
     >>> ax = profile_losses(Figure().subplots(), [bowl], ["bowl"])
     >>> ax.get_legend_handles_labels()[1]
@@ -165,7 +109,7 @@ def profile_grad_norms(ax: Axes, branches: Sequence[Profile], labels: Sequence[s
         `ax`.
 
     >>> from matplotlib.figure import Figure
-    >>> from twophase.toys import profile
+    >>> from twophase.problems.toys import profile
     >>> branch = profile(lambda x: x**2, -1.0, 1.0, points=5).branch("right")
     >>> profile_grad_norms(Figure().subplots(), [branch], ["bowl"]).get_ylabel()
     'gradient norm $|dL/dp|$'
@@ -187,7 +131,7 @@ def profile_regions(ax: Axes, profile: Profile) -> Axes:
         `ax`.
 
     >>> from matplotlib.figure import Figure
-    >>> from twophase.toys import profile
+    >>> from twophase.problems.toys import profile
     >>> wave = profile(torch.cos, 1.0, 5.0, points=9)
     >>> profile_regions(Figure().subplots(), wave).get_legend_handles_labels()[1]
     ['convex region', 'loss', 'local minimum']
@@ -217,7 +161,7 @@ def level_curves(
         `ax`.
 
     >>> from matplotlib.figure import Figure
-    >>> from twophase.toys import GaussianWell
+    >>> from twophase.problems.toys import GaussianWell
     >>> well = GaussianWell.tilted(1.0, degrees=0.0)
     >>> ax = level_curves(Figure().subplots(), well, 2.0, levels=[-0.8, -0.4], points=21)
     >>> ax.get_xlabel(), ax.get_ylabel()
@@ -248,7 +192,7 @@ def flow_path(ax: Axes, path: FlowPath) -> Axes:
         `ax`.
 
     >>> from matplotlib.figure import Figure
-    >>> from twophase.toys import GaussianWell, gradient_flow
+    >>> from twophase.problems.toys import GaussianWell, gradient_flow
     >>> well = GaussianWell.tilted(1.0, degrees=0.0)
     >>> path = gradient_flow(well, torch.tensor([2.0, 0.0]), points=21)
     >>> flow_path(Figure().subplots(), path).get_legend_handles_labels()[1][:2]
@@ -270,7 +214,7 @@ def flow_grad_norm(ax: Axes, path: FlowPath) -> Axes:
         `ax`; the gradient norm starts at 0.
 
     >>> from matplotlib.figure import Figure
-    >>> from twophase.toys import GaussianWell, gradient_flow
+    >>> from twophase.problems.toys import GaussianWell, gradient_flow
     >>> well = GaussianWell.tilted(1.0, degrees=0.0)
     >>> path = gradient_flow(well, torch.tensor([2.0, 0.0]), points=21)
     >>> flow_grad_norm(Figure().subplots(), path).get_xlabel()
@@ -297,7 +241,7 @@ def flow_curvatures(ax: Axes, path: FlowPath) -> Axes:
         `ax`.
 
     >>> from matplotlib.figure import Figure
-    >>> from twophase.toys import GaussianWell, gradient_flow
+    >>> from twophase.problems.toys import GaussianWell, gradient_flow
     >>> well = GaussianWell.tilted(1.0, degrees=0.0)
     >>> path = gradient_flow(well, torch.tensor([2.0, 0.0]), points=21)
     >>> flow_curvatures(Figure().subplots(), path).get_legend_handles_labels()[1]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from twophase.plots import BLUE, COLORS, CONVEX_SHADE, GREY, MARKERS, VERMILION
+from twophase.figures.style import BLUE, COLORS, CONVEX_SHADE, GREY, MARKERS, VERMILION
 
 # What is not negative has no place on a logarithmic axis: it is drawn here, at the bottom.
 FLOOR = 1e-6
@@ -22,9 +22,9 @@ def negative_ratio(
 
     Args:
         ax: axes to draw on; both become logarithmic.
-        audits: of one trajectory; see `twophase.convexity.audit_recording`.
+        audits: of one trajectory; see `twophase.experiments.convexity_audit.audit_recording`.
         events: epochs to mark by name, such as the peak of the norm; None: not drawn.
-        level: see `twophase.convexity.clearly_negative`.
+        level: see `twophase.experiments.convexity_audit.clearly_negative`.
 
     Returns:
         `ax`.

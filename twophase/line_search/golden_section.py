@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from twophase.errors import InputError, check_choice, check_integer, check_number
-from twophase.line import (
+from twophase.line_search.line import (
     CLEAR,
     Line,
     LineSearch,
@@ -14,7 +14,7 @@ from twophase.line import (
     contraction,
     why_no_descent,
 )
-from twophase.wolfe import ParabolaFirst, StrongWolfe
+from twophase.line_search.wolfe import ParabolaFirst, StrongWolfe
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 GOLDEN_FRACTION = 2 - GOLDEN_RATIO

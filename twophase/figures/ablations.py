@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from twophase.plots import COLORS, DASHES, GREY, MARKERS
+from twophase.figures.style import COLORS, DASHES, GREY, MARKERS
 
 # Shares of the distance between two values, so that intervals of several lines do not overlap.
 _SPREAD = 0.12

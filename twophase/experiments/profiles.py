@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from twophase.competitors import METHODS
 from twophase.errors import InputError, check_choice
+from twophase.experiments.competitors import METHODS
 from twophase.training import GRADIENT_PASSES
 
-# what one problem instance is known by in the tables of `twophase.comparison`
+# what one problem instance is known by in the tables of `twophase.experiments.comparison`
 SETTING = (
     *("problem", "model", "train_examples", "batch_size", "learning_rate"),
     *("dtype", "swap_epoch", "seed"),
@@ -60,7 +60,7 @@ def costs(
     """What each method spends to reach what Adam at a constant rate reaches in so many passes.
 
     Args:
-        curves: from `twophase.comparison`, with runs of method "adam"; runs of other candidates of
+        curves: from `comparison`, with runs of method "adam"; runs of other candidates of
             one method must not be in it. Methods with a multiple of the budget are left out.
         passes: since the prefix; they fix the target, the lowest loss of Adam within them.
         cost: in which to count; see `cost_to`.
@@ -243,7 +243,7 @@ def against(
     """Passes of a method to the lowest loss of another one, in parts of that one's.
 
     Args:
-        curves: from `twophase.comparison`, with runs of both on every setting.
+        curves: from `comparison`, with runs of both on every setting.
         passes: within which the rival's lowest loss is the target.
         method, rival: values of the column `method`.
 

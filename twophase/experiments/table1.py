@@ -13,11 +13,11 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from twophase import models, runs, sweep
-from twophase.config import RunConfig
 from twophase.errors import InputError, TwoPhaseError, check_choice, check_integer
-from twophase.files import project_folder, write_atomically
-from twophase.sweep import interval
+from twophase.experiments import runs
+from twophase.experiments.branches import interval
+from twophase.experiments.config import RunConfig
+from twophase.experiments.files import project_folder, write_atomically
 
 log = logging.getLogger("twophase")
 
@@ -107,7 +107,7 @@ class Pair:
 
     Args:
         protocol: how long the runs are.
-        dataset, model: names in `TRAINING_SETS` and `twophase.models.MODELS`.
+        dataset, model: names in `TRAINING_SETS` and `twophase.problems.networks.MODELS`.
         seed: of both runs, at least 0.
         swap: where Adam ends: "fixed", after the protocol's epoch, or "rule", by Algorithm 1.
 
@@ -175,7 +175,7 @@ def pairs(
     Args:
         protocol: how long the runs are.
         datasets: names in `TRAINING_SETS`; None: the protocol's.
-        networks: names in `twophase.models.MODELS`; None: all five.
+        networks: names in `twophase.problems.networks.MODELS`; None: all five.
         seeds: how many, at least 1; they count from 0.
         swap: "fixed" or "rule"; see `Pair`.
 
@@ -189,7 +189,7 @@ def pairs(
     15
     """
     chosen = [check_choice("dataset", d, TRAINING_SETS) for d in datasets or protocol.datasets]
-    names = [check_choice("model", model, models.MODELS) for model in networks or models.MODELS]
+    names = [check_choice("model", model, networks.MODELS) for model in networks or networks.MODELS]
     found = [
         Pair(protocol, dataset, model, seed, check_choice("swap", swap, SWAPS))
         for seed in range(check_integer("seeds", seeds, 1))
@@ -274,9 +274,9 @@ def listing(
     for pair in pairs(protocol, datasets, networks):
         examples, channels, classes = TRAINING_SETS[pair.dataset]
         examples = protocol.train_examples or examples
-        network = models.build(pair.model, channels, classes, seed=0)
-        parameters = models.parameter_count(network)
-        q = models.overdetermination(examples, classes, parameters)
+        network = networks.build(pair.model, channels, classes, seed=0)
+        parameters = networks.parameter_count(network)
+        q = networks.overdetermination(examples, classes, parameters)
         rows.append((pair.dataset, pair.model, parameters, round(q, 1)))
     return pd.DataFrame(rows, columns=["dataset", "model", "parameters", "q"])
 
@@ -294,7 +294,7 @@ def run(
     Args:
         chosen: from `pairs`.
         out: the table's folder.
-        root, device: see `twophase.runs.run`.
+        root, device: see `twophase.experiments.runs.run`.
 
     Returns:
         The table; see `table`.
@@ -422,8 +422,8 @@ def _run_pair(pair: Pair, out: Path, root: Path | None, device: str | torch.devi
     both, folder = pair.config("adam+cg"), pair.folder(out, "adam+cg")
     # a state for either kind of swap, so that the other kind can branch off later
     branches = [replace(pair, swap=swap).config("adam+cg") for swap in SWAPS]
-    sweep.run_trunk(adam, adam_folder, branches, root, device)
-    start = sweep.state_for(both, adam, adam_folder, root, device)
+    branches.run_trunk(adam, adam_folder, branches, root, device)
+    start = branches.state_for(both, adam, adam_folder, root, device)
     runs.run(both, folder, root, device, branch_from=start)
 
 

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 
 from twophase.adam import AdamSettings
 from twophase.cg import CGSettings
-from twophase.data import DATASETS
 from twophase.directions import BETA_RULES
 from twophase.errors import InputError, check_choice, check_integer
 from twophase.fallback import Fallback
-from twophase.line_search import resolve
-from twophase.models import MODELS
+from twophase.line_search.golden_section import resolve
+from twophase.problems.images import DATASETS
+from twophase.problems.networks import MODELS
 from twophase.switch import FixedEpoch, SwitchRule, switch_rule
 from twophase.training import STRATEGIES
 
@@ -21,7 +21,7 @@ class RunConfig:
     """One training run: everything its history depends on, but for the device.
 
     Args:
-        dataset, model: names in `twophase.data.DATASETS` and `twophase.models.MODELS`.
+        dataset, model: names in `images.DATASETS` and `networks.MODELS`.
         strategy: "adam", "cg" or "adam+cg".
         epochs: at least 1.
         seed: of initial weights, mini-batch order and training subset, at least 0.
@@ -33,7 +33,7 @@ class RunConfig:
             `twophase.fit`: on with the two robust rules.
         batch_size, learning_rate: of Adam; see `AdamSettings`.
         beta, line_search, tolerance, restart_every: of CG; see `CGSettings` and
-            `twophase.line_search.LINE_SEARCHES`. Defaults are the paper's; beta "none" with
+            `LINE_SEARCHES`. Defaults are the paper's; beta "none" with
             line_search "wolfe" is the default of `twophase.fit`, self-scaled BFGS; its
             checkpoints, two files and one written after each epoch, hold its steps, up to 256 MiB.
             A tolerance of None is the line search's own.

@@ -21,13 +21,13 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from twophase import provenance
 from twophase.device import device_name, resolve_device
 from twophase.errors import InputError, TwoPhaseError, check_choice
-from twophase.files import project_folder, write_atomically, write_json
-from twophase.notebook import assignments, resolve_preset
-from twophase.progress import PROGRESS_VARIABLE, Progress, read_progress, show_status
-from twophase.templates import contents_html, opening, page_html
+from twophase.experiments import provenance
+from twophase.experiments.files import project_folder, write_atomically, write_json
+from twophase.experiments.progress import PROGRESS_VARIABLE, Progress, read_progress, show_status
+from twophase.reporting.html import contents_html, opening, page_html
+from twophase.reporting.notebook import assignments, resolve_preset
 
 # a busy machine with a cold disk can take minutes to import what a kernel needs
 _KERNEL_START_SECONDS = 300
@@ -59,7 +59,7 @@ def build(
     preset before, or gives it in its metadata: `"twophase": {"seconds": {"quick": 90}}`.
 
     Args:
-        preset: smoke, quick, paper, or auto (see `twophase.notebook.resolve_preset`).
+        preset: smoke, quick, paper, or auto (see `twophase.reporting.notebook.resolve_preset`).
         out: the folder for the reports; by default `reports` in the project's folder.
         notebooks: which to run, by number ("03") or name ("03-images"); by default all.
         parameters: other parameters to set, each in the notebooks that have it.

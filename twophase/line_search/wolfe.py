@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from twophase.errors import check_integer, check_number
-from twophase.line import (
+from twophase.line_search.line import (
     CLEAR,
     CONTRACTION,
     GradientTrial,

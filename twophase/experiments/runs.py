@@ -15,13 +15,14 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from twophase import checkpoints, data, models
-from twophase.config import RunConfig
-from twophase.data import Dataset
 from twophase.device import device_name, resolve_device
 from twophase.errors import InputError
-from twophase.files import write_atomically, write_json
-from twophase.provenance import git_revision, now, versions
+from twophase.examples import Dataset
+from twophase.experiments import checkpoints
+from twophase.experiments.config import RunConfig
+from twophase.experiments.files import write_atomically, write_json
+from twophase.experiments.provenance import git_revision, now, versions
+from twophase.problems import images, networks
 from twophase.switch import SwitchRule
 from twophase.training import Fit, Record, Trainer
 from twophase.training import run as train
@@ -48,7 +49,7 @@ def run(
     Args:
         config: what to train.
         out: the run's folder; made if it is not there.
-        root: the data folder; None: see `twophase.data.load`.
+        root: the data folder; None: see `twophase.problems.images.load`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         branches: for each name a rule; the state after the epoch at which it first says switch is
             kept in `branch_file(out, name)`, so that another run can branch off there.
@@ -77,7 +78,7 @@ def run(
     finished = _finished(config, out)
     if finished is not None:
         return finished
-    dataset = data.load(
+    dataset = images.load(
         config.dataset,
         root,
         chosen,
@@ -157,7 +158,7 @@ def restore(
     1
     """
     chosen = resolve_device(device)
-    examples = data.load(
+    examples = images.load(
         config.dataset, root, chosen, train_examples=config.train_examples, seed=config.seed
     )
     trainer = _trainer(config, replace(examples, validation=None), chosen)
@@ -166,7 +167,7 @@ def restore(
 
 
 def _trainer(config: RunConfig, dataset: Dataset, device: torch.device) -> Trainer:
-    model = models.build(config.model, dataset.channels, dataset.classes, config.seed)
+    model = networks.build(config.model, dataset.channels, dataset.classes, config.seed)
     return Trainer(
         model,
         dataset,
@@ -289,7 +290,7 @@ def _top5(trainer: Trainer, dataset: Dataset) -> float | None:
 
 def _summary(config: RunConfig, trainer: Trainer, outcome: Fit, dataset: Dataset) -> dict:
     last = outcome.final
-    examples, parameters = len(dataset.train), models.parameter_count(trainer.model)
+    examples, parameters = len(dataset.train), networks.parameter_count(trainer.model)
     return {
         "dataset": config.dataset,
         "model": config.model,
@@ -309,7 +310,7 @@ def _summary(config: RunConfig, trainer: Trainer, outcome: Fit, dataset: Dataset
         "grad_norm": last.grad_norm,
         "parameters": parameters,
         "train_examples": examples,
-        "q": models.overdetermination(examples, dataset.classes, parameters),
+        "q": networks.overdetermination(examples, dataset.classes, parameters),
         "passes": sum(record.passes for record in outcome.records),
         "monitor_passes": sum(record.monitor_passes for record in outcome.records),
         "seconds": sum(record.seconds for record in outcome.records),

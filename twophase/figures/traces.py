@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from twophase.plots import COLORS, GREY, MARKERS
-from twophase.traces import peak_epoch, smoothed
+from twophase.experiments.traces import peak_epoch, smoothed
+from twophase.figures.style import COLORS, GREY, MARKERS
 
 # Below the trace, so that a marker hides nothing; in units of the axes' height.
 _LOWEST, _SPACING = 0.04, 0.075

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from twophase.errors import DataError
-from twophase.files import write_atomically
+from twophase.experiments.files import write_atomically
 
 _MAGIC = b"twophase checkpoint 1\n"
 _KEPT = 2  # the newest, and the one before it in case that is damaged

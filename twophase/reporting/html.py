@@ -23,7 +23,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent / "templates"
 _TITLE = re.compile(r"^# +(.+)$", re.MULTILINE)
 _INLINE_FORMULA = re.compile(r"(?<!\\)\$([^$]+)(?<!\\)\$")
 # what latex2mathml passes on as if it were a letter: a command it lacks, or a stray alignment

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from twophase import models, runs
-from twophase.config import RunConfig
 from twophase.errors import InputError, check_choice, check_integer
-from twophase.files import project_folder, write_atomically
+from twophase.experiments import runs
+from twophase.experiments.config import RunConfig
+from twophase.experiments.files import project_folder, write_atomically
 from twophase.switch import FixedEpoch, SwitchRule, first_switch
 
 log = logging.getLogger("twophase")
@@ -58,7 +58,7 @@ def configs(
     Args:
         preset: smoke, quick or paper; the committed traces are paper's.
         datasets: of the preset's; None: all of them.
-        networks: names in `twophase.models.MODELS`; None: all five.
+        networks: names in `twophase.problems.networks.MODELS`; None: all five.
         seeds: how many, at least 1; they count from 0.
 
     Raises:
@@ -69,7 +69,7 @@ def configs(
     """
     lengths = LENGTHS[check_choice("preset", preset, LENGTHS)]
     chosen = [check_choice("dataset", name, lengths) for name in datasets or lengths]
-    names = [check_choice("model", name, models.MODELS) for name in networks or models.MODELS]
+    names = [check_choice("model", name, networks.MODELS) for name in networks or networks.MODELS]
     return [
         RunConfig(
             dataset,
@@ -106,13 +106,13 @@ def record(
     Args:
         chosen: from `configs`.
         out: folder of all runs; `grad_norm_traces.csv` is written there after each.
-        root, device: see `twophase.runs.run`.
+        root, device: see `twophase.experiments.runs.run`.
 
     Returns:
         The traces, a row for each epoch of each run; columns `COLUMNS`.
 
     Raises:
-        TwoPhaseError: from `twophase.runs.run`; what was finished before stays.
+        TwoPhaseError: from `twophase.experiments.runs.run`; what was finished before stays.
 
     >>> import tempfile
     >>> chosen = configs("smoke", networks=["vit-nomlp-wkewq-wvwo1"], seeds=1)

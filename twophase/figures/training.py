@@ -11,9 +11,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from twophase.files import write_atomically
-from twophase.line_search import Trial
-from twophase.plots import BLUE, COLORS, DASHES, GREY, VERMILION, WIDE, use_style
+from twophase.experiments.files import write_atomically
+from twophase.figures.style import BLUE, COLORS, DASHES, GREY, VERMILION, WIDE, use_style
+from twophase.line_search.golden_section import Trial
 
 PHASE_STYLES = {
     "adam": {"color": BLUE, "linestyle": "-"},
@@ -305,7 +305,7 @@ def save_grad_norm_over_loss(history: pd.DataFrame, summary: Mapping, out: Path)
     """Save `grad_norm_over_loss` of a run as a PNG, titled with its data set, model and seed.
 
     Args:
-        history, summary: from `twophase.runs.read`.
+        history, summary: from `twophase.experiments.runs.read`.
         out: the file, replaced whole; 150 dots per inch.
 
     Raises:

@@ -19,15 +19,16 @@ import pandas as pd
 import torch
 from filelock import FileLock
 
-from twophase import checkpoints, data, models, pinn
 from twophase.adam import AdamSettings
 from twophase.cg import CGSettings
-from twophase.competitors import METHODS, Method, go_on, second_phase
 from twophase.device import device_name, resolve_device
 from twophase.errors import InputError, check_choice, check_integer
-from twophase.files import write_atomically, write_json
+from twophase.experiments import checkpoints
+from twophase.experiments.competitors import METHODS, Method, go_on, second_phase
+from twophase.experiments.files import write_atomically, write_json
+from twophase.experiments.provenance import git_revision, now, versions
 from twophase.losses import mse
-from twophase.provenance import git_revision, now, versions
+from twophase.problems import images, networks, physics
 from twophase.training import GRADIENT_PASSES, Trainer
 
 log = logging.getLogger("twophase")
@@ -37,7 +38,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SAVED_SPACING = 0.04
 # Of weights, batches and subsets in the runs that tuning looks at, never in those it is judged by.
 TUNING_SEED = 100
-PROBLEMS = (*data.DATASETS, *pinn.PROBLEMS)
+PROBLEMS = (*images.DATASETS, *physics.PROBLEMS)
 # Networks from the quickest to the slowest pass.
 SIZES = (
     *("vit-nomlp-wkewq-wvwo1", "vit-nomlp-wkewq", "vit-nomlp"),
@@ -50,9 +51,9 @@ class Setting:
     """A problem, and where on Adam's way through it the methods part.
 
     Args:
-        problem: a data set of `twophase.data.DATASETS`, or a full-batch problem of
-            `twophase.pinn.PROBLEMS`.
-        model: of `twophase.models.MODELS`, for a data set; "" for a full-batch problem.
+        problem: a data set of `twophase.problems.images.DATASETS`, or a full-batch problem of
+            `twophase.problems.physics.PROBLEMS`.
+        model: of `twophase.problems.networks.MODELS`, for a data set; "" for a full-batch problem.
         swap_epoch: epochs of the shared prefix of Adam, at least 1.
         seed: of initial weights, mini-batches and subset, at least 0.
         batch_size, learning_rate: of Adam; see `AdamSettings`. A full-batch problem takes its
@@ -81,7 +82,7 @@ class Setting:
 
     def __post_init__(self):
         check_choice("problem", self.problem, PROBLEMS)
-        check_choice("model", self.model, models.MODELS if self.images else ("",))
+        check_choice("model", self.model, networks.MODELS if self.images else ("",))
         check_integer("swap_epoch", self.swap_epoch, 1)
         check_integer("seed", self.seed, 0)
         AdamSettings(self.learning_rate, self.batch_size)
@@ -94,7 +95,7 @@ class Setting:
     @property
     def images(self) -> bool:
         """Whether the problem is a data set of images."""
-        return self.problem in data.DATASETS
+        return self.problem in images.DATASETS
 
     @property
     def name(self) -> str:
@@ -113,13 +114,13 @@ class Setting:
         """
         chosen, dtype = resolve_device(device), DTYPES[self.dtype]
         if self.images:
-            dataset = data.load(
+            dataset = images.load(
                 self.problem, root, chosen, self.train_examples, self.seed, dtype=dtype
             )
-            model = models.build(self.model, dataset.channels, dataset.classes, self.seed)
+            model = networks.build(self.model, dataset.channels, dataset.classes, self.seed)
             train, loss, batch_size = dataset.train, mse, self.batch_size
         else:
-            problem = pinn.PROBLEMS[self.problem](self.seed)
+            problem = physics.PROBLEMS[self.problem](self.seed)
             model, train = problem.model, (problem.inputs, problem.targets)
             loss, batch_size = torch.nn.functional.mse_loss, len(problem.inputs)
         return Trainer(
@@ -173,8 +174,8 @@ class Plan:
         """
         pairs = []
         for problem in self.problems:
-            images = check_choice("problem", problem, PROBLEMS) in data.DATASETS
-            pairs += [(problem, model) for model in (self.models if images else ("",))]
+            of_images = check_choice("problem", problem, PROBLEMS) in images.DATASETS
+            pairs += [(problem, model) for model in (self.models if of_images else ("",))]
         return [self._setting(*pair, seed) for seed in range(self.seeds) for pair in pairs]
 
     def tuning(self) -> Setting:
@@ -183,20 +184,20 @@ class Plan:
         >>> PLANS["paper"].tuning().name
         'digits vit-nomlp-wkewq-wvwo1'
         """
-        images = self.problems[0] in data.DATASETS
-        smallest = min(self.models, key=SIZES.index) if images else ""
+        of_images = self.problems[0] in images.DATASETS
+        smallest = min(self.models, key=SIZES.index) if of_images else ""
         return self._setting(self.problems[0], smallest, TUNING_SEED)
 
     def _setting(self, problem: str, model: str, seed: int) -> Setting:
-        images = problem in data.DATASETS
+        of_images = problem in images.DATASETS
         return Setting(
             problem,
             model,
             self.swap_epoch,
             seed,
             self.batch_size,
-            train_examples=self.train_examples if images else None,
-            dtype=self.dtype if images else "float64",
+            train_examples=self.train_examples if of_images else None,
+            dtype=self.dtype if of_images else "float64",
         )
 
 
@@ -210,7 +211,7 @@ PLANS = {
         **{"swap_epoch": 60, "passes": 240, "batch_size": 64, "train_examples": 192},
     ),
     "paper": Plan(
-        ("digits", "mnist", "cifar10"), tuple(models.MODELS), swap_epoch=100, passes=1000
+        ("digits", "mnist", "cifar10"), tuple(networks.MODELS), swap_epoch=100, passes=1000
     ),
 }
 
@@ -447,7 +448,7 @@ def run(
     Args:
         todo: from `jobs` and `tuning_jobs`.
         folder: of the jobs' files, for one device; made if it is not there.
-        root: the data folder; None: see `twophase.data.load`.
+        root: the data folder; None: see `twophase.problems.images.load`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         processes: that work side by side, each on one thread if there are several; seconds are
             then those of a busy machine.

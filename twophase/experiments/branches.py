@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from scipy.stats import bootstrap
 
-from twophase import runs
-from twophase.config import RunConfig
 from twophase.errors import InputError, TwoPhaseError, check_choice
+from twophase.experiments import runs
+from twophase.experiments.config import RunConfig
 from twophase.switch import FixedEpoch, first_switch
 
 log = logging.getLogger("twophase")
@@ -102,13 +102,13 @@ def run_trunk(
         adam: the trunk of all branches.
         folder: the trunk's.
         branches: configurations of strategy "adam+cg", whether they will be run or not.
-        root, device: see `twophase.runs.run`.
+        root, device: see `twophase.experiments.runs.run`.
 
     Returns:
         The summary of the run.
 
     Raises:
-        TwoPhaseError, OSError: as `twophase.runs.run` does.
+        TwoPhaseError, OSError: as `twophase.experiments.runs.run` does.
 
     >>> import tempfile
     >>> both = RunConfig(train_examples=16, epochs=2, swap_epoch=1)
@@ -137,14 +137,14 @@ def state_for(
     Args:
         config: of strategy "adam+cg".
         adam, folder: the trunk's, finished by `run_trunk`.
-        root, device: see `twophase.runs.run`.
+        root, device: see `twophase.experiments.runs.run`.
 
     Returns:
-        A file for the `branch_from` of `twophase.runs.run`.
+        A file for the `branch_from` of `twophase.experiments.runs.run`.
 
     Raises:
         InputError: the trunk is not finished.
-        TwoPhaseError, OSError: as `twophase.runs.run` does.
+        TwoPhaseError, OSError: as `twophase.experiments.runs.run` does.
 
     >>> import tempfile
     >>> both = RunConfig(train_examples=16, epochs=3, swap_epoch=2)
@@ -178,7 +178,7 @@ def run(
     Args:
         configs: of strategies "adam" and "adam+cg".
         out: the folder of the runs' folders; made if it is not there.
-        root, device: see `twophase.runs.run`.
+        root, device: see `twophase.experiments.runs.run`.
 
     Returns:
         A row for each configuration, in their order: its fields; `folder` below `out`, which runs

@@ -1,0 +1,1 @@
+"""What is run and measured: configurations, run folders, comparisons, audits."""

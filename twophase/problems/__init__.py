@@ -1,0 +1,1 @@
+"""What is trained: toys, networks for images, physics-informed problems."""
