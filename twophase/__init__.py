@@ -1,17 +1,19 @@
-"""Convexity-dependent two-phase training: Adam while the loss is non-convex, then CG.
+"""Convexity-dependent two-phase training: Adam while the loss is non-convex, then full batches.
 
 Source: Hrycej et al., "A Convexity-Dependent Two-Phase Training Algorithm for Deep Neural
 Networks", KDIR 2025.
 """
 
 from twophase.adam import AdamSettings
-from twophase.cg import CGSettings
+from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBFGSDirection
 from twophase.errors import DataError, InputError, NonFiniteError, TwoPhaseError
 from twophase.fallback import Fallback
-from twophase.line_search.golden_section import GoldenSection
+from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.losses import mse
-from twophase.optimizer import ConjugateGradient
+from twophase.optimizer import LBFGS, ConjugateGradient, SecondPhase, SelfScaledBFGS
+from twophase.preconditioner import AdamMoments, Identity
 from twophase.record import Record
+from twophase.second_phase import DEFAULT, Descent
 from twophase.switch import (
     Decision,
     FixedEpoch,
@@ -20,25 +22,38 @@ from twophase.switch import (
     PeakTest,
     SmoothedNormPeak,
 )
-from twophase.training import Fit, Trainer, fit
+from twophase.trainer import Trainer
+from twophase.training import PAPER, Fit, fit
 
 __all__ = [
+    "DEFAULT",
+    "LBFGS",
+    "PAPER",
+    "AdamMoments",
     "AdamSettings",
-    "CGSettings",
+    "ConjugateDirection",
     "ConjugateGradient",
     "DataError",
     "Decision",
+    "Descent",
     "Fallback",
     "Fit",
     "FixedEpoch",
     "GoldenSection",
     "GradientNormPeak",
+    "Identity",
     "InputError",
+    "LBFGSDirection",
     "NonFiniteError",
     "NormVersusLoss",
+    "ParabolaFirst",
     "PeakTest",
     "Record",
+    "SecondPhase",
+    "SelfScaledBFGS",
+    "SelfScaledBFGSDirection",
     "SmoothedNormPeak",
+    "StrongWolfe",
     "Trainer",
     "TwoPhaseError",
     "fit",

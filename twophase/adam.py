@@ -1,42 +1,43 @@
 """Phase 1: mini-batch Adam over data that stays on the device."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from twophase.errors import InputError, check_integer, check_number
-from twophase.objective import Loss
+from twophase.losses import Loss
+from twophase.settings import Settings
 
 
 @dataclass(frozen=True)
-class AdamSettings:
+class AdamSettings(Settings):
     """Settings of the Adam phase.
 
     Args:
         learning_rate: above 0, at most 1e30. Default 1e-3, torch's own; the paper does not print
             its rate.
-        batch_size: examples per mini-batch, at least 1. Default 512, the paper's (section 4).
+        batch_size: examples per mini-batch, at least 1. Default 512, the paper's (section 4). None:
+            all in one batch.
         betas, eps: of Adam (Kingma and Ba, 2015), torch's defaults.
 
     Raises:
         InputError: a value is out of range.
-
-    >>> AdamSettings(batch_size=0)
-    Traceback (most recent call last):
-    twophase.errors.InputError: batch_size: 0 is not allowed; use a whole number of at least 1
     """
 
     learning_rate: float = 1e-3
-    batch_size: int = 512
+    batch_size: int | None = 512
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # torch divides the rate by 1 - beta1 and wants the quotient in float32
         check_number("learning_rate", self.learning_rate, above=0, maximum=1e30)
-        check_integer("batch_size", self.batch_size, 1)
+        if self.batch_size is not None:
+            check_integer("batch_size", self.batch_size, 1)
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
             raise InputError("betas", self.betas, "two numbers of at least 0 and below 1")
         for beta in self.betas:
@@ -58,11 +59,6 @@ class Adam:
         settings: learning rate, batch size, betas and eps.
         generator: source of the orders, on the CPU.
 
-    >>> model, inputs = nn.Linear(1, 1), torch.ones(8, 1)
-    >>> adam = Adam(model, nn.functional.mse_loss, AdamSettings(), torch.Generator())
-    >>> adam.epoch(inputs, 2 * inputs)
-    >>> sorted(adam.state_dict())
-    ['generator', 'optimizer']
     """
 
     def __init__(
@@ -86,22 +82,19 @@ class Adam:
         sweep(self.model, self.loss, self.optimizer, inputs, targets, batches)
 
     def batches(self, count: int, device: torch.device) -> tuple[Tensor, ...]:
-        """The mini-batches of the next epoch over `count` examples: indices on the device.
-
-        >>> model = nn.Linear(1, 1)
-        >>> settings = AdamSettings(batch_size=3)
-        >>> adam = Adam(model, nn.functional.mse_loss, settings, torch.Generator())
-        >>> [len(batch) for batch in adam.batches(8, torch.device("cpu"))]
-        [3, 3, 2]
-        """
+        """The mini-batches of the next epoch over `count` examples: indices on the device."""
         order = torch.randperm(count, generator=self.generator, pin_memory=device.type == "cuda")
-        return order.to(device, non_blocking=True).split(self.batch_size)
+        return order.to(device, non_blocking=True).split(self.batch_size or count)
 
-    def state_dict(self) -> dict:
+    def batch_count(self, count: int) -> int:
+        """How many mini-batches an epoch over `count` examples has."""
+        return math.ceil(count / (self.batch_size or count))
+
+    def state_dict(self) -> dict[str, Any]:
         """Adam's moments, which further epochs change, and the state of the generator."""
         return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
@@ -122,10 +115,6 @@ def sweep(
         model, loss, optimizer: what is trained, by a mean loss of a batch, and how.
         inputs, targets: [K, ...], on the model's device.
         batches: the indices of each mini-batch, shape [B], on that device.
-
-    >>> model, inputs = nn.Linear(1, 1), torch.ones(8, 1)
-    >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> sweep(model, nn.functional.mse_loss, sgd, inputs, 2 * inputs, torch.arange(8).split(4))
     """
     for batch in batches:
         optimizer.zero_grad()

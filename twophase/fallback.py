@@ -1,4 +1,4 @@
-"""The safe way back: when CG's own results speak against the hypothesis, Adam takes over again."""
+"""The safe way back: when the second phase's results speak against it, Adam takes over again."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -6,14 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twophase.cg import Status
 from twophase.errors import check_integer, check_number
+from twophase.second_phase import Status
+from twophase.settings import Settings
 from twophase.switch import Decision, check_seen
 
 # A trend is that of at least so many epochs, where there are as many.
 SHORTEST_TREND = 3
-# Adam is not believed to have stopped for good: CG that gains less than 5 % while the passes grow
-# by a factor e must let it try.
+# Adam is not believed to have stopped for good: a second phase that gains less than 5 % while the
+# passes grow by a factor e must let it try.
 LEAST_SLOPE = 0.05
 # Of the loss: searches by slopes may raise it by its rounding errors (1e-7 for float32 networks).
 ROUNDING = 1e-6
@@ -26,14 +27,14 @@ class Seen(NamedTuple):
     loss: float
 
 
-@dataclass
-class Fallback:
-    """The evidence that ends a phase of CG early, and what Adam goes on from.
+@dataclass(unsafe_hash=True)
+class Fallback(Settings):
+    """The evidence that ends a second phase early, and what Adam goes on from.
 
-    CG hands back to Adam, whose moments are those it had at the swap, after an iteration in which
+    It hands back to Adam, whose moments are those it had at the swap, after an iteration in which
 
     - the search found no lower loss, or the loss measured afterwards is higher or not finite, or
-      CG has converged (a minimum, but perhaps not the one that Adam would reach);
+      the phase has converged (a minimum, but perhaps not the one that Adam would reach);
     - the gradient norm is above its largest under Adam: by the hypothesis the loss is not convex;
     - the loss is above what Adam promised for as many passes, and fell by less over the last
       `trial` iterations than Adam promised for these. Adam's promise is its trend, the straight
@@ -41,48 +42,48 @@ class Fallback:
       where a loss is not positive).
 
     Adam goes on from the weights at the swap, with the moments it had there: its epochs are those
-    of a run of Adam alone. The best weights of CG are kept aside, and are the result if Adam ends
-    above them. So the final training loss is never above that of Adam alone after as many Adam
+    of a run of Adam alone. The second phase's best weights are kept aside, and are the result if
+    Adam ends above them. So the final training loss is never above that of Adam alone after as many Adam
     epochs. A swap that does not pay costs about `trial` iterations; there are at most
     `max_switches`, and each waits for `growth` times the passes before the last one.
 
     It is a pure object like the switch rules, and replays over a run's records.
 
     Args:
-        trial: CG iterations over which its rate is measured, at least 1. Default 5: the first of
-            them is a steepest descent, conjugate directions need a few more to show.
-        max_switches: swaps to CG in a run, at least 1. Default 3: with `growth` 2 they are trials
+        trial: iterations over which its rate is measured, at least 1. Default 5: the first of
+            them is a steepest descent, other directions need a few more to show.
+        max_switches: swaps in a run, at least 1. Default 3: with `growth` 2 they are trials
             in the 1st, 2nd and 4th unit of time.
         growth: factor of the passes before the next swap, above 1. Default 2: all trials together
             cost less than twice the last one.
 
     Raises:
-        InputError: a value is out of range; in `adam` and `cg`, a loss or norm is not finite.
+        InputError: a value is out of range; in `adam` and `second`, a loss or norm is not finite.
 
     Source: the paper, section 3, names the risk and asks for no more than trying; the review's
-    failure signatures are a norm without peak, several peaks, and a loss that rises under CG.
+    failure signatures are a norm without peak, several peaks, and a loss that rises after the swap.
 
     >>> fallback = Fallback(trial=2)
     >>> for epoch in range(1, 9):
     ...     fallback.adam(loss=1 / epoch, grad_norm=1.0, passes=3)
     >>> fallback.ready, fallback.swap()
     (True, None)
-    >>> fallback.cg(loss=0.1249, grad_norm=0.9, passes=17).switch
+    >>> fallback.second(loss=0.1249, grad_norm=0.9, passes=17).switch
     False
-    >>> fallback.cg(loss=0.1248, grad_norm=0.9, passes=17)
-    Decision(switch=True, reason='in 34 passes CG gained 0.0016, Adam promised 0.882 (of ln loss)')
+    >>> fallback.second(loss=0.1248, grad_norm=0.9, passes=17)
+    Decision(switch=True, reason='in 34 passes it gained 0.0016, Adam promised 0.882 (of ln loss)')
     """
 
     trial: int = 5
     max_switches: int = 3
     growth: float = 2.0
-    _adam: list[Seen] = field(default_factory=list, init=False, repr=False)
-    _cg: list[Seen] = field(default_factory=list, init=False, repr=False)
-    _peak: float = field(default=0.0, init=False, repr=False)
-    _spent: int = field(default=0, init=False, repr=False)
-    _swaps: list[int] = field(default_factory=list, init=False, repr=False)
+    _adam: list[Seen] = field(default_factory=list, init=False, repr=False, compare=False)
+    _second: list[Seen] = field(default_factory=list, init=False, repr=False, compare=False)
+    _peak: float = field(default=0.0, init=False, repr=False, compare=False)
+    _spent: int = field(default=0, init=False, repr=False, compare=False)
+    _swaps: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("trial", self.trial, 1)
         check_integer("max_switches", self.max_switches, 1)
         check_number("growth", self.growth, above=1)
@@ -93,7 +94,7 @@ class Fallback:
 
     @property
     def ready(self) -> bool:
-        """Whether CG may take over now, as far as earlier attempts are concerned."""
+        """Whether the second phase may take over now, as far as earlier attempts are concerned."""
         if not self._swaps:
             return True
         return len(self._swaps) < self.max_switches and (
@@ -109,20 +110,20 @@ class Fallback:
         self._peak = max(self._peak, grad_norm)
 
     def swap(self) -> None:
-        """CG takes over after the epochs seen so far, at least one."""
+        """The second phase takes over after the epochs seen so far, at least one."""
         self._swaps.append(self._spent)
-        self._cg = [Seen(0, self._adam[-1].loss)]
+        self._second = [Seen(0, self._adam[-1].loss)]
 
-    def cg(
+    def second(
         self, loss: float, grad_norm: float, passes: int, status: Status = Status.MOVED
     ) -> Decision:
-        """Take an iteration of CG, and judge whether Adam shall take over."""
+        """Take an iteration of the second phase, and judge whether Adam shall take over."""
         check_seen(loss, grad_norm)
         self._spent += passes
-        before = self._cg[-1]
-        self._cg.append(Seen(before.passes + passes, loss))
+        before = self._second[-1]
+        self._second.append(Seen(before.passes + passes, loss))
         if status is not Status.MOVED:
-            return Decision(True, f"CG ended: {status}")
+            return Decision(True, f"the second phase ended: {status}")
         if loss > before.loss + ROUNDING * abs(before.loss):
             return Decision(True, f"the loss rose from {before.loss:.4g} to {loss:.4g}")
         if grad_norm > self._peak:
@@ -131,15 +132,15 @@ class Fallback:
         return self._compare_rates()
 
     def _compare_rates(self) -> Decision:
-        if len(self._cg) <= self.trial:
-            done = len(self._cg) - 1
+        if len(self._second) <= self.trial:
+            done = len(self._second) - 1
             return Decision(False, f"iteration {done} of a trial of {self.trial}")
-        first, last = self._cg[-1 - self.trial], self._cg[-1]
+        first, last = self._second[-1 - self.trial], self._second[-1]
         trend = Trend.of(self._adam)
         gained = trend.scale(first.loss) - trend.scale(last.loss)
         promised = trend.promise(first.passes) - trend.promise(last.passes)
         seen = (
-            f"in {last.passes - first.passes} passes CG gained {gained:.3g}, "
+            f"in {last.passes - first.passes} passes it gained {gained:.3g}, "
             f"Adam promised {promised:.3g} ({trend.unit})"
         )
         behind = trend.scale(last.loss) > trend.promise(last.passes)
@@ -151,10 +152,6 @@ class Trend(NamedTuple):
 
     `scale` is ln, or the identity where a loss is not positive. The line ends at `level` after
     `passes` passes and falls by `slope` per unit of ln(passes).
-
-    >>> trend = Trend.of([Seen(3 * n, 1 / n) for n in range(1, 9)])
-    >>> round(trend.slope, 6), round(math.exp(trend.promise(24)), 6)
-    (1.0, 0.0625)
     """
 
     logarithmic: bool

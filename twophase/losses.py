@@ -1,9 +1,14 @@
 """Training losses: functions of a batch's outputs and targets, averaged over the batch."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn import functional
 
 from twophase.errors import InputError
+
+# of outputs and targets, averaged over the examples of a batch
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:

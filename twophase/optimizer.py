@@ -1,39 +1,33 @@
-"""Conjugate gradient as a `torch.optim.Optimizer`, for any model and training code."""
+"""The second phase as `torch.optim.Optimizer`s, for any model and training code."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from twophase.cg import CGSettings, Iteration, Memory, Status, iterate
-from twophase.errors import InputError
-from twophase.line_search.golden_section import resolve
-from twophase.line_search.line import LineSearch
-from twophase.objective import (
-    Closure,
-    ClosureObjective,
-    ParameterVector,
-    Point,
-    check_repeats,
-    evaluate,
-    norm,
+from twophase.closure import Closure, ClosureObjective
+from twophase.directions import (
+    ConjugateDirection,
+    LBFGSDirection,
+    SelfScaledBFGSDirection,
+    State,
 )
+from twophase.errors import InputError
+from twophase.line_search import LineSearch, ParabolaFirst, StrongWolfe
+from twophase.objective import Point, check_repeats, evaluate, norm
+from twophase.parameters import ParameterVector
 from twophase.preconditioner import from_moments
+from twophase.second_phase import DEFAULT, Descent, Iteration, Status, iterate
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What a step did: status and message, the loss after it, the gradient norm before it.
 
-    `step_size` multiplies the direction; `evaluations` counts the forward passes of the line
-    search, `passes` all work of the step (forward 1, forward with backward 3).
-
-    >>> weight = torch.nn.Parameter(torch.zeros(1))
-    >>> optimizer = ConjugateGradient([weight])
-    >>> loss = optimizer.step(lambda: (weight - 3).square().sum())
-    >>> optimizer.result.status, optimizer.result.gradient_norm
-    (<Status.MOVED: 'moved'>, 6.0)
+    `step_size` multiplies the direction; `evaluations` counts the trials of the line search,
+    `passes` all work of the step (forward 1, forward with backward 3).
     """
 
     status: Status
@@ -45,15 +39,14 @@ class StepResult:
     passes: int
 
 
-class ConjugateGradient(torch.optim.Optimizer):
-    """Nonlinear conjugate gradient, or BFGS by default, with a line search; no learning rate.
+class SecondPhase(torch.optim.Optimizer):
+    """The library's second phase, or any other `Descent`, over ALL parameters as one vector.
 
-    d = −g + β · d_previous, or without a β d = −H g (see `twophase.directions`), over ALL
-    parameters of all groups as one vector, then x ← x + t · d with t from the line search (see
-    `twophase.cg.iterate`; the paper's section 4). `step` takes a
-    closure that computes and returns the loss of the full batch and does NOT call backward: a
-    trial by its loss then costs a forward pass only. The iterates do not depend on the scale of the
-    loss or on how the parameters are cut into tensors or groups.
+    x ← x + t · d with a direction d and t from a line search, each iteration a `step` (see
+    `twophase.second_phase.iterate`); no learning rate. `step` takes a closure that computes and
+    returns the loss of the full batch and does NOT call backward: a trial by its loss then costs a
+    forward pass only. The iterates do not depend on the scale of the loss or on how the parameters
+    are cut into tensors or groups.
 
     A line search by slopes has computed the gradient where it ends, and the next step starts from
     it: the closure must be the same function at every step. Where its data have changed, call
@@ -62,20 +55,17 @@ class ConjugateGradient(torch.optim.Optimizer):
 
     `state_dict` holds vectors of length P: the parameters, the previous gradient and direction, the
     gradient handed on, the preconditioner, and for BFGS two for each step that it remembers (up to
-    256 MiB by default, see `twophase.directions.capacity`). It resumes exactly under
+    256 MiB by default, see `twophase.directions.quasi_newton.capacity`). It resumes exactly under
     the same constructor arguments (without the preconditioner, which it holds).
 
     Args:
         params: parameters or parameter groups, float32 or float64, of one dtype on one device. A
             group is a set of parameters and takes no options: one direction serves all.
-        beta, restart_every, zero_gradient_norm, direction, history, powell: see `CGSettings`.
-        line_search: a name in `LINE_SEARCHES` or a `LineSearch`. Default
-            `CGSettings`' for the direction. The paper's is "golden": golden section to a relative
-            tolerance of 1e-2; "golden-tight": to 1e-8.
-        tolerance: replaces a golden section's relative tolerance, in (0, 1).
+        second: direction and line search. Default: that of `fit`, self-scaled BFGS in a limited
+            memory with a strong Wolfe search, which solved the most test functions.
         preconditioner: a `torch.optim.Adam` (or another with its second moments) that has trained
-            the same parameters: the diagonal that its moments make at the first step scales all
-            directions (see `twophase.preconditioner`). None: no scaling.
+            the same parameters: the diagonal that its moments make at once scales all directions
+            (see `twophase.preconditioner.from_moments`). None: no scaling.
 
     Attributes:
         result: the last step's `StepResult`; None before the first.
@@ -89,49 +79,33 @@ class ConjugateGradient(torch.optim.Optimizer):
 
     >>> model = torch.nn.Linear(2, 1)
     >>> inputs, targets = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[1.0], [2.0]])
-    >>> optimizer = ConjugateGradient(model.parameters())
+    >>> optimizer = SecondPhase(model.parameters())
     >>> for _ in range(10):
     ...     loss = optimizer.step(lambda: torch.nn.functional.mse_loss(model(inputs), targets))
-    >>> loss.item() < 1e-4
-    True
+    >>> loss.item() < 1e-4, optimizer.result.status
+    (True, <Status.MOVED: 'moved'>)
     """
 
     def __init__(
         self,
-        params: Iterable,
-        beta: str | None = None,
-        line_search: str | LineSearch | None = None,
-        tolerance: float | None = None,
-        restart_every: int | None = None,
-        zero_gradient_norm: float = 0.0,
-        direction: str | None = None,
-        history: int | None = None,
-        powell: float | None = None,
+        params: Iterable[Any],
+        second: Descent = DEFAULT,
         preconditioner: torch.optim.Optimizer | None = None,
     ):
-        search = None
-        if line_search is not None or tolerance is not None:
-            search = resolve("golden" if line_search is None else line_search, tolerance)
-        self.settings = CGSettings(
-            beta, search, restart_every, zero_gradient_norm, direction, history, powell
-        )
+        if not isinstance(second, Descent):
+            raise InputError("second", second, "a Descent")
+        self.second = second
         self.result: StepResult | None = None
         super().__init__(params, defaults={})
         if preconditioner is not None:
             self._saved()["inverse"] = from_moments(preconditioner, self._parameters())
 
-    def add_param_group(self, param_group: dict) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters to the one vector; the next direction is the steepest descent.
 
         Raises:
             InputError: the group has options of its own.
             ValueError: from torch, a parameter is in a group already.
-
-        >>> first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
-        >>> optimizer = ConjugateGradient([first])
-        >>> optimizer.add_param_group({"params": [second]})
-        >>> len(optimizer.param_groups)
-        2
         """
         options = sorted(set(param_group) - {"params", "param_names"})
         if options:
@@ -145,39 +119,18 @@ class ConjugateGradient(torch.optim.Optimizer):
         """Forget the last step: call it where the closure's loss has changed, with other data.
 
         The next step computes the gradient anew and goes along the steepest descent.
-
-        >>> weight = torch.nn.Parameter(torch.zeros(1))
-        >>> optimizer = ConjugateGradient([weight])
-        >>> for target in (3.0, 5.0):
-        ...     loss = optimizer.step(lambda: (weight - target).square().sum())  # noqa: B023
-        ...     optimizer.restart()
-        >>> loss.item() < 0.1
-        True
         """
-        self._saved().update(memory=None, point=None)
+        self._saved().update(state=None, point=None)
 
-    def __getstate__(self) -> dict:
-        return super().__getstate__() | {"settings": self.settings, "result": None}
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"second": self.second, "result": None}  # type: ignore[no-untyped-call]
 
-    def step(self, closure: Closure | None = None) -> Tensor:
-        """One CG iteration; returns the loss AFTER it, a float64 scalar tensor.
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """One iteration; returns the loss AFTER it, a float64 scalar tensor.
 
         `closure()` returns the loss as a scalar tensor and does not call backward; the first step
-        of an optimizer calls it once more, to check that it repeats itself. Whatever is raised, the
-        parameters are those before the step.
-
-        Raises:
-            InputError: `closure` is no function, calls backward, or returns no real scalar with a
-                graph; the parameters are not of one dtype, float32 or float64, on one device; the
-                model has dropout or BatchNorm in training mode; in the first step, two calls give
-                two losses.
-            NonFiniteError: the loss or its gradient is not finite at the start of the step.
-
-        >>> weight = torch.nn.Parameter(torch.zeros(1))
-        >>> optimizer = ConjugateGradient([weight])
-        >>> loss = optimizer.step(lambda: (weight - 3).square().sum())
-        >>> loss.item() < 0.01, loss.item() == optimizer.result.loss
-        (True, True)
+        of an optimizer calls it once more, to check that it repeats itself. Whatever is raised
+        (see the class), the parameters are those before the step.
         """
         if not callable(closure):
             raise InputError("closure", closure, "a function that returns the loss")
@@ -194,12 +147,12 @@ class ConjugateGradient(torch.optim.Optimizer):
 
     def _iterate(self, objective: ClosureObjective, x: Tensor) -> Iteration:
         saved = self._saved()
-        memory = Memory(**saved["memory"]) if saved.get("memory") else None
-        if memory is not None and not torch.equal(memory.x, x):
-            memory = None
-        point = self._point(objective, x, saved["point"] if memory else None)
-        iteration = iterate(objective, point, memory, self.settings, saved.get("inverse"))
-        saved["memory"] = iteration.memory._asdict() if iteration.memory else None
+        state = State(**saved["state"]) if saved.get("state") else None
+        if state is not None and not torch.equal(state.x, x):
+            state = None
+        point = self._point(objective, x, saved["point"] if state else None)
+        iteration = iterate(objective, point, state, self.second, saved.get("inverse"))
+        saved["state"] = iteration.state._asdict() if iteration.state else None
         saved["point"] = _without_x(iteration.point)
         saved["iterations"] = saved.get("iterations", 0) + 1
         self.result = StepResult(
@@ -213,7 +166,9 @@ class ConjugateGradient(torch.optim.Optimizer):
         )
         return iteration
 
-    def _point(self, objective: ClosureObjective, x: Tensor, handed: dict | None) -> Point:
+    def _point(
+        self, objective: ClosureObjective, x: Tensor, handed: dict[str, Any] | None
+    ) -> Point:
         """The point at x: what the last step's search handed on, or an evaluation."""
         point = Point(x, **handed) if handed else evaluate(objective, x)
         if self.result is None:
@@ -223,11 +178,80 @@ class ConjugateGradient(torch.optim.Optimizer):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _saved(self) -> dict:
+    def _saved(self) -> dict[str, Any]:
         """All state, kept with the first parameter as torch's own L-BFGS does."""
         return self.state[self._parameters()[0]]
 
 
-def _without_x(point: Point | None) -> dict | None:
-    """A point as it is kept beside the memory, which has its x."""
+class ConjugateGradient(SecondPhase):
+    """Nonlinear conjugate gradient, d = −g + β · d_previous; see `SecondPhase`.
+
+    Args:
+        params, preconditioner: see `SecondPhase`.
+        beta, restart_every, powell: see `ConjugateDirection`; default β "PR+".
+        line_search: default `ParabolaFirst()`, 4 passes for most steps and as good as an exact one;
+            the paper's is `GoldenSection(rtol=1e-2)`, about 16 passes a step.
+        tolerance_grad: see `Descent`.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = ConjugateGradient([weight], beta="FR", line_search=ParabolaFirst())
+    >>> optimizer.step(lambda: (weight - 3).square().sum()).item() < 1e-9
+    True
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        beta: str = "PR+",
+        line_search: LineSearch = ParabolaFirst(),
+        restart_every: int | None = None,
+        powell: float | None = None,
+        tolerance_grad: float = 0.0,
+        preconditioner: torch.optim.Optimizer | None = None,
+    ):
+        direction = ConjugateDirection(beta, restart_every, powell)
+        second = Descent(direction, line_search, tolerance_grad=tolerance_grad)
+        super().__init__(params, second, preconditioner)
+
+
+class SelfScaledBFGS(SecondPhase):
+    """Self-scaled BFGS in a limited memory; see `SelfScaledBFGSDirection` and `SecondPhase`.
+
+    Args:
+        params, preconditioner: see `SecondPhase`.
+        history_size: steps that are remembered; None: as many as fit into 256 MiB, 10 to 300.
+        line_search: default `StrongWolfe(c1=1e-4, c2=0.9)`, 3 passes for most steps.
+        tolerance_grad: see `Descent`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        history_size: int | None = None,
+        line_search: LineSearch = StrongWolfe(),
+        tolerance_grad: float = 0.0,
+        preconditioner: torch.optim.Optimizer | None = None,
+    ):
+        direction = SelfScaledBFGSDirection(history_size)
+        second = Descent(direction, line_search, tolerance_grad=tolerance_grad)
+        super().__init__(params, second, preconditioner)
+
+
+class LBFGS(SecondPhase):
+    """L-BFGS, for comparison with torch's own; see `LBFGSDirection` and `SelfScaledBFGS`' args."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        history_size: int | None = None,
+        line_search: LineSearch = StrongWolfe(),
+        tolerance_grad: float = 0.0,
+        preconditioner: torch.optim.Optimizer | None = None,
+    ):
+        second = Descent(LBFGSDirection(history_size), line_search, tolerance_grad=tolerance_grad)
+        super().__init__(params, second, preconditioner)
+
+
+def _without_x(point: Point | None) -> dict[str, Any] | None:
+    """A point as it is kept beside the state, which has its x."""
     return None if point is None else {k: v for k, v in point._asdict().items() if k != "x"}

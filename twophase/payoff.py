@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from twophase.fallback import Seen, Trend
-from twophase.record import Record
+from twophase.record import ADAM, Record
 
 
 @dataclass(frozen=True)
 class Payoff:
-    """A phase of CG, and what Adam's trend foresaw for as many passes.
+    """A second phase, and what Adam's trend foresaw for as many passes.
 
     The trend is the straight line through ln(loss) over ln(passes) in the latter half of Adam's
     epochs before the phase (see `twophase.fallback.Trend`). It is a forecast from the run's own
@@ -23,9 +23,6 @@ class Payoff:
         loss: the lowest training loss that it has met.
         foreseen: the loss that Adam would have come to with these passes, by its trend.
 
-    >>> paid = Payoff(first_epoch=31, last_epoch=40, passes=42, loss=0.01, foreseen=0.02)
-    >>> paid.pays, paid.text
-    (True, 'CG pays: 0.01 after 42 passes from epoch 31 on, where Adam by its trend has 0.02')
     """
 
     first_epoch: int
@@ -44,7 +41,7 @@ class Payoff:
         """The finding as a sentence."""
         verdict = "pays" if self.pays else "does not pay"
         return (
-            f"CG {verdict}: {self.loss:.3g} after {self.passes} passes from epoch "
+            f"the second phase {verdict}: {self.loss:.3g} after {self.passes} passes from epoch "
             f"{self.first_epoch} on, where Adam by its trend has {self.foreseen:.3g}"
         )
 
@@ -55,13 +52,6 @@ def forecast(adam: Iterable[Record], passes: int) -> float:
     Args:
         adam: records of Adam's epochs, at least one.
         passes: over the training set.
-
-    >>> from twophase import fit
-    >>> import torch
-    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
-    >>> result = fit(torch.nn.Linear(1, 1), (inputs, inputs), epochs=9, strategy="adam")
-    >>> forecast(result.records, 30) < result.final.train_loss
-    True
     """
     seen: list[Seen] = []
     for record in adam:
@@ -73,20 +63,13 @@ def forecast(adam: Iterable[Record], passes: int) -> float:
 
 
 def payoffs(records: Iterable[Record]) -> list[Payoff]:
-    """The phases of CG in a run, each judged against the epochs of Adam before it.
+    """The second phases of a run, each judged against the epochs of Adam before it.
 
     Args:
         records: of a run, finished or not, in the order of its epochs.
 
     Returns:
-        A `Payoff` for each phase of CG that has epochs of Adam before it.
-
-    >>> import torch
-    >>> from twophase import fit
-    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
-    >>> result = fit(torch.nn.Linear(1, 1), (inputs, 3 * inputs), epochs=9, switch=6)
-    >>> [paid.pays for paid in payoffs(result.records)]
-    [True]
+        A `Payoff` for each second phase that has epochs of Adam before it.
     """
     return list(_payoffs(records))
 
@@ -95,7 +78,7 @@ def _payoffs(records: Iterable[Record]) -> Iterator[Payoff]:
     adam: list[Record] = []
     for phase, group in groupby(records, key=lambda record: record.phase):
         epochs = list(group)
-        if phase == "adam":
+        if phase == ADAM:
             adam += epochs
         elif adam:
             passes = sum(record.passes for record in epochs)

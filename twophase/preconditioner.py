@@ -1,11 +1,66 @@
-"""What Adam knows of the loss's scales when it hands over: a diagonal preconditioner."""
+"""What stands for the Hessian from the start: nothing, or what Adam knows of the loss's scales."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from twophase.errors import InputError, check_number
+from twophase.errors import InputError, check_integer, check_number
+from twophase.settings import Settings
+
+
+class Preconditioner(Protocol):
+    """What the second phase asks of a preconditioner M when Adam hands over."""
+
+    def inverse(
+        self, adam: torch.optim.Optimizer, parameters: Iterable[Tensor], batches: int
+    ) -> Tensor | None:
+        """The diagonal [P] of M⁻¹, None for 1, after `batches` mini-batches in each Adam epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity(Settings):
+    """No preconditioner: M is 1."""
+
+    def inverse(
+        self, adam: torch.optim.Optimizer, parameters: Iterable[Tensor], batches: int
+    ) -> None:
+        """None, which stands for 1."""
+
+
+@dataclass(frozen=True)
+class AdamMoments(Settings):
+    """M from the second moments that Adam ends with, where its mini-batches make them meaningful.
+
+    See `from_moments` for the formula. Adam's full-batch moments fall with the gradient instead of
+    measuring curvature: they stalled the second phase on Poisson's equation.
+
+    Args:
+        damping: see `from_moments`.
+        min_batches: mini-batches of an Adam epoch from which on the moments are used, at least 1,
+            which is always. Default 2: after any mini-batches, not after full batches.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    damping: float = 0.1
+    min_batches: int = 2
+
+    def __post_init__(self) -> None:
+        check_number("damping", self.damping, minimum=0)
+        check_integer("min_batches", self.min_batches, 1)
+
+    def inverse(
+        self, adam: torch.optim.Optimizer, parameters: Iterable[Tensor], batches: int
+    ) -> Tensor | None:
+        """See `from_moments`; None where there are fewer than `min_batches`."""
+        if batches < self.min_batches:
+            return None
+        return from_moments(adam, parameters, self.damping)
 
 
 @torch.no_grad()

@@ -2,27 +2,24 @@
 
 from dataclasses import dataclass
 
+# the phases of a history
+ADAM, SECOND = "adam", "second"
+
 
 @dataclass(frozen=True)
 class Record:
-    """One epoch: an Adam epoch is a sweep of mini-batches, a CG epoch is one iteration.
+    """One epoch: an Adam epoch is a sweep of mini-batches, one of the second phase an iteration.
 
     Losses, accuracies (share in 0..1, None without classes) and the gradient norm (loss per unit
     of parameter, of the full training loss) are those at the end of the epoch. `passes` counts the
     epoch's optimisation in sweeps over the training set (forward 1, forward with backward 3), and
     `seconds` its wall time; `monitor_passes` counts what was spent on the training set beyond that
     to fill the record, above all Adam's gradient norm. The gradient at a swap counts in both, since
-    the rule needs it and CG starts from it; the one after the last epoch starts nothing and counts
-    in neither if that was CG's. `step_size` and `evaluations` are the line search's. `status` is
-    "moved", or why the phase could do no more (see `twophase.cg.Status`). `note` says why a phase
-    ended.
+    the rule needs it and the second phase starts from it; the one after the last epoch starts
+    nothing and counts in neither if that was the second phase's. `step_size` and `evaluations` are
+    the line search's. `status` is "moved", or why the phase could do no more (see
+    `twophase.second_phase.Status`). `note` says why a phase ended.
 
-    >>> import torch
-    >>> from twophase import Trainer
-    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
-    >>> record = Trainer(torch.nn.Linear(1, 1), (inputs, 3 * inputs)).epoch()
-    >>> record.phase, record.passes, record.monitor_passes, record.status
-    ('adam', 3, 3, 'moved')
     """
 
     epoch: int

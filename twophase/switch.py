@@ -1,13 +1,14 @@
 """When to leave Adam: rules that read one loss and one gradient norm per epoch."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
-from twophase.errors import InputError, check_choice, check_integer, check_number
+from twophase.errors import InputError, check_integer, check_number
+from twophase.settings import Settings
 
 # The median of absolute deviations of a normal distribution, in standard deviations.
 NORMAL_MAD = 0.6745
@@ -44,8 +45,16 @@ class SwitchRule(Protocol):
         ...
 
 
-@dataclass
-class GradientNormPeak:
+class _Rule(Settings):
+    """Settings with what was seen as state, which no comparison, text or JSON shows."""
+
+    def fresh(self) -> Self:
+        """A rule of the same settings that has seen nothing."""
+        return replace(self)  # type: ignore[type-var]
+
+
+@dataclass(unsafe_hash=True)
+class GradientNormPeak(_Rule):
     """Algorithm 1 of the paper, literally: switch when the norm falls to `factor` of its maximum.
 
     gn_max ← max(gn, gn_max); switch when gn <= factor · gn_max, with gn the gradient norm of the
@@ -56,7 +65,6 @@ class GradientNormPeak:
     Args:
         factor: in (0, 1], the paper's gn_fact; default 0.9, the paper's value. At 1 the rule
             switches after the first epoch, whose norm is its own peak.
-        peak: the largest norm seen so far; 0 for a rule that has seen nothing.
 
     Raises:
         InputError: the factor is out of range; in `update`, a loss or norm is not finite or a norm
@@ -68,22 +76,13 @@ class GradientNormPeak:
     """
 
     factor: float = 0.9
-    peak: float = 0.0
+    peak: float = field(default=0.0, init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_number("factor", self.factor, above=0, maximum=1)
-        check_number("peak", self.peak, minimum=0)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """Take one epoch's loss and gradient norm; decide whether to switch now.
-
-        Raises:
-            InputError: a number is not finite, or the norm is below 0.
-
-        >>> rule = GradientNormPeak(factor=0.5)
-        >>> rule.update(1.0, 4.0).switch, rule.update(0.9, 1.5).reason
-        (False, 'at or below 0.5 of its peak: gradient norm 1.5, peak 4, level 2')
-        """
+        """Take one epoch's loss and gradient norm; decide whether to switch now."""
         check_seen(loss, grad_norm)
         self.peak = max(self.peak, grad_norm)
         level = self.factor * self.peak
@@ -92,13 +91,9 @@ class GradientNormPeak:
             return Decision(True, f"at or below {self.factor:g} of its peak: {seen}")
         return Decision(False, f"above {self.factor:g} of its peak: {seen}")
 
-    def fresh(self) -> "GradientNormPeak":
-        """A rule of the same factor that has seen nothing."""
-        return GradientNormPeak(self.factor)
-
 
 @dataclass(frozen=True)
-class PeakTest:
+class PeakTest(Settings):
     """Whether a sequence of gradient norms has risen clearly, peaked, and stayed below its peak.
 
     The norms are smoothed by a running median over `window` values, backwards. With s the
@@ -138,7 +133,7 @@ class PeakTest:
     share: float = 1.0
     confidence: float = 3.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_number("factor", self.factor, above=0, maximum=1)
         check_number("rise", self.rise, above=1)
         check_integer("window", self.window, 1)
@@ -168,8 +163,8 @@ class PeakTest:
         return Decision(True, f"a clear rise and a lasting fall, {fall}; {seen}")
 
 
-@dataclass
-class SmoothedNormPeak:
+@dataclass(unsafe_hash=True)
+class SmoothedNormPeak(_Rule):
     """Switch when the smoothed gradient norm has risen clearly, peaked and fallen for long enough.
 
     The robust rule, and the default of `twophase.fit`: `PeakTest` over the epochs, which names the
@@ -179,7 +174,6 @@ class SmoothedNormPeak:
 
     Args:
         test: thresholds and waiting times, counted in updates; default `PeakTest()`.
-        norms: the norms seen so far (loss per unit of parameter).
 
     Raises:
         InputError: in `update`, a number is not finite or a norm below zero.
@@ -194,29 +188,18 @@ class SmoothedNormPeak:
     2
     """
 
-    test: PeakTest = field(default_factory=PeakTest)
-    norms: list[float] = field(default_factory=list, repr=False)
+    test: PeakTest = PeakTest()
+    norms: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """Take one epoch's loss and gradient norm; decide whether to switch now.
-
-        Raises:
-            InputError: a number is not finite, or the norm is below 0.
-
-        >>> SmoothedNormPeak().update(loss=1.0, grad_norm=0.5).reason
-        'no clear rise: 1 times, 1.5 needed; smoothed norm 0.5, peak 0.5 at 1'
-        """
+        """Take one epoch's loss and gradient norm; decide whether to switch now."""
         check_seen(loss, grad_norm)
         self.norms.append(grad_norm)
         return self.test(self.norms)
 
-    def fresh(self) -> "SmoothedNormPeak":
-        """A rule of the same thresholds that has seen nothing."""
-        return SmoothedNormPeak(self.test)
 
-
-@dataclass
-class NormVersusLoss:
+@dataclass(unsafe_hash=True)
+class NormVersusLoss(_Rule):
     """Switch when the gradient norm, as a function of the loss, has peaked and fallen.
 
     `PeakTest` over the norms in the order of falling losses instead of epochs: an epoch that climbs
@@ -226,7 +209,6 @@ class NormVersusLoss:
 
     Args:
         test: thresholds and waiting times, counted in updates; default `PeakTest()`.
-        seen: (loss, norm) of the updates so far.
 
     Raises:
         InputError: in `update`, a number is not finite or a norm below zero.
@@ -237,18 +219,13 @@ class NormVersusLoss:
     15
     """
 
-    test: PeakTest = field(default_factory=PeakTest)
-    seen: list[tuple[float, float]] = field(default_factory=list, repr=False)
+    test: PeakTest = PeakTest()
+    seen: list[tuple[float, float]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """Take one epoch's loss and gradient norm; decide whether to switch now.
-
-        Raises:
-            InputError: a number is not finite, or the norm is below 0.
-
-        >>> NormVersusLoss().update(loss=1.0, grad_norm=0.5).switch
-        False
-        """
+        """Take one epoch's loss and gradient norm; decide whether to switch now."""
         check_seen(loss, grad_norm)
         self.seen.append((loss, grad_norm))
         ordered = sorted(self.seen, key=lambda pair: -pair[0])
@@ -258,64 +235,29 @@ class NormVersusLoss:
             return Decision(False, f"the loss {loss:.4g} is above most seen; {decision.reason}")
         return Decision(decision.switch, f"by falling loss, {decision.reason}")
 
-    def fresh(self) -> "NormVersusLoss":
-        """A rule of the same thresholds that has seen nothing."""
-        return NormVersusLoss(self.test)
 
-
-@dataclass
-class FixedEpoch:
+@dataclass(unsafe_hash=True)
+class FixedEpoch(_Rule):
     """Switch after a given number of epochs, as the paper's Table 1 does.
 
     Args:
         epoch: the last epoch of the first phase, at least 1.
-        seen: epochs seen so far.
 
     Raises:
         InputError: `epoch` is below 1.
 
-    >>> rule = FixedEpoch(2)
-    >>> [rule.update(1.0, 1.0).switch for _ in range(2)]
-    [False, True]
     """
 
     epoch: int
-    seen: int = 0
+    seen: int = field(default=0, init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("swap_epoch", self.epoch, 1)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """Count one epoch; decide whether it was the last of the first phase.
-
-        >>> FixedEpoch(1).update(loss=0.5, grad_norm=2.0)
-        Decision(switch=True, reason='epoch 1, fixed swap at 1')
-        """
+        """Count one epoch; decide whether it was the last of the first phase."""
         self.seen += 1
         return Decision(self.seen >= self.epoch, f"epoch {self.seen}, fixed swap at {self.epoch}")
-
-    def fresh(self) -> "FixedEpoch":
-        """A rule of the same epoch that has seen nothing."""
-        return FixedEpoch(self.epoch)
-
-
-SWITCH_RULES: dict[str, Callable[[float], SwitchRule]] = {
-    "smoothed-norm-peak": lambda factor: SmoothedNormPeak(PeakTest(factor)),
-    "norm-versus-loss": lambda factor: NormVersusLoss(PeakTest(factor)),
-    "norm-peak": GradientNormPeak,
-}
-
-
-def switch_rule(name: str, factor: float) -> SwitchRule:
-    """A rule from its name in `SWITCH_RULES` and its factor, the paper's gn_fact, in (0, 1].
-
-    Raises:
-        InputError: the name is unknown or the factor out of range.
-
-    >>> switch_rule("norm-peak", 0.8)
-    GradientNormPeak(factor=0.8, peak=0.0)
-    """
-    return SWITCH_RULES[check_choice("rule", name, SWITCH_RULES)](factor)
 
 
 def replay(rule: SwitchRule, trace: Iterable[tuple[float, float]]) -> list[Decision]:
@@ -348,12 +290,7 @@ def first_switch(rule: SwitchRule, trace: Iterable[tuple[float, float]]) -> int 
 
 
 def check_seen(loss: float, grad_norm: float) -> None:
-    """Raise `InputError` unless both numbers are finite and the norm is at least 0.
-
-    >>> check_seen(0.5, -1.0)
-    Traceback (most recent call last):
-    twophase.errors.InputError: grad_norm: -1.0 is not allowed; use a norm of at least 0
-    """
+    """Raise `InputError` unless both numbers are finite and the norm is at least 0."""
     for name, number in (("loss", loss), ("grad_norm", grad_norm)):
         if not math.isfinite(number):
             raise InputError(name, number, "a finite number")

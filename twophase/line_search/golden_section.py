@@ -1,20 +1,19 @@
-"""Golden section, and all line searches by name."""
+"""Golden section: the paper's line search, by losses alone."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from twophase.errors import InputError, check_choice, check_integer, check_number
+from twophase.errors import check_integer, check_number
 from twophase.line_search.line import (
     CLEAR,
     Line,
-    LineSearch,
     SearchResult,
     SearchStatus,
     Trial,
     contraction,
     why_no_descent,
 )
-from twophase.line_search.wolfe import ParabolaFirst, StrongWolfe
+from twophase.settings import Settings
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 GOLDEN_FRACTION = 2 - GOLDEN_RATIO
@@ -28,12 +27,12 @@ PARABOLA_POWER = 0.3
 
 
 @dataclass(frozen=True)
-class GoldenSection:
+class GoldenSection(Settings):
     """Bracket a minimum along the line, then narrow the bracket by golden section.
 
     The bracket is three steps a < b < c with L(b) < L(a), L(b) <= L(c); it grows by the golden
     ratio or a limited parabola, and shrinks by parabolas when the first step is too long. Golden
-    section narrows it until c − a <= 2 · tolerance · b (Press et al., Numerical Recipes in C, 2nd
+    section narrows it until c − a <= 2 · rtol · b (Press et al., Numerical Recipes in C, 2nd
     ed., sections 10.0 and 10.1; the paper's section 4 uses it in the second phase). Where the
     losses would get too close to compare before that, the vertex of the parabola through the
     bracket is the last trial. Only losses are used: a trial is one forward pass. The returned step
@@ -44,8 +43,8 @@ class GoldenSection:
     limit` before any lower loss was found; after that the best step is returned with it.
 
     Args:
-        tolerance: of the step, relative, in (0, 1). Default 1e-2: about 14 forward passes a search;
-            a tight one, 1e-8, comes close to an exact search.
+        rtol: relative tolerance of the step, in (0, 1). Default 1e-2: about 14 forward passes a
+            search, and the paper names none; a tight one, 1e-8, comes close to an exact search.
         max_evaluations: bound on the forward passes of a search, at least 3. Default 100, twice
             what the tightest tolerance needs from a sensible first step.
 
@@ -57,16 +56,16 @@ class GoldenSection:
     >>> objective = FunctionObjective(lambda x: ((x - 3) ** 2).sum() + 1)
     >>> x = torch.zeros(1, dtype=torch.float64)
     >>> line = Line(objective, x, torch.full_like(x, 6), value=10.0, slope=-36.0)
-    >>> result = GoldenSection(tolerance=1e-3)(line, first_step=0.1)
+    >>> result = GoldenSection(rtol=1e-3)(line, first_step=0.1)
     >>> f"{result.step:.2f} {result.value:.4f} {result.status}"
     '0.50 1.0000 minimum'
     """
 
-    tolerance: float = 1e-2
+    rtol: float = 1e-2
     max_evaluations: int = 100
 
     def __post_init__(self):
-        check_number("tolerance", self.tolerance, above=0, below=1)
+        check_number("rtol", self.rtol, above=0, below=1)
         check_integer("max_evaluations", self.max_evaluations, 3)
 
     def __call__(self, line: Line, first_step: float) -> SearchResult:
@@ -114,7 +113,7 @@ class GoldenSection:
         """Narrow the bracket; the middle is the lowest trial throughout."""
         if right.value < middle.value:
             return right, SearchStatus.LIMIT
-        while right.step - left.step > 2 * self.tolerance * middle.step:
+        while right.step - left.step > 2 * self.rtol * middle.step:
             if self._beyond_comparison(line, left, middle, right):
                 return self._finish_by_parabola(line, left, middle, right), SearchStatus.MINIMUM
             if line.evaluations >= self.max_evaluations:
@@ -139,7 +138,7 @@ class GoldenSection:
         level = abs(middle.value)
         difference = max(left.value, right.value) - middle.value
         # losses differ by the square of the width of the bracket
-        narrowing = 2 * self.tolerance * middle.step / (right.step - left.step)
+        narrowing = 2 * self.rtol * middle.step / (right.step - left.step)
         resolved = narrowing**2 * difference > CLEAR * noise * level
         return not resolved and difference <= noise**PARABOLA_POWER * level
 
@@ -170,38 +169,3 @@ def _vertex(left: Trial, middle: Trial, right: Trial) -> float | None:
     if not 0 < curvature < math.inf:
         return None
     return (middle.step + right.step) / 2 - slope_right / (2 * curvature)
-
-
-LINE_SEARCHES = {
-    # The paper names golden section but not its tolerance; 1e-2 is what an inexact search needs.
-    "golden": GoldenSection(tolerance=1e-2),
-    # As exact as losses allow: the last trial is always that of the parabola.
-    "golden-tight": GoldenSection(tolerance=1e-8),
-    # One forward trial, then slopes: 4 passes for most steps of CG.
-    "parabola": ParabolaFirst(StrongWolfe(curvature=0.4)),
-    # Slopes alone: 3 passes where the first trial is right, as that of BFGS mostly is (Nocedal and
-    # Wright's curvature for quasi-Newton directions).
-    "wolfe": StrongWolfe(curvature=0.9),
-}
-
-
-def resolve(line_search: str | LineSearch, tolerance: float | None = None) -> LineSearch:
-    """A line search from its name, with another tolerance where one is given.
-
-    Raises:
-        InputError: the name is unknown or the tolerance out of range.
-
-    >>> resolve("golden", tolerance=1e-3)
-    GoldenSection(tolerance=0.001, max_evaluations=100)
-    """
-    if isinstance(line_search, str):
-        line_search = LINE_SEARCHES[check_choice("line_search", line_search, LINE_SEARCHES)]
-    if not callable(line_search):
-        raise InputError(
-            "line_search", line_search, f"a search or one of {', '.join(LINE_SEARCHES)}"
-        )
-    if tolerance is None:
-        return line_search
-    if "tolerance" not in getattr(line_search, "__dataclass_fields__", {}):
-        raise InputError("tolerance", tolerance, "None with a line search that has no tolerance")
-    return replace(line_search, tolerance=tolerance)

@@ -1,7 +1,7 @@
 """Line searches by values and slopes: strong Wolfe conditions, with the gradient handed on."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from twophase.errors import check_integer, check_number
 from twophase.line_search.line import (
@@ -16,6 +16,7 @@ from twophase.line_search.line import (
     contraction,
     why_no_descent,
 )
+from twophase.settings import Settings
 
 # A step that is too short grows at least by the first and at most by the second factor.
 GROWTH = (1.1, 10.0)
@@ -27,12 +28,12 @@ SHRINKAGE = 0.66
 
 
 @dataclass(frozen=True)
-class StrongWolfe:
+class StrongWolfe(Settings):
     """Bracket a point that satisfies the strong Wolfe conditions, then zoom in on one.
 
-    With φ(t) = L(x + t d), the step t is accepted where φ(t) <= φ(0) + decrease · t φ'(0) and
-    |φ'(t)| <= curvature · |φ'(0)| (Nocedal and Wright, Numerical Optimization, 2nd ed., algorithms
-    3.5 and 3.6). Interpolation is by cubics through values and slopes, or by secants of the slopes
+    With φ(t) = L(x + t d), the step t is accepted where φ(t) <= φ(0) + c1 · t φ'(0) and
+    |φ'(t)| <= c2 · |φ'(0)| (Nocedal and Wright, Numerical Optimization, 2nd ed., algorithms 3.5 and
+    3.6). Interpolation is by cubics through values and slopes, or by secants of the slopes
     where the losses are too close to compare; there the first condition holds up to the resolution
     of the loss, as in the approximate Wolfe conditions of Hager and Zhang (2005), so that the
     search goes on to smaller gradients where a search by losses must end. A trial is one forward
@@ -43,8 +44,9 @@ class StrongWolfe:
     step that satisfied the first then comes with it, if there is one.
 
     Args:
-        decrease: c1 in (0, 1/2). Default 1e-4 (Nocedal and Wright, section 3.1).
-        curvature: c2 in (decrease, 1). Default 0.1, their choice for CG; 0.9 is that for BFGS.
+        c1: sufficient decrease, in (0, 1/2). Default 1e-4 (Nocedal and Wright, section 3.1).
+        c2: curvature, in (c1, 1). Default 0.9, their choice for quasi-Newton directions; conjugate
+            gradient wants 0.1 to 0.4.
         max_evaluations: bound on the trials of a search, at least 1. Default 30.
 
     Raises:
@@ -55,18 +57,18 @@ class StrongWolfe:
     >>> objective = FunctionObjective(lambda x: ((x - 3) ** 2).sum() + 1)
     >>> x = torch.zeros(1, dtype=torch.float64)
     >>> line = Line(objective, x, torch.full_like(x, 6), value=10.0, slope=-36.0)
-    >>> result = StrongWolfe()(line, first_step=0.1)
+    >>> result = StrongWolfe(c2=0.1)(line, first_step=0.1)
     >>> f"{result.step:.2f} {result.evaluations} {result.point.gradient.item():.0e}"
     '0.50 2 -3e-15'
     """
 
-    decrease: float = 1e-4
-    curvature: float = 0.1
+    c1: float = 1e-4
+    c2: float = 0.9
     max_evaluations: int = 30
 
     def __post_init__(self):
-        check_number("decrease", self.decrease, above=0, below=0.5)
-        check_number("curvature", self.curvature, above=self.decrease, below=1)
+        check_number("c1", self.c1, above=0, below=0.5)
+        check_number("c2", self.c2, above=self.c1, below=1)
         check_integer("max_evaluations", self.max_evaluations, 1)
 
     def __call__(self, line: Line, first_step: float) -> SearchResult:
@@ -98,11 +100,11 @@ class StrongWolfe:
         return self._out_of_trials(line, low, high, broken)
 
     def _decreases(self, line: Line, trial: GradientTrial) -> bool:
-        wanted = line.start.value + self.decrease * trial.step * line.slope
+        wanted = line.start.value + self.c1 * trial.step * line.slope
         return trial.value <= wanted + line.resolution
 
     def _is_flat(self, line: Line, trial: GradientTrial) -> bool:
-        return abs(trial.slope) <= self.curvature * abs(line.slope)
+        return abs(trial.slope) <= self.c2 * abs(line.slope)
 
     def _narrow(
         self, line: Line, low: GradientTrial, high: GradientTrial | None, trial: GradientTrial
@@ -135,7 +137,7 @@ class StrongWolfe:
 
 
 @dataclass(frozen=True)
-class ParabolaFirst:
+class ParabolaFirst(Settings):
     """One forward pass places the first step of another search, at the vertex of a parabola.
 
     The parabola goes through the start, its slope and a trial at the proposed first step (Hager and
@@ -144,7 +146,8 @@ class ParabolaFirst:
     an exact one. Where losses are too close to compare, the proposed step is left as it is.
 
     Args:
-        search: what searches from the vertex. Default `StrongWolfe`.
+        search: what searches from the vertex. Default `StrongWolfe(c2=0.4)`: conjugate gradient
+            wants a step closer to the minimum than quasi-Newton directions do.
 
     >>> import torch
     >>> from twophase.objective import FunctionObjective
@@ -156,7 +159,7 @@ class ParabolaFirst:
     ('0.50', 4)
     """
 
-    search: LineSearch = field(default_factory=StrongWolfe)
+    search: LineSearch = StrongWolfe(c2=0.4)
 
     def __call__(self, line: Line, first_step: float) -> SearchResult:
         return self.search(line, _vertex_step(line, first_step))

@@ -1,0 +1,71 @@
+"""How many examples a forward pass takes at a time, by the memory that one of them needs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from twophase.modules import evaluating
+
+# Bytes of what a chunk's forward pass produces. On a CPU 16 to 64 MiB, about its last cache, were
+# the fastest for the networks of the paper and the whole batch up to twice as slow; of these the
+# largest, because several threads wait for each other after every operation of a small chunk. A GPU
+# takes as much as it has room for; backward pass and what else lives there need theirs.
+CPU_CHUNK_BYTES = 64 * 2**20
+CUDA_CHUNK_SHARE = 1 / 8
+# Examples of the larger of the two batches that `bytes_per_example` looks at.
+LARGEST_PROBE = 4
+
+
+def bytes_per_example(
+    model: nn.Module, compute: Callable[[Tensor, Tensor], object], inputs: Tensor, targets: Tensor
+) -> float:
+    """Bytes of all tensors that one example more makes a forward pass produce.
+
+    It is the difference between batches of 4 and of 2 examples, divided by 2: what does not depend
+    on the batch cancels out. A graph with gradients holds most of these tensors until the backward
+    pass. The model runs in eval mode, and modes and random numbers are afterwards as before.
+
+    Args:
+        model: whose modes to keep.
+        compute: the forward pass on a batch, `compute(inputs, targets)`.
+        inputs, targets: [K, ...] with K >= 4.
+    """
+    small, large = LARGEST_PROBE // 2, LARGEST_PROBE
+    cuda = [inputs.device] if inputs.device.type == "cuda" else []
+    made = []
+    with evaluating(model), torch.random.fork_rng(cuda), torch.enable_grad():
+        for count in (small, large):
+            with _Produced() as produced:
+                compute(inputs[:count], targets[:count])
+            made.append(produced.bytes)
+    return max(0, made[1] - made[0]) / (large - small)
+
+
+class _Produced(TorchDispatchMode):
+    """Counts the bytes of the storages that operations return, views once."""
+
+    def __init__(self):
+        super().__init__()
+        # kept alive, so that no storage takes the address of another
+        self.kept: list[Tensor] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        results = operation(*args, **(kwargs or {}))
+        self.kept += [
+            t for t in tree_leaves(results) if isinstance(t, Tensor) and t.layout is torch.strided
+        ]
+        return results
+
+    @property
+    def bytes(self) -> int:
+        storages = (tensor.untyped_storage() for tensor in self.kept)
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def chunk_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return CUDA_CHUNK_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return CPU_CHUNK_BYTES

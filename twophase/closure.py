@@ -1,0 +1,82 @@
+"""A closure, as torch's optimizers take it, as an objective."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from twophase.errors import InputError
+from twophase.objective import Passes, round_off
+from twophase.parameters import ParameterVector
+
+Closure = Callable[[], Tensor]
+
+
+class ClosureObjective:
+    """A torch closure that computes and returns the loss, and does NOT call backward.
+
+    Its resolution follows from the dtype of the loss that the closure returns, at best that of
+    the parameters. Every evaluation leaves its `x` in the parameters.
+    """
+
+    def __init__(self, vector: ParameterVector, closure: Closure):
+        self.vector = vector
+        self.closure = closure
+        self.passes = Passes()
+        self.resolution = round_off(vector.dtype)
+
+    @torch.no_grad()
+    def value(self, x: Tensor) -> float:
+        """Loss at `x` [P]: one call of the closure, without a graph.
+
+        Raises:
+            InputError: the closure calls backward or does not return a real scalar.
+        """
+        self.passes.forward += 1
+        self.vector.write(x)
+        with _explained():
+            return self._loss().item()
+
+    @torch.enable_grad()
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """Loss and gradient [P] at `x` [P]: one call of the closure and one backward pass.
+
+        Raises:
+            InputError: the closure calls backward, does not return a real scalar, or returns one
+                without a graph.
+        """
+        self.passes.forward += 1
+        self.passes.backward += 1
+        self.vector.write(x)
+        loss = self._loss()
+        if not loss.requires_grad:
+            raise InputError(
+                "closure", "a loss without a graph", "a loss computed from the parameters"
+            )
+        with _explained():
+            return loss.item(), self.vector.gradient(loss)
+
+    def _loss(self) -> Tensor:
+        loss = self.closure()
+        scalar = isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()
+        if not scalar:
+            kind = type(loss).__name__
+            if isinstance(loss, Tensor):
+                kind = f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}"
+            raise InputError("closure", kind, "a closure that returns the loss as a real scalar")
+        self.resolution = max(round_off(loss.dtype), round_off(self.vector.dtype))
+        return loss.reshape(())
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what torch says of a closure that calls backward into one clear line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "second time" not in str(error) and "does not require grad" not in str(error):
+            raise
+        raise InputError(
+            "closure", "one that calls backward", "one that only returns the loss"
+        ) from error

@@ -1,0 +1,84 @@
+"""What every direction rule shares: what it sees, what it returns, and the steepest descent."""
+
+import math
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from twophase.objective import Point, dot
+
+# The last line's step is corrected by this factor at most, either way.
+CORRECTION = 10.0
+
+# A step, the difference of the gradients at its ends, [P] each, and the factor by which H grows
+# before they correct it. Plain tuples: torch's optimizers rebuild state by type.
+Pair = tuple[Tensor, Tensor, float]
+
+
+class State(NamedTuple):
+    """What one iteration leaves to the next: where it ended, its gradient, direction and step.
+
+    `x` [P] is the new vector; `gradient` [P], `direction` [P] and their inner product `slope`
+    belong to the vector before it. `pairs`, oldest first, are those of quasi-Newton rules. The loss
+    `mark` and the gradient norm `mark_norm` are those at the last clear progress, `stalled`
+    iterations ago.
+    """
+
+    x: Tensor
+    gradient: Tensor
+    direction: Tensor
+    step: float
+    slope: float
+    age: int = 0  # iterations since the last steepest descent
+    scale: float = 0.0  # the largest absolute loss at an iterate
+    pairs: tuple[Pair, ...] = ()
+    mark: float = math.inf
+    mark_norm: float = math.inf
+    stalled: int = 0
+
+
+class Direction(NamedTuple):
+    """A descent direction [P], the loss's slope along it, and its age since steepest descent.
+
+    `first_step` is where a line search should try first; None: it is to follow from the last step.
+    """
+
+    vector: Tensor
+    slope: float
+    age: int = 0
+    pairs: tuple[Pair, ...] = ()
+    first_step: float | None = None
+
+
+class DirectionRule(Protocol):
+    """What an iteration asks of a rule: a direction with a slope below 0.
+
+    A rule sees the current point, what the last iteration left, and the diagonal [P] of M⁻¹, of a
+    preconditioner M like the Hessian (None: M is 1).
+
+    >>> rule: DirectionRule = lambda point, last, inverse: steepest_descent(point.gradient, inverse)
+    """
+
+    def __call__(self, point: Point, last: State, inverse: Tensor | None) -> Direction: ...
+
+
+def steepest_descent(gradient: Tensor, inverse: Tensor | None) -> Direction:
+    """d = −M⁻¹ g for a gradient g [P] and the diagonal [P] of M⁻¹ (None: 1)."""
+    vector = -scaled(gradient, inverse)
+    return Direction(vector, dot(vector, gradient))
+
+
+def scaled(vector: Tensor, inverse: Tensor | None) -> Tensor:
+    """M⁻¹ v for a vector [P] and the diagonal [P] of M⁻¹ (None: 1)."""
+    return vector if inverse is None else inverse * vector
+
+
+def expected_step(point: Point, last: State, slope: float) -> float:
+    """The step of the previous first-order change of the loss, at the minimum of the last line.
+
+    t = t* · last slope / slope (Nocedal and Wright, section 3.5, initial step length), where the
+    slopes at both ends of the last step place the minimum t* of that line.
+    """
+    end = dot(point.gradient, last.direction)
+    factor = last.slope / (last.slope - end) if end > last.slope else 1.0
+    return last.step * min(max(factor, 1 / CORRECTION), CORRECTION) * last.slope / slope

@@ -1,0 +1,210 @@
+"""The mean loss of a model over a whole data set, as an objective."""
+
+import math
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from twophase.chunks import LARGEST_PROBE, bytes_per_example, chunk_bytes
+from twophase.errors import check_integer
+from twophase.losses import Loss
+from twophase.objective import Passes, Point, round_off
+from twophase.parameters import ParameterVector
+
+# Rounding error of a network's outputs in units of the dtype's spacing; measured 3 to 9 for the
+# five networks, untrained and trained (test_full_batch measures it again).
+OUTPUT_ROUNDING = 12.0
+
+
+class Score(NamedTuple):
+    """Mean loss over a set, and the share of examples classified correctly (None: no classes)."""
+
+    loss: float
+    accuracy: float | None
+
+
+class FullBatch:
+    """The mean loss of a model over a whole data set, evaluated in chunks.
+
+    L(x) = (1/K) Σ_k loss(model_x(input_k), target_k). The model's outputs are converted to float64
+    before the loss, and chunks are summed in float64 whatever the model's dtype: near a minimum a
+    line search compares values that differ by less than float32 resolves.
+
+    Args:
+        model, loss: any `nn.Module`, and a loss with mean reduction, `loss(outputs, targets)`.
+        inputs, targets: tensors [K, ...] on the model's device.
+        chunk_size: examples per forward pass; bounds the memory, changes results by rounding only.
+            Default None: chosen at the first evaluation, by the bytes of intermediate results per
+            example (see `bytes_per_example`), so that a chunk has CPU_CHUNK_BYTES of them, or
+            CUDA_CHUNK_SHARE of the GPU's memory. The choice follows from model, shapes and device
+            alone, so that a run that goes on later makes the same.
+
+    Raises:
+        InputError: `ParameterVector` refuses the parameters, or `chunk_size` is below 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        inputs: Tensor,
+        targets: Tensor,
+        chunk_size: int | None = None,
+    ):
+        self.model, self.loss = model, loss
+        # a loss with weights of its own must take float64 outputs, too
+        self._loss64 = deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
+        self.inputs, self.targets = inputs, targets
+        if chunk_size is not None:
+            # in place of the property's own choice
+            self.chunk_size = check_integer("chunk_size", chunk_size, 1)
+        self.vector = ParameterVector(model.parameters())
+        self.passes = Passes()
+        self.resolution = round_off(self.vector.dtype)
+
+    @cached_property
+    def chunk_size(self) -> int:
+        """Examples per forward pass: as given, else chosen when it is first asked for."""
+        count = len(self.inputs)
+        if count <= LARGEST_PROBE:
+            return max(1, count)
+        needed = count * bytes_per_example(self.model, self._part, self.inputs, self.targets)
+        chunks = max(1, math.ceil(needed / chunk_bytes(self.inputs.device)))
+        # equal chunks: a short last one would use a processor badly
+        return math.ceil(count / chunks)
+
+    def value(self, x: Tensor) -> float:
+        """Loss at `x` [P], which the model keeps: one forward pass, without a graph."""
+        return self._forward(x, _ignore)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """Loss and gradient [P] at `x` [P], which the model keeps: one forward and backward pass."""
+        return self._forward_backward(x, _ignore)
+
+    @torch.enable_grad()
+    def hessian_vector(self, x: Tensor, vector: Tensor) -> Tensor:
+        """Hessian of the loss at `x` [P], which the model keeps, times a vector [P].
+
+        H v = (1/K) Σ_k ∇²loss_k(x) v, exact, and never a matrix: one Hessian–vector product. Its
+        chunks are a quarter of `chunk_size`, because its graph holds about four times as much as
+        that of a gradient.
+        """
+        self.passes.hessian_vector += 1
+        self.vector.write(x)
+        product = torch.zeros_like(x)
+        # chosen before another kernel changes what there is to count
+        size = max(1, self.chunk_size // 4)
+        # the fast kernels of attention have no second derivative
+        with sdpa_kernel(SDPBackend.MATH):
+            for part, _ in self._parts(_ignore, size):
+                product += self.vector.hessian_vector(part, vector)
+        return product
+
+    def score(self, x: Tensor, top: int = 1) -> Score:
+        """Loss and top-`top` accuracy at `x` [P], which the model keeps: one forward pass.
+
+        `top` is at most the number of classes.
+        """
+        hits = HitCount(top)
+        loss = self._forward(x, hits)
+        return Score(loss, hits.share())
+
+    def measure(self, x: Tensor) -> tuple[Point, float | None]:
+        """Point and accuracy at `x` [P], which the model keeps: one forward and backward pass."""
+        hits = HitCount()
+        value, gradient = self._forward_backward(x, hits)
+        return Point(x, value, gradient, self.resolution), hits.share()
+
+    @torch.no_grad()
+    def _forward(self, x: Tensor, tally: Callable[[Tensor, Tensor], None]) -> float:
+        self.passes.forward += 1
+        self.vector.write(x)
+        return sum(part for part, _ in self._parts(tally, self.chunk_size)).item()
+
+    @torch.enable_grad()
+    def _forward_backward(
+        self, x: Tensor, tally: Callable[[Tensor, Tensor], None]
+    ) -> tuple[float, Tensor]:
+        self.passes.forward += 1
+        self.passes.backward += 1
+        self.vector.write(x)
+        gradient = torch.zeros_like(x)
+        value = squares = torch.zeros((), dtype=torch.float64, device=x.device)
+        for part, outputs in self._parts(tally, self.chunk_size):
+            if isinstance(outputs, Tensor) and outputs.requires_grad:
+                slope, share = self.vector.gradients(part, outputs)
+                squares = squares + (slope.double() * outputs.detach()).square().sum()
+            else:
+                share = self.vector.gradient(part)
+            gradient += share
+            value = value + part.detach()
+        # the only wait for the device
+        loss, square = torch.stack((value, squares)).tolist()
+        self.resolution = self._resolution(loss, square**0.5)
+        return loss, gradient
+
+    def _resolution(self, value: float, sensitivity: float) -> float:
+        """Relative noise of the loss that independent rounding errors of the outputs make.
+
+        `sensitivity` is sqrt(Σ (∂L/∂o · o)²), the change of the loss by errors of relative size 1.
+        """
+        if not (sensitivity > 0 and value != 0):
+            return round_off(self.vector.dtype)
+        noise = OUTPUT_ROUNDING * torch.finfo(self.vector.dtype).eps * sensitivity
+        return max(noise / abs(value), round_off(torch.float64))
+
+    def _parts(
+        self, tally: Callable[[Tensor, Tensor], None], size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each chunk's contribution to the mean loss, a float64 scalar, and its outputs."""
+        count = len(self.inputs)
+        chunks = zip(self.inputs.split(size), self.targets.split(size), strict=True)
+        for inputs, targets in chunks:
+            part, outputs = self._part(inputs, targets)
+            tally(outputs, targets)
+            yield part * (len(inputs) / count), outputs
+
+    def _part(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss of some examples in float64, and their outputs."""
+        outputs = self.model(inputs)
+        return self._loss64(_float64(outputs), _float64(targets)), outputs
+
+
+class HitCount:
+    """Counts the examples whose target class is among their `top` largest outputs.
+
+    It is called with outputs [B, classes] and integer targets [B]; other batches do not count.
+    """
+
+    def __init__(self, top: int = 1):
+        self.top = top
+        self.hits: Tensor | None = None
+        self.examples = 0
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> None:
+        classes = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
+        if not classes or targets.is_floating_point() or targets.ndim != 1:
+            return
+        best = outputs.detach().topk(self.top, dim=1).indices
+        hits = (best == targets[:, None]).sum()
+        self.hits = hits if self.hits is None else self.hits + hits
+        self.examples += len(targets)
+
+    def share(self) -> float | None:
+        """Hits per example, in 0..1; None before a batch with classes."""
+        return None if self.hits is None else self.hits.item() / self.examples
+
+
+def _float64(value: object) -> object:
+    """Real tensors in float64; what else a model may return, such as a tuple, as it is."""
+    real = isinstance(value, Tensor) and value.is_floating_point()
+    return value.double() if real else value
+
+
+def _ignore(_outputs: Tensor, _targets: Tensor) -> None:
+    pass

@@ -1,0 +1,151 @@
+"""The two phases as the training loop sees them: advance by an epoch, hand over, be resumed."""
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from twophase.adam import Adam, AdamSettings
+from twophase.directions import State
+from twophase.full_batch import FullBatch
+from twophase.objective import GRADIENT_PASSES, Point, check_repeats
+from twophase.second_phase import Descent, Status, iterate
+
+
+class Work(NamedTuple):
+    """What a phase did in one epoch; an unfinished `status` other than moved ends the run."""
+
+    x: Tensor
+    step_size: float | None = None
+    evaluations: int = 0
+    passes: int = GRADIENT_PASSES
+    status: Status = Status.MOVED
+    message: str = ""
+    point: Point | None = None  # at x, if the phase has evaluated it
+
+
+class Phase(Protocol):
+    """What the loop asks of an optimizer.
+
+    `uses_gradient` says whether an epoch starts from the gradient of the full training loss. Where
+    it does, that gradient belongs to the epoch's cost; where not, it is measured for the record.
+    """
+
+    uses_gradient: bool
+
+    def enter(self) -> None:
+        """The phase takes over: forget directions that belong to an earlier trajectory."""
+        ...
+
+    def prepare(self, point: Point | None) -> int:
+        """What must be checked before an epoch, outside its time; passes spent."""
+        ...
+
+    def epoch(self, point: Point | None) -> Work:
+        """Advance by one epoch from the current point."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the coming epochs of the phase depend on."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        ...
+
+
+class AdamPhase:
+    """Mini-batch epochs of Adam over the objective's data."""
+
+    uses_gradient = False
+
+    def __init__(self, objective: FullBatch, settings: AdamSettings, seed: int):
+        self.objective = objective
+        generator = torch.Generator().manual_seed(seed)
+        self.adam = Adam(objective.model, objective.loss, settings, generator)
+
+    def enter(self) -> None:
+        """Adam goes on with the moments it had."""
+
+    def prepare(self, point: Point | None) -> int:
+        """Nothing to check: no passes."""
+        return 0
+
+    def epoch(self, point: Point | None) -> Work:
+        """One sweep of mini-batches from the model's parameters."""
+        self.adam.epoch(self.objective.inputs, self.objective.targets)
+        return Work(self.objective.vector.read())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of `Adam`."""
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.adam.load_state_dict(state)
+
+
+class DescentPhase:
+    """Full-batch iterations of the second phase; the gradient at the end of one starts the next.
+
+    Args:
+        objective: the training loss.
+        descent: direction, line search, preconditioner.
+        before: the phase of Adam that hands over, and leaves the preconditioner; None: there is no.
+    """
+
+    uses_gradient = True
+
+    def __init__(self, objective: FullBatch, descent: Descent, before: AdamPhase | None = None):
+        self.objective, self.descent, self.before = objective, descent, before
+        self.state: State | None = None
+        self.handed_on = False
+        self.checked = False
+        self.inverse: Tensor | None = None
+
+    def enter(self) -> None:
+        """Start with a steepest descent, from a gradient that is not counted yet."""
+        self.state, self.handed_on = None, False
+
+    def prepare(self, point: Point | None) -> int:
+        """Before the first iteration, check that the loss repeats itself."""
+        if self.checked or point is None:
+            return 0
+        check_repeats(self.objective, point)
+        self.checked = True
+        return 1
+
+    def epoch(self, point: Point | None) -> Work:
+        """One iteration from the current point, which must be there."""
+        assert point is not None
+        before = self.objective.passes.total - (0 if self.handed_on else GRADIENT_PASSES)
+        if self.state is None and self.before is not None:
+            self.inverse = self._preconditioner(self.before.adam)
+        done = iterate(self.objective, point, self.state, self.descent, self.inverse)
+        self.state, self.handed_on = done.state, done.point is not None
+        passes = self.objective.passes.total - before
+        return Work(
+            done.x, done.step, done.evaluations, passes, done.status, done.message, done.point
+        )
+
+    def _preconditioner(self, adam: Adam) -> Tensor | None:
+        batches = adam.batch_count(len(self.objective.inputs))
+        parameters = self.objective.vector.parameters
+        return self.descent.preconditioner.inverse(adam.optimizer, parameters, batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last iteration's state, whether it counted the gradient at its end, whether the
+        loss was checked, and the preconditioner.
+        """
+        return {
+            "state": self.state._asdict() if self.state else None,
+            "handed_on": self.handed_on,
+            "checked": self.checked,
+            "inverse": self.inverse,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.state = State(**state["state"]) if state["state"] else None
+        self.handed_on, self.inverse = state["handed_on"], state["inverse"]
+        self.checked = state["checked"]

@@ -1,0 +1,283 @@
+"""Phase 2 as pure functions on flat vectors: a direction, a line search along it, and again.
+
+One iteration takes a point and what the previous iteration left, and returns both anew; it never
+sees a model, a data set or a device.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from twophase.directions import DirectionRule, SelfScaledBFGSDirection, State
+from twophase.directions.direction import Direction, expected_step, steepest_descent
+from twophase.errors import InputError, check_integer, check_number
+from twophase.line_search import Line, LineSearch, SearchResult, SearchStatus, StrongWolfe
+from twophase.objective import Objective, Point, evaluate, norm, start
+from twophase.preconditioner import AdamMoments, Identity, Preconditioner
+from twophase.settings import Settings
+
+# Iterations in a row without clear progress of loss or gradient norm after which the phase ends. A
+# search that follows slopes goes on where losses can no longer be compared; from the noise of the
+# gradient on, it would go on for ever.
+PATIENCE = 20
+
+
+@dataclass(frozen=True)
+class Descent(Settings):
+    """A second phase: a direction, a line search along it, a preconditioner; no learning rate.
+
+    Args:
+        direction: a rule of `twophase.directions`, or any `DirectionRule`.
+        line_search: of `twophase.line_search`, or any `LineSearch`.
+        preconditioner: of `twophase.preconditioner`; after a first phase of Adam only.
+        tolerance_grad: gradient norm (Euclidean, loss per unit of parameter) at or below which the
+            phase has converged. Default 0: nothing but an exact zero, since any other depends on
+            the loss's scale; where the arithmetic ends before, the line search says so.
+
+    Raises:
+        InputError: a part is none, or the tolerance is below 0.
+
+    >>> from twophase import ConjugateDirection, GoldenSection
+    >>> paper = Descent(ConjugateDirection("PR+"), GoldenSection(rtol=1e-2))
+    """
+
+    direction: DirectionRule
+    line_search: LineSearch
+    preconditioner: Preconditioner = Identity()
+    tolerance_grad: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field, what in (("direction", "direction rule"), ("line_search", "line search")):
+            part = getattr(self, field)
+            if not callable(part) or isinstance(part, type):
+                raise InputError(field, part, f"a {what}, such as those of twophase")
+        if not callable(getattr(self.preconditioner, "inverse", None)):
+            raise InputError("preconditioner", self.preconditioner, "AdamMoments() or Identity()")
+        check_number("tolerance_grad", self.tolerance_grad, minimum=0)
+
+
+# Reached low losses of networks with the fewest passes, 3 for most iterations (notebook 12).
+DEFAULT = Descent(SelfScaledBFGSDirection(), StrongWolfe(), AdamMoments())
+
+
+class Status(StrEnum):
+    """How an iteration ended; all but the first mean that the phase can do no more from here."""
+
+    MOVED = "moved"
+    CONVERGED = "converged"
+    RESOLUTION = "resolution"
+    NO_DESCENT = "no descent"
+    NOT_FINITE = "not finite"
+    LIMIT = "evaluation limit"
+
+
+MESSAGES = {
+    Status.MOVED: "the line search found its step",
+    Status.CONVERGED: "the gradient norm is at or below tolerance_grad",
+    Status.RESOLUTION: "no step lowers the loss by more than the arithmetic resolves",
+    Status.NO_DESCENT: "the loss rises along the steepest descent: is the gradient that loss's?",
+    Status.NOT_FINITE: "the loss is not finite along the steepest descent",
+    Status.LIMIT: "the line search's evaluations ran out before it found a lower loss",
+}
+
+
+class Iteration(NamedTuple):
+    """One iteration: the new vector and its loss, the step, its cost, the status and why.
+
+    `x` has shape [P]; `step` multiplies the direction and is 0 where `x` is the old vector;
+    `evaluations` counts the trials of the line search. `point` is that at `x` where the search has
+    computed the gradient there.
+    """
+
+    x: Tensor
+    value: float
+    step: float
+    evaluations: int
+    status: Status
+    state: State | None
+    point: Point | None = None
+
+    @property
+    def message(self) -> str:
+        """The status in a sentence."""
+        return MESSAGES[self.status]
+
+
+def iterate(
+    objective: Objective,
+    point: Point,
+    state: State | None,
+    descent: Descent = DEFAULT,
+    inverse: Tensor | None = None,
+) -> Iteration:
+    """One iteration: a direction, and a line search along it.
+
+    The direction is the steepest descent −M⁻¹ g at the start, where the rule finds no descent
+    direction, and where the search along its direction has failed (Press et al., Numerical Recipes
+    in C, section 10.6; Nocedal and Wright, section 5.2).
+
+    Args:
+        objective, point: the loss, and x [P] with the loss and the gradient [P] there.
+        state: what the previous iteration left; None for the first.
+        descent: how to choose direction and step.
+        inverse: the diagonal [P] of M⁻¹, all above 0, of a preconditioner M that stands for the
+            Hessian: the iteration is that in the variables in which M is 1. None: M is 1. It is to
+            be the same for as long as `state` is handed on.
+
+    Returns:
+        The `Iteration`. Where the search has computed the gradient at the new vector, the iteration
+        holds the next one's `point`; else that is the caller's to evaluate.
+
+    >>> from twophase.objective import FunctionObjective
+    >>> bowl = FunctionObjective(lambda x: (x**2).sum())
+    >>> first = iterate(bowl, start(bowl, torch.ones(2).double()), None)
+    >>> first.status, first.value < 1e-3
+    (<Status.MOVED: 'moved'>, True)
+    """
+    gradient_norm = norm(point.gradient)
+    if gradient_norm <= descent.tolerance_grad:
+        return _stay(point, 0, Status.CONVERGED, state)
+    stalled = _stalled(point, gradient_norm, state)
+    if stalled > PATIENCE:
+        return _stay(point, 0, Status.RESOLUTION, state)
+    if state is None:
+        direction = steepest_descent(point.gradient, inverse)
+    else:
+        direction = descent.direction(point, state, inverse)
+    result = _search(objective, point, direction, state, descent.line_search)
+    evaluations = result.evaluations
+    if not result.descended and direction.age > 0:
+        direction = steepest_descent(point.gradient, inverse)
+        result = _search(objective, point, direction, state, descent.line_search)
+        evaluations += result.evaluations
+    if not result.descended:
+        return _stay(point, evaluations, Status(result.status), state)
+    x = torch.add(point.x, direction.vector, alpha=result.step)
+    left = _state(x, point, direction, result, state, stalled)
+    return Iteration(x, result.value, result.step, evaluations, Status.MOVED, left, result.point)
+
+
+class Minimum(NamedTuple):
+    """Where a minimisation ended, after how many iterations, and why.
+
+    `x` has shape [P]; `value` and `gradient_norm` (loss per unit of parameter) are those at `x`.
+    """
+
+    x: Tensor
+    value: float
+    gradient_norm: float
+    iterations: int
+    status: Status
+    message: str
+
+
+def minimize(
+    objective: Objective, x: Tensor, max_iterations: int, descent: Descent = DEFAULT
+) -> Minimum:
+    """Minimise an objective from the vector x [P] by at most `max_iterations` iterations.
+
+    The status `moved` means that the bound on iterations was reached.
+
+    Raises:
+        InputError: the bound is below 1, or the objective does not repeat itself.
+        NonFiniteError: the loss or its gradient is not finite at an iterate.
+
+    >>> from twophase.objective import FunctionObjective
+    >>> bowl = FunctionObjective(lambda x: ((x - 1) ** 2).sum())
+    >>> minimize(bowl, torch.zeros(2).double(), 9).message
+    'the gradient norm is at or below tolerance_grad'
+    """
+    check_integer("max_iterations", max_iterations, 1)
+    point, state = start(objective, x), None
+    for done in range(max_iterations):
+        iteration = iterate(objective, point, state, descent)
+        if iteration.status is not Status.MOVED:
+            return _minimum(point, done, iteration.status)
+        point = iteration.point or evaluate(objective, iteration.x)
+        state = iteration.state
+    converged = norm(point.gradient) <= descent.tolerance_grad
+    return _minimum(point, max_iterations, Status.CONVERGED if converged else Status.MOVED)
+
+
+def _minimum(point: Point, iterations: int, status: Status) -> Minimum:
+    return Minimum(point.x, point.value, norm(point.gradient), iterations, status, MESSAGES[status])
+
+
+def _state(
+    x: Tensor,
+    point: Point,
+    direction: Direction,
+    result: SearchResult,
+    before: State | None,
+    stalled: int,
+) -> State:
+    """What an iteration that has moved to x leaves to the next."""
+    scale = max(abs(point.value), before.scale if before else 0.0)
+    mark, mark_norm = point.value, norm(point.gradient)
+    if stalled and before:
+        mark, mark_norm = before.mark, before.mark_norm
+    return State(
+        x,
+        point.gradient,
+        direction.vector,
+        result.step,
+        direction.slope,
+        direction.age,
+        scale,
+        direction.pairs,
+        mark,
+        mark_norm,
+        stalled,
+    )
+
+
+def _search(
+    objective: Objective,
+    point: Point,
+    direction: Direction,
+    state: State | None,
+    line_search: LineSearch,
+) -> SearchResult:
+    scale = state.scale if state else 0.0
+    line = Line(
+        objective,
+        point.x,
+        direction.vector,
+        point.value,
+        direction.slope,
+        scale,
+        point.resolution,
+    )
+    if direction.slope == 0:  # lost to underflow
+        return line.failure(SearchStatus.RESOLUTION)
+    return line_search(line, direction.first_step or _first_step(point, direction, state))
+
+
+def _first_step(point: Point, direction: Direction, state: State | None) -> float:
+    """A first trial that follows the scale of loss and parameters.
+
+    Later iterations go by the last line; the first takes the minimum of a parabola that ends at
+    loss 0, but no longer than the parameter vector itself.
+    """
+    if state is not None:
+        return expected_step(point, state, direction.slope)
+    lengths = (
+        2 * abs(point.value) / -direction.slope,
+        norm(point.x) / norm(direction.vector),
+    )
+    return min((length for length in lengths if length > 0), default=1 / norm(direction.vector))
+
+
+def _stay(point: Point, evaluations: int, status: Status, state: State | None) -> Iteration:
+    return Iteration(point.x, point.value, 0.0, evaluations, status, state)
+
+
+def _stalled(point: Point, gradient_norm: float, state: State | None) -> int:
+    """Iterations in a row, up to this point, without clear progress since the mark."""
+    if state is None:
+        return 0
+    lower = state.mark - point.value > point.resolution * abs(point.value)
+    return 0 if lower or gradient_norm < state.mark_norm else state.stalled + 1

@@ -1,0 +1,103 @@
+"""Settings: small frozen objects that print, compare, and go to and from JSON and text."""
+
+import ast
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from twophase.errors import InputError, check_choice
+
+
+class Settings:
+    """Base of the dataclasses that choose how something is done, such as `GoldenSection`.
+
+    Their `repr` is what `from_text` reads, and `to_dict` what `from_dict` reads. Subclasses are
+    known by their names; fields with `init=False` are state, and no part of the settings.
+
+    >>> from twophase import GoldenSection
+    >>> GoldenSection(rtol=1e-3).to_dict()
+    {'type': 'GoldenSection', 'rtol': 0.001, 'max_evaluations': 100}
+    >>> from_text("GoldenSection(1e-3)") == from_dict(GoldenSection(rtol=1e-3).to_dict())
+    True
+    """
+
+    kinds: ClassVar[dict[str, Callable[..., Any]]] = {}
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        Settings.kinds[cls.__name__] = cls
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON holds them: the class's name as "type", and all fields.
+
+        Raises:
+            InputError: a field holds what JSON cannot, such as a function.
+        """
+        names = [f.name for f in fields(self) if f.init]  # type: ignore[arg-type]
+        return {"type": type(self).__name__} | {n: _plain(n, getattr(self, n)) for n in names}
+
+
+def from_dict(content: Any, field: str = "settings") -> Any:
+    """The object that `to_dict` described; lists become tuples, numbers and texts stay.
+
+    Args:
+        content: from JSON.
+        field: what an error calls it.
+
+    Raises:
+        InputError: a type or a field is unknown, or a value is not allowed.
+    """
+    if isinstance(content, list):
+        return tuple(from_dict(part, field) for part in content)
+    if not isinstance(content, dict):
+        return content
+    given = {name: from_dict(part, name) for name, part in content.items() if name != "type"}
+    return _made(str(content.get("type")), (), given, field)
+
+
+def from_text(text: str, field: str = "settings") -> Any:
+    """The object that a text such as "StrongWolfe(c2=0.1)" or "None" stands for; runs no code.
+
+    A bare name stands for the object with its defaults. Errors are those of `from_dict`, and an
+    `InputError` for a text of another form.
+    """
+    try:
+        return _value(ast.parse(text.strip(), mode="eval").body, field)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        if isinstance(error, InputError):
+            raise
+        allowed = 'a text such as "GoldenSection(rtol=0.01)"'
+        raise InputError(field, text, allowed) from None
+
+
+def _value(node: ast.expr, field: str) -> Any:
+    if isinstance(node, ast.Name):
+        return _made(node.id, (), {}, field)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        positional = [_value(part, field) for part in node.args]
+        named = {str(part.arg): _value(part.value, str(part.arg)) for part in node.keywords}
+        return _made(node.func.id, positional, named, field)
+    return ast.literal_eval(node)
+
+
+def _made(name: str, positional: Any, named: dict[str, Any], field: str) -> Any:
+    kind = Settings.kinds[check_choice(field, name, Settings.kinds)]
+    known = [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
+    for unknown in named.keys() - set(known):
+        raise InputError(field, unknown, f"fields of {name}: {', '.join(known) or 'none'}")
+    if len(positional) > len(known):
+        raise InputError(field, positional[-1], f"at most {len(known)} arguments of {name}")
+    try:
+        return kind(*positional, **named)
+    except TypeError as error:
+        raise InputError(field, name, f"arguments that it takes ({error})") from None
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.to_dict()
+    if isinstance(value, tuple | list):
+        return [_plain(name, part) for part in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(name, value, "settings of this library, numbers, texts or None")

@@ -1,0 +1,358 @@
+"""The two-phase loop, epoch by epoch: Adam, the switch, the second phase, and back if need be."""
+
+from copy import deepcopy
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from twophase.adam import AdamSettings
+from twophase.device import clock, resolve_device
+from twophase.errors import InputError, NonFiniteError, check_integer
+from twophase.examples import Dataset, Examples
+from twophase.fallback import Fallback
+from twophase.full_batch import FullBatch
+from twophase.losses import Loss, mse
+from twophase.modules import check_modules, evaluating
+from twophase.objective import GRADIENT_PASSES, Point, check_finite, norm
+from twophase.parameters import ParameterVector
+from twophase.phases import AdamPhase, DescentPhase, Phase, Work
+from twophase.record import ADAM, SECOND, Record
+from twophase.second_phase import DEFAULT, Descent, Status
+from twophase.switch import FixedEpoch, SmoothedNormPeak, SwitchRule
+
+DEFAULT_ADAM = AdamSettings()
+DEFAULT_SWITCH = SmoothedNormPeak()
+DEFAULT_FALLBACK = Fallback()
+
+
+class Kept(NamedTuple):
+    """Weights [P] set aside, the training loss there, and the epoch after which they were met."""
+
+    x: Tensor
+    loss: float
+    epoch: int
+
+
+class Trainer:
+    """Two-phase training, epoch by epoch; `twophase.fit` runs one to its end.
+
+    The model is trained in place, in the mode (train or eval) it comes in; losses and norms are
+    measured in eval mode.
+
+    Args:
+        model: any module with float32 or float64 parameters of one dtype. A second phase needs one
+            without dropout or BatchNorm in training mode.
+        data: a `Dataset` with training and validation examples, or training examples
+            (inputs [K, ...], targets [K, ...]). Floating-point tensors take the model's dtype.
+        adam: settings of the first phase; None: there is none.
+        second: direction, line search and preconditioner of the second phase; None: there is none.
+            Default: what reached low losses with the fewest passes.
+        switch: the rule that ends the first phase, or its number of epochs. Default: the robust
+            `SmoothedNormPeak()`. Of no effect in a training of one phase, like `fallback`.
+        fallback: when the second phase hands back to Adam, since its own results speak against the
+            hypothesis; None: never, as in the paper.
+        loss: mean loss of a batch, `loss(outputs, targets)`; default `twophase.mse`, the paper's.
+        seed: of the order of mini-batches.
+        device: "auto" (CUDA if there, else CPU), "cpu", "cuda" or "cuda:N".
+        chunk_size: examples per forward pass of a full-batch evaluation; bounds the memory.
+            Default None: chosen by the memory that an example needs; see `FullBatch`.
+
+    Raises:
+        InputError: an argument is out of range, or both phases are None.
+
+    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
+    >>> trainer = Trainer(nn.Linear(1, 1), (inputs, 3 * inputs), switch=1)
+    >>> [trainer.epoch().phase for _ in range(2)]
+    ['adam', 'second']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset | Examples | tuple[Tensor, Tensor],
+        *,
+        adam: AdamSettings | None = DEFAULT_ADAM,
+        second: Descent | None = DEFAULT,
+        switch: SwitchRule | int = DEFAULT_SWITCH,
+        fallback: Fallback | None = DEFAULT_FALLBACK,
+        loss: Loss = mse,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        chunk_size: int | None = None,
+    ):
+        check_integer("seed", seed, 0)
+        _check_settings(adam, second, fallback)
+        if second is not None:
+            check_modules(model)
+        self.device = resolve_device(device)
+        self.model = model.to(self.device)
+        self.objective, self.validation = self._objectives(data, loss, chunk_size)
+        self.phases = _phases(self.objective, adam, second, seed)
+        both = len(self.phases) == 2
+        rule = _rule(switch)
+        self.rule = rule if both else None
+        self.fallback = fallback.fresh() if both and fallback is not None else None
+        self.history: list[Record] = []
+        self.swap_epoch: int | None = None
+        self.status = Status.MOVED
+        self.message = ""
+        self.reason = ""
+        self._name = next(iter(self.phases))
+        self._kept: dict[str, Kept] = {}
+        self._point: Point | None = None
+        self._point_seconds = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the second phase has found that it can do no more."""
+        return self.status is not Status.MOVED
+
+    def epoch(self) -> Record:
+        """Train for one epoch of the current phase and return its record.
+
+        Raises:
+            InputError: the model does not repeat itself, found before the first full-batch epoch.
+            NonFiniteError: the training loss or its gradient is not finite before or after the
+                epoch.
+        """
+        number, name = len(self.history) + 1, self._name
+        phase = self.phases[name]
+        if phase.uses_gradient and self._point is None:
+            self._measure(self.objective.vector.read(), f" before epoch {number}")
+        monitor_passes = phase.prepare(self._point)
+        if not phase.uses_gradient:
+            monitor_passes += GRADIENT_PASSES
+        before, began = self._point, clock(self.device)
+        work = phase.epoch(before)
+        seconds = clock(self.device) - began
+        if phase.uses_gradient:
+            seconds += self._point_seconds
+        work, accuracy = self._settled(work, before, f"epoch {number} ({name})")
+        monitor_passes += work.point is not None  # for the accuracy alone
+        self.status, self.message = work.status, work.message
+        record = self._record(number, name, work, accuracy, monitor_passes, seconds)
+        note = self._decide(record, work.x)
+        record = replace(record, note=note or (work.message if self.ended else ""))
+        self.history.append(record)
+        return record
+
+    def finish(self) -> Record:
+        """Give the model its final weights, the second phase's best if Adam ended above them.
+
+        It is for the end of a training: epochs after it would go on from these weights. Returns the
+        record of the weights.
+        """
+        last, best = self.history[-1], self._kept.get("best")
+        if best is None or last.train_loss <= best.loss:
+            return last
+        self.objective.vector.write(best.x)
+        self._point = None
+        return self.history[best.epoch - 1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the coming epochs depend on: tensors, numbers and strings only.
+
+        It is a copy that further epochs do not change. A trainer with other phases that shares the
+        epochs so far can load it and branch off.
+        """
+        return {
+            "history": [asdict(record) for record in self.history],
+            "status": str(self.status),
+            "message": self.message,
+            "x": self.objective.vector.read(),
+            "kept": {name: kept._asdict() for name, kept in self._kept.items()},
+            "phases": {name: deepcopy(phase.state_dict()) for name, phase in self.phases.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state; switch rule and fallback are replayed over its records.
+
+        Raises:
+            InputError: the records' phases are not those that these settings would take.
+        """
+        self.rule = self.rule and self.rule.fresh()
+        self.fallback = self.fallback and self.fallback.fresh()
+        self.history, self.swap_epoch, self._point = [], None, None
+        self._name = next(iter(self.phases))
+        x = state["x"].to(self.device)
+        for fields in state["history"]:
+            record = Record(**fields)
+            if record.phase != self._name:
+                seen = f"epoch {record.epoch} in phase {record.phase}"
+                raise InputError("state", seen, f"one in phase {self._name}")
+            note = self._decide(record, x)
+            self.history.append(replace(record, note=note or record.note))
+        self.status, self.message = Status(state["status"]), state["message"]
+        # what the replay kept are the records' losses with the last epoch's weights; a branch that
+        # leaves a run of Adam alone at this epoch keeps just these
+        for name, kept in state["kept"].items():
+            self._kept[name] = Kept(**kept | {"x": kept["x"].to(self.device)})
+        self.objective.vector.write(x)
+        for name, phase in state["phases"].items():
+            if name in self.phases:
+                # torch's optimizers keep the tensors they are given, and change them in place
+                self.phases[name].load_state_dict(deepcopy(phase))
+
+    def _objectives(
+        self,
+        data: Dataset | Examples | tuple[Tensor, Tensor],
+        loss: Loss,
+        chunk_size: int | None,
+    ) -> tuple[FullBatch, FullBatch | None]:
+        """The mean losses over the training and, where there are any, the validation examples."""
+        dtype = ParameterVector(self.model.parameters()).dtype
+
+        def over(examples: Examples) -> FullBatch:
+            there = examples.to(self.device, dtype)
+            return FullBatch(self.model, loss, there.inputs, there.targets, chunk_size)
+
+        train, validation = _splits(data)
+        return over(train), None if validation is None else over(validation)
+
+    def _measure(self, x: Tensor, where: str) -> float | None:
+        """Make `x` the current point; return the training accuracy there."""
+        began = clock(self.device)
+        with evaluating(self.model):
+            self._point, accuracy = self.objective.measure(x)
+        self._point_seconds = clock(self.device) - began
+        check_finite(self._point.value, norm(self._point.gradient), where)
+        return accuracy
+
+    def _settled(self, work: Work, before: Point | None, where: str) -> tuple[Work, float | None]:
+        """Make the end of an epoch the current point; what it was, and the training accuracy there.
+
+        Where the phase has evaluated the point, the accuracy takes one forward pass. Where the loss
+        is not finite and Adam may take over, the epoch ends where it began.
+        """
+        if work.point is not None:
+            self._point, self._point_seconds = work.point, 0.0
+            with evaluating(self.model):
+                return work, self.objective.score(work.x).accuracy
+        try:
+            return work, self._measure(work.x, f" after {where}")
+        except NonFiniteError as error:
+            if self.fallback is None or self._name != SECOND or before is None:
+                raise
+            x, status = before.x, Status.NOT_FINITE
+            work = work._replace(x=x, status=status, message=str(error), point=None)
+            return work, self._measure(x, f" before {where}")
+
+    def _record(
+        self,
+        number: int,
+        name: str,
+        work: Work,
+        accuracy: float | None,
+        monitor_passes: int,
+        seconds: float,
+    ) -> Record:
+        assert self._point is not None
+        validation_loss = validation_accuracy = None
+        if self.validation is not None:
+            with evaluating(self.model):
+                validation_loss, validation_accuracy = self.validation.score(work.x)
+        return Record(
+            number,
+            name,
+            self._point.value,
+            accuracy,
+            validation_loss,
+            validation_accuracy,
+            norm(self._point.gradient),
+            work.step_size,
+            work.evaluations,
+            work.passes,
+            monitor_passes,
+            seconds,
+            str(work.status),
+            note="",
+        )
+
+    def _decide(self, record: Record, x: Tensor) -> str:
+        """After an epoch that ended at x [P]: change phase if due; the reason if it was."""
+        if self.rule is None:
+            return ""
+        if record.phase == ADAM:
+            return self._decide_adam(self.rule, record, x)
+        return "" if self.fallback is None else self._decide_second(self.fallback, record, x)
+
+    def _decide_adam(self, rule: SwitchRule, record: Record, x: Tensor) -> str:
+        decision = rule.update(record.train_loss, record.grad_norm)
+        self.reason = decision.reason
+        if self.fallback is not None:
+            self.fallback.adam(record.train_loss, record.grad_norm, record.passes)
+            if not self.fallback.ready:
+                return ""
+        if not decision.switch:
+            return ""
+        if self.fallback is not None:
+            self.fallback.swap()
+            self._kept["swap"] = Kept(x, record.train_loss, record.epoch)
+        self.swap_epoch = self.swap_epoch or record.epoch
+        self._enter(SECOND)
+        return f"switch: {decision.reason}"
+
+    def _decide_second(self, fallback: Fallback, record: Record, x: Tensor) -> str:
+        best = self._kept.get("best")
+        if best is None or record.train_loss < best.loss:
+            self._kept["best"] = Kept(x, record.train_loss, record.epoch)
+        decision = fallback.second(
+            record.train_loss, record.grad_norm, record.passes, Status(record.status)
+        )
+        if not decision.switch:
+            return ""
+        swap = self._kept.pop("swap")
+        self.objective.vector.write(swap.x)
+        self._point = None
+        self.status, self.message = Status.MOVED, ""
+        self._enter(ADAM)
+        return f"return: {decision.reason}; Adam goes on from the weights of epoch {swap.epoch}"
+
+    def _enter(self, name: str) -> None:
+        self._name = name
+        self.phases[name].enter()
+
+
+def _check_settings(
+    adam: AdamSettings | None, second: Descent | None, fallback: Fallback | None
+) -> None:
+    if adam is None and second is None:
+        raise InputError("second", None, "a Descent, or settings of Adam: one phase at least")
+    for field, value, kind in (
+        ("adam", adam, AdamSettings),
+        ("second", second, Descent),
+        ("fallback", fallback, Fallback),
+    ):
+        if not isinstance(value, kind | None):
+            raise InputError(field, value, f"a {kind.__name__} or None")
+
+
+def _phases(
+    objective: FullBatch, adam: AdamSettings | None, second: Descent | None, seed: int
+) -> dict[str, Phase]:
+    first = None if adam is None else AdamPhase(objective, adam, seed)
+    phases: dict[str, Phase] = {} if first is None else {ADAM: first}
+    if second is not None:
+        phases[SECOND] = DescentPhase(objective, second, first)
+    return phases
+
+
+def _splits(data: object) -> tuple[Examples, Examples | None]:
+    if isinstance(data, Dataset):
+        return data.train, data.validation
+    if isinstance(data, Examples):
+        return data, None
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
+        return Examples(*data), None
+    raise InputError("data", type(data).__name__, "a Dataset or tensors (inputs, targets)")
+
+
+def _rule(switch: SwitchRule | int) -> SwitchRule:
+    """A rule with nothing seen yet, so that one object can serve several runs."""
+    if isinstance(switch, int):
+        return FixedEpoch(check_integer("switch", switch, 1))
+    if isinstance(switch, type) or not (hasattr(switch, "fresh") and hasattr(switch, "update")):
+        raise InputError("switch", switch, "a switch rule or a number of epochs")
+    return switch.fresh()
