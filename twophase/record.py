@@ -19,7 +19,6 @@ class Record:
     nothing and counts in neither if that was the second phase's. `step_size` and `evaluations` are
     the line search's. `status` is "moved", or why the phase could do no more (see
     `twophase.second_phase.Status`). `note` says why a phase ended.
-
     """
 
     epoch: int

@@ -23,21 +23,29 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from twophase.adam import Adam, AdamSettings
-from twophase.cg import CGSettings, Status, iterate
 from twophase.device import clock, device_name, resolve_device
+from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBFGSDirection
 from twophase.errors import check_choice
 from twophase.examples import Examples
 from twophase.experiments.files import write_atomically, write_json
 from twophase.experiments.progress import track
 from twophase.experiments.provenance import git_revision, now, versions
-from twophase.line_search.golden_section import LINE_SEARCHES, resolve
+from twophase.full_batch import FullBatch
+from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.losses import mse
-from twophase.objective import FullBatch, Objective, evaluate
-from twophase.preconditioner import from_moments
+from twophase.objective import Objective, evaluate
+from twophase.preconditioner import AdamMoments, Identity, from_moments
 from twophase.problems import images, networks
 from twophase.problems.images import DATASETS
+from twophase.second_phase import Descent, Status, iterate
 
 REFERENCE = "PR+ with golden"
+LINE_SEARCHES = {
+    "golden": GoldenSection(rtol=1e-2),
+    "golden-tight": GoldenSection(rtol=1e-8),
+    "parabola": ParabolaFirst(),
+    "wolfe": StrongWolfe(),
+}
 # A median of passes is over the iterations after these.
 FIRST_ITERATIONS = 10
 # How many times as many iterations as golden section's a search may take to reach its loss.
@@ -224,18 +232,22 @@ def line_searches(
     objective = FullBatch(network, mse, examples.inputs, examples.targets)
     x = objective.vector.read()
     inverse = from_moments(adam.optimizer, objective.vector.parameters)
-    settings = {f"PR+ with {name}": CGSettings("PR+", resolve(name)) for name in LINE_SEARCHES}
-    settings["L-BFGS with wolfe, preconditioned"] = CGSettings(
-        direction="lbfgs", preconditioner="adam"
-    )
-    settings["self-scaled BFGS with wolfe, preconditioned (the default)"] = CGSettings(
-        preconditioner="adam"
-    )
-    reference = descend(objective, x, settings.pop(REFERENCE), iterations)
+    quasi_newton = {
+        "L-BFGS with wolfe, preconditioned": LBFGSDirection(),
+        "self-scaled BFGS with wolfe, preconditioned (the default)": SelfScaledBFGSDirection(),
+    }
+    phases = {
+        f"PR+ with {name}": Descent(ConjugateDirection("PR+"), search)
+        for name, search in LINE_SEARCHES.items()
+    } | {
+        name: Descent(direction, StrongWolfe(), AdamMoments())
+        for name, direction in quasi_newton.items()
+    }
+    reference = descend(objective, x, phases.pop(REFERENCE), iterations)
     target = reference.losses[-1]
     paths = {REFERENCE: reference}
-    for name, chosen in settings.items():
-        scales = inverse if chosen.preconditioner == "adam" else None
+    for name, chosen in phases.items():
+        scales = None if chosen.preconditioner == Identity() else inverse
         paths[name] = descend(objective, x, chosen, iterations, target, scales)
     rows = []
     for name, path in paths.items():
@@ -252,8 +264,8 @@ def line_searches(
     return rows
 
 
-class Descent(NamedTuple):
-    """What CG iterations cost, and the loss after each."""
+class Course(NamedTuple):
+    """What iterations cost, and the loss after each."""
 
     passes: list[int]
     losses: list[float]
@@ -261,7 +273,7 @@ class Descent(NamedTuple):
     def passes_to(self, target: float) -> float:
         """Passes until the loss was at most `target`; nan if it never was.
 
-        >>> Descent([4, 3, 3], [0.9, 0.5, 0.1]).passes_to(0.5)
+        >>> Course([4, 3, 3], [0.9, 0.5, 0.1]).passes_to(0.5)
         7
         """
         for done, loss in enumerate(self.losses, 1):
@@ -273,37 +285,37 @@ class Descent(NamedTuple):
 def descend(
     objective: Objective,
     x: Tensor,
-    settings: CGSettings,
+    descent: Descent,
     iterations: int,
     target: float = math.inf,
     inverse: Tensor | None = None,
-) -> Descent:
+) -> Course:
     """CG iterations from x [P] until the loss is at most `target`, with what each costs.
 
     Args:
         objective: whose passes are counted; the gradient at x belongs to no iteration.
         x: where to start.
-        settings: of the iterations.
+        descent: of the iterations.
         iterations: at least so many, and at most `PATIENCE` times as many; fewer where CG can do
             no more.
         target: the loss.
-        inverse: of a preconditioner; see `twophase.cg.iterate`.
+        inverse: of a preconditioner; see `twophase.second_phase.iterate`.
 
     >>> from twophase.objective import FunctionObjective
     >>> bowl = FunctionObjective(lambda x: (x**2).sum())
-    >>> descend(bowl, torch.ones(2).double(), CGSettings("PR+", resolve("wolfe")), 1).passes
+    >>> descend(bowl, torch.ones(2).double(), DEFAULT, 1).passes
     [3]
     """
-    point, memory, costs, losses = evaluate(objective, x), None, [], []
+    point, state, costs, losses = evaluate(objective, x), None, [], []
     while len(costs) < iterations or (losses[-1] > target and len(costs) < PATIENCE * iterations):
         before = objective.passes.total
-        iteration = iterate(objective, point, memory, settings, inverse)
+        iteration = iterate(objective, point, state, descent, inverse)
         if iteration.status is not Status.MOVED:
             break
-        point, memory = iteration.point or evaluate(objective, iteration.x), iteration.memory
+        point, state = iteration.point or evaluate(objective, iteration.x), iteration.state
         costs.append(objective.passes.total - before)
         losses.append(point.value)
-    return Descent(costs, losses)
+    return Course(costs, losses)
 
 
 def evaluations(network: nn.Module, examples: Examples, repetitions: int) -> list[Row]:
@@ -492,8 +504,10 @@ def memory(width: int, device: torch.device) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.rand(many, 1, generator=generator).to(device)
     cases = {
-        "PR+ with parabola": CGSettings("PR+"),
-        f"self-scaled BFGS with history {HISTORY}": CGSettings(history=HISTORY),
+        "PR+ with parabola": Descent(ConjugateDirection("PR+"), ParabolaFirst()),
+        f"self-scaled BFGS with history {HISTORY}": Descent(
+            SelfScaledBFGSDirection(HISTORY), StrongWolfe()
+        ),
     }
     rows = []
     for name, settings in cases.items():

@@ -1,137 +1,159 @@
 """Second phases and their competitors from one shared Adam prefix, at equal passes and seconds.
 
-A comparison is a set of independent jobs: one setting, one method, one of its candidate settings.
-Each leaves a file when it is done, so that a comparison can be made in any number of sittings.
+A comparison is a list of entries, each a configuration with a budget of passes, labelled with its
+method; what is read off are curves.
 """
 
-import hashlib
-import json
 import logging
-import multiprocessing
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from filelock import FileLock
 
 from twophase.adam import AdamSettings
-from twophase.cg import CGSettings
 from twophase.device import device_name, resolve_device
+from twophase.directions import ConjugateDirection
 from twophase.errors import InputError, check_choice, check_integer
-from twophase.experiments import checkpoints
-from twophase.experiments.competitors import METHODS, Method, go_on, second_phase
+from twophase.experiments import branches, runs
+from twophase.experiments.competitors import (
+    SGD,
+    AdamCosine,
+    AdamGoesOn,
+    Competitor,
+    ScipyCG,
+    TorchLBFGS,
+    TorchminCG,
+)
+from twophase.experiments.config import RunConfig
 from twophase.experiments.files import write_atomically, write_json
 from twophase.experiments.provenance import git_revision, now, versions
-from twophase.losses import mse
-from twophase.problems import images, networks, physics
-from twophase.training import GRADIENT_PASSES, Trainer
+from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
+from twophase.objective import GRADIENT_PASSES
+from twophase.preconditioner import AdamMoments, Identity
+from twophase.problems import networks
+from twophase.problems.problem import DTYPES, ImageProblem, Problem, named
+from twophase.second_phase import DEFAULT, Descent
 
 log = logging.getLogger("twophase")
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Saved curves keep points at which the passes have grown by this part.
 SAVED_SPACING = 0.04
 # Of weights, batches and subsets in the runs that tuning looks at, never in those it is judged by.
 TUNING_SEED = 100
-PROBLEMS = (*images.DATASETS, *physics.PROBLEMS)
 # Networks from the quickest to the slowest pass.
 SIZES = (
     *("vit-nomlp-wkewq-wvwo1", "vit-nomlp-wkewq", "vit-nomlp"),
     *("vit-mlp", "vgg5-max-relu"),
 )
+_MEASURED = ("passes_spent", "seconds", "loss")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A problem, and where on Adam's way through it the methods part.
+class Method:
+    """A method of the comparison.
 
-    Args:
-        problem: a data set of `twophase.problems.images.DATASETS`, or a full-batch problem of
-            `twophase.problems.physics.PROBLEMS`.
-        model: of `twophase.problems.networks.MODELS`, for a data set; "" for a full-batch problem.
-        swap_epoch: epochs of the shared prefix of Adam, at least 1.
-        seed: of initial weights, mini-batches and subset, at least 0.
-        batch_size, learning_rate: of Adam; see `AdamSettings`. A full-batch problem takes its
-            points in one batch, whatever `batch_size` says.
-        train_examples: of a random subset; None: all. None for a full-batch problem.
-        dtype: of the parameters, "float32" or "float64".
+    Attributes:
+        label: for figures and tables.
+        candidates: the settings among which tuning may choose, the first as shipped.
+        times: its budget, in multiples of the others'.
+    """
+
+    label: str
+    candidates: tuple[Descent | Competitor, ...] = field(default=())
+    times: int = 1
+
+    @property
+    def installed(self) -> bool:
+        """Whether the method can run here."""
+        return not isinstance(self.candidates[0], Competitor) or self.candidates[0].installed()
+
+
+def _preconditioned(beta: str) -> Descent:
+    return Descent(ConjugateDirection(beta), ParabolaFirst(), AdamMoments(min_batches=1))
+
+
+METHODS: dict[str, Method] = {
+    "adam": Method("Adam, constant rate", (AdamGoesOn(),)),
+    "adam-twice": Method("Adam, twice the passes", (AdamGoesOn(),), times=2),
+    "adam-tuned": Method("Adam, tuned rate", tuple(map(AdamGoesOn, (1.0, 0.3, 3.0)))),
+    "adam-cosine": Method("Adam, cosine decay", tuple(map(AdamCosine, (1.0, 3.0, 10.0)))),
+    "sgd": Method("SGD with momentum", tuple(map(SGD, (1.0, 0.1, 10.0)))),
+    "golden": Method(
+        "CG, golden section (paper)",
+        tuple(Descent(ConjugateDirection("PR+"), GoldenSection(r)) for r in (1e-2, 1e-1, 1e-3)),
+    ),
+    "cg": Method(
+        "CG, parabola, preconditioned", tuple(map(_preconditioned, ("PR+", "HS-DY", "HZ")))
+    ),
+    "default": Method("default second phase", (DEFAULT,)),
+    "default-tuned": Method(
+        "default second phase, tuned",
+        (
+            DEFAULT,
+            replace(DEFAULT, line_search=StrongWolfe(c2=0.5)),
+            replace(DEFAULT, preconditioner=Identity()),
+        ),
+    ),
+    "torch-lbfgs": Method("torch L-BFGS", tuple(map(TorchLBFGS, (100, 30, 10)))),
+    "scipy-cg": Method("scipy CG", tuple(map(ScipyCG, (0.4, 0.1, 0.9)))),
+    "torchmin-cg": Method("pytorch-minimize CG", (TorchminCG(),)),
+}
+
+
+class Entry(NamedTuple):
+    """A configuration with a budget of passes, and the method that it stands for.
+
+    `passes` is the comparison's budget, of which a method may have a multiple.
+    """
+
+    config: RunConfig
+    method: str
+    candidate: int
+    passes: int
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The columns that name the entry in a table of curves."""
+        config = self.config
+        return {
+            "problem": getattr(config.problem, "dataset", config.problem.name),
+            "model": getattr(config.problem, "model", ""),
+            "swap_epoch": config.epochs,
+            "seed": config.seed,
+            "batch_size": config.adam.batch_size,
+            "learning_rate": config.adam.learning_rate,
+            "train_examples": getattr(config.problem, "train_examples", None),
+            "dtype": config.dtype,
+            "method": self.method,
+            "candidate": self.candidate,
+            "passes": self.passes,
+        }
+
+
+def prefix(
+    problem: Problem,
+    swap_epoch: int,
+    seed: int = 0,
+    batch_size: int = 512,
+    learning_rate: float = 1e-3,
+    dtype: str = "float32",
+) -> RunConfig:
+    """Adam on a problem up to where the methods part, without validation examples.
+
+    A full-batch problem takes all its points in one batch, whatever `batch_size` says.
 
     Raises:
         InputError: a field is out of range.
-
-    >>> Setting("digits", "vit-mlp", 100).name
-    'digits vit-mlp'
-    >>> Setting("digits", "resnet", 100)
-    Traceback (most recent call last):
-    twophase.errors.InputError: model: 'resnet' is not allowed; use one of vit-mlp, ...
     """
-
-    problem: str
-    model: str
-    swap_epoch: int
-    seed: int = 0
-    batch_size: int = 512
-    learning_rate: float = 1e-3
-    train_examples: int | None = None
-    dtype: str = "float32"
-
-    def __post_init__(self):
-        check_choice("problem", self.problem, PROBLEMS)
-        check_choice("model", self.model, networks.MODELS if self.images else ("",))
-        check_integer("swap_epoch", self.swap_epoch, 1)
-        check_integer("seed", self.seed, 0)
-        AdamSettings(self.learning_rate, self.batch_size)
-        if self.train_examples is not None:
-            if not self.images:
-                raise InputError("train_examples", self.train_examples, f"None with {self.problem}")
-            check_integer("train_examples", self.train_examples, 1)
-        check_choice("dtype", self.dtype, DTYPES)
-
-    @property
-    def images(self) -> bool:
-        """Whether the problem is a data set of images."""
-        return self.problem in images.DATASETS
-
-    @property
-    def name(self) -> str:
-        """Problem and model, for readers."""
-        return f"{self.problem} {self.model}".strip()
-
-    def trainer(self, root: Path | None = None, device: str | torch.device = "auto") -> Trainer:
-        """A trainer of Adam before its first epoch.
-
-        Raises:
-            DataError: a data file is missing or damaged.
-            InputError: the subset is larger than the set.
-
-        >>> Setting("digits", "vit-mlp", 1, train_examples=16).trainer(device="cpu").names
-        ('adam',)
-        """
-        chosen, dtype = resolve_device(device), DTYPES[self.dtype]
-        if self.images:
-            dataset = images.load(
-                self.problem, root, chosen, self.train_examples, self.seed, dtype=dtype
-            )
-            model = networks.build(self.model, dataset.channels, dataset.classes, self.seed)
-            train, loss, batch_size = dataset.train, mse, self.batch_size
-        else:
-            problem = physics.PROBLEMS[self.problem](self.seed)
-            model, train = problem.model, (problem.inputs, problem.targets)
-            loss, batch_size = torch.nn.functional.mse_loss, len(problem.inputs)
-        return Trainer(
-            model.to(dtype),
-            train,
-            strategy="adam",
-            loss=loss,
-            adam=AdamSettings(self.learning_rate, batch_size),
-            seed=self.seed,
-            device=chosen,
-        )
+    if isinstance(problem, ImageProblem):
+        problem = replace(problem, validation_examples=0)
+    adam = AdamSettings(learning_rate, None if problem.full_batch else batch_size)
+    return RunConfig(problem, swap_epoch, adam, second=None, seed=seed, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -139,17 +161,14 @@ class Plan:
     """A comparison: problems and networks, where the methods part, their budget, and the seeds.
 
     Args:
-        problems, models: see `Setting`; full-batch problems take no model.
-        swap_epoch, batch_size, train_examples: of every `Setting`.
+        problems, models: see `twophase.problems.problem.named`; equations take no model.
+        swap_epoch, batch_size, train_examples: see `prefix` and `ImageProblem`.
         passes: each method's budget after the prefix, at least 3.
         seeds: 0, 1, ..., so many.
         dtype: of networks for images; full-batch problems take float64.
 
     Raises:
         InputError: a field is out of range.
-
-    >>> [setting.seed for setting in PLANS["smoke"].settings()]
-    [0, 1]
     """
 
     problems: tuple[str, ...]
@@ -161,44 +180,29 @@ class Plan:
     train_examples: int | None = None
     dtype: str = "float32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("seeds", self.seeds, 1)
         check_integer("passes", self.passes, GRADIENT_PASSES)
-        self.settings()
+        check_choice("dtype", self.dtype, DTYPES)
+        for model in self.models:
+            check_choice("model", model, networks.MODELS)
+        self.prefixes()
 
-    def settings(self) -> list[Setting]:
-        """All settings, seed by seed, so that a plan that is stopped has whole seeds.
+    def prefixes(self) -> list[RunConfig]:
+        """All prefixes, seed by seed, so that a plan that is stopped has whole seeds."""
+        problems: dict[Problem, None] = {}
+        for name in self.problems:
+            problems |= {named(name, model, self.train_examples): None for model in self.models}
+        return [self._prefix(problem, seed) for seed in range(self.seeds) for problem in problems]
 
-        >>> len(Plan(("digits", "mnist"), ("vit-mlp",), swap_epoch=9, passes=30).settings())
-        6
-        """
-        pairs = []
-        for problem in self.problems:
-            of_images = check_choice("problem", problem, PROBLEMS) in images.DATASETS
-            pairs += [(problem, model) for model in (self.models if of_images else ("",))]
-        return [self._setting(*pair, seed) for seed in range(self.seeds) for pair in pairs]
+    def tuning(self) -> RunConfig:
+        """Where the methods are tuned: on the first problem's smallest network."""
+        smallest = min(self.models, key=SIZES.index)
+        return self._prefix(named(self.problems[0], smallest, self.train_examples), TUNING_SEED)
 
-    def tuning(self) -> Setting:
-        """Where the methods are tuned: on the first problem's smallest network.
-
-        >>> PLANS["paper"].tuning().name
-        'digits vit-nomlp-wkewq-wvwo1'
-        """
-        of_images = self.problems[0] in images.DATASETS
-        smallest = min(self.models, key=SIZES.index) if of_images else ""
-        return self._setting(self.problems[0], smallest, TUNING_SEED)
-
-    def _setting(self, problem: str, model: str, seed: int) -> Setting:
-        of_images = problem in images.DATASETS
-        return Setting(
-            problem,
-            model,
-            self.swap_epoch,
-            seed,
-            self.batch_size,
-            train_examples=self.train_examples if of_images else None,
-            dtype=self.dtype if of_images else "float64",
-        )
+    def _prefix(self, problem: Problem, seed: int) -> RunConfig:
+        dtype = "float64" if problem.full_batch else self.dtype
+        return prefix(problem, self.swap_epoch, seed, self.batch_size, dtype=dtype)
 
 
 PLANS = {
@@ -216,122 +220,64 @@ PLANS = {
 }
 
 
-def plan(preset: str, **changes: object) -> Plan:
-    """A preset's plan, with the fields that were given instead of its own.
-
-    Args:
-        preset: "smoke", "quick" or "paper".
-        **changes: fields of `Plan`; None: the preset's.
+def plan(preset: str, **changes: Any) -> Plan:
+    """A preset's plan, with the fields that were given instead of its own; None: the preset's.
 
     Raises:
         InputError: the preset is unknown, or a field is out of range.
-
-    >>> plan("quick", seeds=1, passes=None).passes
-    240
-    >>> plan("quick", passes=2)
-    Traceback (most recent call last):
-    twophase.errors.InputError: passes: 2 is not allowed; use a whole number of at least 3
     """
     given = {name: value for name, value in changes.items() if value is not None}
     return replace(PLANS[check_choice("preset", preset, PLANS)], **given)
 
 
-@dataclass(frozen=True)
-class Job:
-    """A method, with one of its candidate settings, on a setting, for a budget of passes.
-
-    Raises:
-        InputError: a field is out of range.
-
-    >>> Job(Setting("digits", "vit-mlp", 100), "adam", 1, 300)
-    Traceback (most recent call last):
-    twophase.errors.InputError: candidate: 1 is not allowed; use one of 0 for method adam
-    """
-
-    setting: Setting
-    method: str
-    candidate: int
-    passes: int
-
-    def __post_init__(self):
-        check_choice("method", self.method, METHODS)
-        check_integer("passes", self.passes, GRADIENT_PASSES)
-        candidates = range(len(METHODS[self.method].candidates))
-        if self.candidate not in candidates:
-            allowed = f"one of {', '.join(map(str, candidates))} for method {self.method}"
-            raise InputError("candidate", self.candidate, allowed)
-
-    @property
-    def fields(self) -> dict:
-        """All that the curve depends on, but for device and versions."""
-        rest = {field.name: getattr(self, field.name) for field in fields(self)}
-        return asdict(rest.pop("setting")) | rest
-
-    @property
-    def file_name(self) -> str:
-        """By method and digest, also of what the candidate's settings come to."""
-        candidate = METHODS[self.method].candidates[self.candidate]
-        return f"{self.method}-{_digest(self.fields | {'settings': _resolved(candidate)})}.json"
-
-
-def jobs(
-    settings: Iterable[Setting],
+def entries(
+    prefixes: Iterable[RunConfig],
     methods: Iterable[str],
     passes: int,
-    candidates: dict[str, int] | None = None,
-) -> list[Job]:
-    """The comparison of methods on settings, of those whose package is installed.
+    candidates: Mapping[str, int] | None = None,
+) -> list[Entry]:
+    """The comparison of methods from some prefixes, of those whose package is installed.
 
     Args:
-        settings: where the methods are to be compared.
+        prefixes: where the methods part; see `prefix`.
         methods: names in `METHODS`.
-        passes: the budget of each job, at least 3; see `Method.times`.
+        passes: the budget of each, at least 3; see `Method.times`.
         candidates: the setting of each method, as `chosen` by tuning; default: as shipped.
-
-    Returns:
-        A job for each setting and method.
 
     Raises:
         InputError: a method is unknown, or a number out of range.
-
-    >>> found = jobs([Setting("digits", "vit-mlp", 100)], ["adam", "default"], 300)
-    >>> [(job.method, job.candidate) for job in found]
-    [('adam', 0), ('default', 0)]
     """
     names = [check_choice("method", name, METHODS) for name in methods]
     here = [name for name in names if METHODS[name].installed]
     for name in set(names) - set(here):
-        log.warning("%s left out: no package %s", name, METHODS[name].package)
+        log.warning("%s left out: its package is not installed", name)
     numbers = candidates or {}
-    return [Job(s, name, numbers.get(name, 0), passes) for s in settings for name in here]
+    return [_entry(one, name, numbers.get(name, 0), passes) for one in prefixes for name in here]
 
 
-def tuning_jobs(setting: Setting, methods: Iterable[str], passes: int) -> list[Job]:
-    """Every candidate of every method that has more than one, on the tuning seed.
-
-    Args and errors as for `jobs`.
-
-    >>> found = tuning_jobs(Setting("digits", "vit-mlp", 100), ["adam", "sgd"], 300)
-    >>> [(job.method, job.candidate, job.setting.seed) for job in found]
-    [('sgd', 0, 100), ('sgd', 1, 100), ('sgd', 2, 100)]
-    """
-    there = replace(setting, seed=TUNING_SEED)
+def tuning_entries(prefix: RunConfig, methods: Iterable[str], passes: int) -> list[Entry]:
+    """Every candidate of every method that has more than one; args and errors as for `entries`."""
     return [
-        replace(job, candidate=number)
-        for job in jobs([there], methods, passes)
-        for number in range(len(METHODS[job.method].candidates))
-        if len(METHODS[job.method].candidates) > 1
+        _entry(prefix, entry.method, number, passes)
+        for entry in entries([prefix], methods, passes)
+        for number in range(len(METHODS[entry.method].candidates))
+        if len(METHODS[entry.method].candidates) > 1
+    ]
+
+
+def variants(
+    prefix: RunConfig, phases: Mapping[str, Descent | Competitor], passes: int
+) -> list[Entry]:
+    """Second phases of any settings by their labels, and Adam going on, from one prefix."""
+    chosen = {"adam": AdamGoesOn(), **phases}
+    return [
+        Entry(replace(prefix, second=second, passes=passes), label, 0, passes)
+        for label, second in chosen.items()
     ]
 
 
 def chosen(curves: pd.DataFrame) -> dict[str, int]:
     """For each method the candidate with the lowest loss at the end of the tuning runs' budget.
-
-    Args:
-        curves: of `tuning_jobs`, from `run` or `load`.
-
-    Returns:
-        The candidate's number for each method.
 
     >>> curves = pd.DataFrame({"method": "sgd", "candidate": [0, 1, 1], "loss": [0.5, 0.9, 0.4]})
     >>> chosen(curves)
@@ -344,149 +290,54 @@ def chosen(curves: pd.DataFrame) -> dict[str, int]:
 def compare(
     plan: Plan,
     methods: Sequence[str],
-    folder: Path,
+    place: branches.Place,
     tune: bool = True,
-    root: Path | None = None,
-    device: str | torch.device = "auto",
     processes: int = 1,
 ) -> pd.DataFrame:
-    """Tune every method alike, then run all of them on all settings.
+    """Tune every method alike, then run all of them from all prefixes.
 
     Args:
         plan: what to compare on, and for how many passes.
         methods: names in `METHODS`.
-        tune: try each method's candidates once, on `Plan.tuning`, and take the best on all
-            settings. False: all methods as shipped.
-        folder, root, device, processes: see `run`.
+        place, processes: see `run`.
+        tune: try each method's candidates once, on `Plan.tuning`, and take the best everywhere.
+            False: all methods as shipped.
 
     Returns:
         The curves, as from `run`, those of the tuning after the others.
 
     Raises:
-        TwoPhaseError, OSError: as `jobs` and `run` do.
-
-    >>> import tempfile
-    >>> plan = replace(PLANS["smoke"], passes=6)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     curves = compare(plan, ["adam", "sgd"], Path(folder), device="cpu")
-    >>> curves.groupby(["seed", "method"]).candidate.nunique().to_dict()
-    {(0, 'adam'): 1, (0, 'sgd'): 1, (1, 'adam'): 1, (1, 'sgd'): 1, (100, 'sgd'): 3}
+        TwoPhaseError, OSError: as `entries` and `run` do.
     """
-    tried = tuning_jobs(plan.tuning(), methods, plan.passes) if tune else []
+    tried = tuning_entries(plan.tuning(), methods, plan.passes) if tune else []
     numbers = {}
     if tried:
-        numbers = chosen(run(tried, folder, root, device, processes))
+        numbers = chosen(run(tried, place, processes))
         log.warning("tuning chose %s", numbers)
-    todo = [*jobs(plan.settings(), methods, plan.passes, numbers), *tried]
-    return run(todo, folder, root, device, processes)
+    return run([*entries(plan.prefixes(), methods, plan.passes, numbers), *tried], place, processes)
 
 
-def variants(
-    setting: Setting,
-    phases: Mapping[str, CGSettings],
-    passes: int,
-    folder: Path,
-    root: Path | None = None,
-    device: str | torch.device = "auto",
-) -> pd.DataFrame:
-    """Second phases of any settings, and Adam going on, from one prefix.
-
-    Args:
-        setting: where they part.
-        phases: the settings of each, by its label.
-        passes: the budget of each, at least 3.
-        folder, root, device: see `run`; only prefixes are kept in the folder.
+def run(todo: Sequence[Entry], place: branches.Place, processes: int = 1) -> pd.DataFrame:
+    """Run what is not done of some entries, each prefix once.
 
     Returns:
-        Curves as from `run`, with the labels in `method` and candidate 0.
+        The curves, a row for each point: the keys of the entry, and `passes_spent` and `seconds`
+        since the prefix, with the lowest training `loss` so far.
 
     Raises:
-        TwoPhaseError, OSError: as `run` does.
-
-    >>> import tempfile
-    >>> setting = Setting("digits", "vit-nomlp-wkewq-wvwo1", 1, train_examples=16)
-    >>> with tempfile.TemporaryDirectory() as out:
-    ...     curves = variants(setting, {"FR": CGSettings("FR")}, 12, Path(out), device="cpu")
-    >>> curves.method.unique().tolist()
-    ['adam', 'FR']
+        TwoPhaseError: an entry failed; the others were run.
+        OSError: a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    methods = {"adam": METHODS["adam"]}
-    methods |= {
-        label: Method(label, second_phase, ({"settings": phase},))
-        for label, phase in phases.items()
-    }
+    done = branches.run([entry.config for entry in todo], place, processes)
+    branches.check(done)
     frames = []
-    for label, method in methods.items():
-        curve = go_on(method, 0, prefix(setting, folder, root, device), passes)
-        keys = asdict(setting) | {"method": label, "candidate": 0, "passes": passes}
-        frames.append(_frame(keys, curve))
+    for entry, one in zip(todo, done, strict=True):
+        points = runs.read_curve(one.folder).rename(columns={"passes": "passes_spent"})
+        frames.append(pd.DataFrame([entry.keys]).merge(points, how="cross"))
     return pd.concat(frames, ignore_index=True)
 
 
-def in_words(candidate: Mapping[str, object]) -> str:
-    """A candidate of `Method.candidates` for readers: what differs from the defaults.
-
-    >>> [in_words(candidate) for candidate in METHODS["cg"].candidates]
-    ['beta PR+, preconditioner adam', 'beta HS-DY, preconditioner adam', ...]
-    """
-    parts = []
-    for name, value in candidate.items():
-        parts += _given(value) if is_dataclass(value) else [f"{name} {value}"]
-    return ", ".join(parts) or "as shipped"
-
-
-def run(
-    todo: Sequence[Job],
-    folder: Path,
-    root: Path | None = None,
-    device: str | torch.device = "auto",
-    processes: int = 1,
-) -> pd.DataFrame:
-    """Run what is not done of some jobs, each prefix once.
-
-    Args:
-        todo: from `jobs` and `tuning_jobs`.
-        folder: of the jobs' files, for one device; made if it is not there.
-        root: the data folder; None: see `twophase.problems.images.load`.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        processes: that work side by side, each on one thread if there are several; seconds are
-            then those of a busy machine.
-
-    Returns:
-        The curves of these jobs, a row for each point: the fields of setting and job, and
-        `passes_spent` and `seconds` since the prefix, with the lowest training `loss` so far.
-
-    Raises:
-        InputError: a number is out of range.
-        DataError: a data file is missing or damaged.
-        OSError: a file cannot be written.
-
-    >>> import tempfile
-    >>> setting = Setting("digits", "vit-nomlp-wkewq-wvwo1", 1, train_examples=16)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     curves = run(jobs([setting], ["adam", "default"], 30), Path(folder), device="cpu")
-    >>> (curves.groupby("method").passes_spent.max() <= 30).to_dict()
-    {'adam': True, 'default': True}
-    """
-    check_integer("processes", processes, 1)
-    folder.mkdir(parents=True, exist_ok=True)
-    left = [job for job in todo if not (folder / job.file_name).exists()]
-    if processes == 1:
-        for number, job in enumerate(left, 1):
-            _run_job(job, folder, root, device)
-            _report(job, number, len(left))
-    else:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
-            waiting = {pool.submit(_run_job, job, folder, root, device): job for job in left}
-            for number, future in enumerate(as_completed(waiting), 1):
-                future.result()
-                _report(waiting[future], number, len(left))
-    return pd.concat([_read(folder / job.file_name) for job in todo], ignore_index=True)
-
-
-def save(curves: pd.DataFrame, folder: Path, facts: dict) -> None:
+def save(curves: pd.DataFrame, folder: Path, facts: Mapping[str, Any]) -> None:
     """Write curves as two small tables, `runs.csv` and `curves.csv`, and `provenance.json`.
 
     Of each curve those points are kept at which the loss is lower than before and the passes have
@@ -503,15 +354,15 @@ def save(curves: pd.DataFrame, folder: Path, facts: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     keys = [name for name in curves if name not in _MEASURED]
     numbers = curves.groupby(keys, sort=False, dropna=False).ngroup()
-    runs = curves[keys].assign(run=numbers).drop_duplicates("run").set_index("run")
+    table = curves[keys].assign(run=numbers).drop_duplicates("run").set_index("run")
     points = curves[list(_MEASURED)].assign(run=numbers)
     points = pd.concat([_thinned(run) for _, run in points.groupby("run")]).set_index("run")
     points = points.assign(
         seconds=points.seconds.map("{:.3g}".format), loss=points.loss.map("{:.5g}".format)
     )
-    write_atomically(folder / "runs.csv", runs.to_csv())
+    write_atomically(folder / "runs.csv", table.to_csv())
     write_atomically(folder / "curves.csv", points.to_csv())
-    write_json(folder / "provenance.json", facts)
+    write_json(folder / "provenance.json", dict(facts))
 
 
 def load(folder: Path) -> pd.DataFrame:
@@ -519,22 +370,18 @@ def load(folder: Path) -> pd.DataFrame:
 
     Raises:
         InputError: the folder does not hold them.
-
-    >>> import tempfile
-    >>> load(Path(tempfile.mkdtemp()))
-    Traceback (most recent call last):
-    twophase.errors.InputError: comparison: ... use a folder with runs.csv and curves.csv of ...
     """
     try:
-        runs = pd.read_csv(folder / "runs.csv", index_col="run", keep_default_na=False)
+        table = pd.read_csv(folder / "runs.csv", index_col="run", keep_default_na=False)
         points = pd.read_csv(folder / "curves.csv")
     except (OSError, ValueError):
-        runs = points = pd.DataFrame({"run": []})
-    if runs.empty or set(points.run) != set(runs.index):
+        table = points = pd.DataFrame({"run": []})
+    if table.empty or set(points.run) != set(table.index):
         allowed = "a folder with runs.csv and curves.csv of one comparison"
         raise InputError("comparison", str(folder), allowed)
-    runs["train_examples"] = pd.to_numeric(runs.train_examples)
-    return points.join(runs, on="run").drop(columns="run")
+    for name in ("train_examples", "batch_size"):
+        table[name] = pd.to_numeric(table[name])
+    return points.join(table, on="run").drop(columns="run")
 
 
 def facts(
@@ -542,16 +389,13 @@ def facts(
     device: str | torch.device = "auto",
     processes: int = 1,
     seconds: float | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Provenance of results made here and now: command, revision, versions, hardware, time.
 
     Args:
         arguments: of `python -m twophase`.
         device, processes: see `run`.
         seconds: of wall time, for what was not there before.
-
-    >>> facts(["compare", "--preset", "quick"], "cpu")["command"]
-    'python -m twophase compare --preset quick'
     """
     return {
         "command": " ".join(["python -m twophase", *arguments]),
@@ -565,78 +409,37 @@ def facts(
     }
 
 
-_MEASURED = ("passes_spent", "seconds", "loss")
+def in_words(settings: object) -> str:
+    """A candidate of `Method.candidates` for readers: what differs from the defaults.
 
-
-def _run_job(job: Job, folder: Path, root: Path | None, device: str | torch.device) -> None:
-    trainer = prefix(job.setting, folder, root, device)
-    curve = go_on(METHODS[job.method], job.candidate, trainer, job.passes)
-    content = {"job": job.fields, "curve": [list(point) for point in curve]}
-    write_atomically(folder / job.file_name, json.dumps(content) + "\n")
-
-
-def prefix(
-    setting: Setting,
-    folder: Path,
-    root: Path | None = None,
-    device: str | torch.device = "auto",
-) -> Trainer:
-    """The trainer at the end of the prefix, which whoever needs it first has trained.
-
-    Args:
-        setting: see `Setting`.
-        folder: where states are kept; it must be there.
-        root, device: see `run`.
-
-    >>> import tempfile
-    >>> setting = Setting("digits", "vit-nomlp-wkewq-wvwo1", 2, train_examples=16)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     len(prefix(setting, Path(folder), device="cpu").history)
-    2
+    >>> in_words(TorchLBFGS(30)), in_words(DEFAULT)
+    ('history size 30', 'as shipped')
     """
-    path = folder / f"prefix-{_digest(asdict(setting))}.ckpt"
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            trainer = setting.trainer(root, device)
-            for _ in range(setting.swap_epoch):
-                trainer.epoch()
-            checkpoints.write(path, trainer.state_dict())
-    trainer = setting.trainer(root, device)
-    trainer.load_state_dict(checkpoints.load(path))
-    return trainer
+    return "as shipped" if settings == DEFAULT else ", ".join(_given(settings)) or "as shipped"
 
 
-def _read(path: Path) -> pd.DataFrame:
-    content = json.loads(path.read_text())
-    return _frame(content["job"], content["curve"])
+def _entry(prefix: RunConfig, name: str, candidate: int, passes: int) -> Entry:
+    check_integer("passes", passes, GRADIENT_PASSES)
+    method = METHODS[name]
+    if candidate not in range(len(method.candidates)):
+        allowed = f"one of {', '.join(map(str, range(len(method.candidates))))} for method {name}"
+        raise InputError("candidate", candidate, allowed)
+    second = method.candidates[candidate]
+    return Entry(
+        replace(prefix, second=second, passes=method.times * passes), name, candidate, passes
+    )
 
 
-def _frame(keys: Mapping[str, object], curve: Sequence[Sequence[float]]) -> pd.DataFrame:
-    points = pd.DataFrame(curve, columns=list(_MEASURED))
-    return pd.DataFrame([keys]).merge(points, how="cross")
-
-
-def _resolved(candidate: Mapping[str, object]) -> str:
-    """A candidate with the defaults that it takes."""
+def _given(settings: Any) -> list[str]:
+    """The fields of settings that differ from their defaults, as "name value"."""
     parts = []
-    for name, value in candidate.items():
-        parts.append(f"{name}={value!r}")
-        if isinstance(value, CGSettings):
-            parts += [repr(value.rule), repr(value.search)]
-            parts += [str(value.takes_moments(batches)) for batches in (1, 2)]
-    return "; ".join(parts)
-
-
-def _given(settings: object) -> list[str]:
-    """The fields of a dataclass that differ from their defaults, as "name value"."""
-    parts = []
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if value != field.default:
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if value != one.default:
             shown = value
             if is_dataclass(value):
                 shown = f"{type(value).__name__}({', '.join(_given(value))})"
-            parts.append(f"{field.name.replace('_', ' ')} {shown}")
+            parts.append(f"{one.name.replace('_', ' ')} {shown}")
     return parts
 
 
@@ -648,15 +451,3 @@ def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
         if row == last > 0 or (apart and loss < before.loss):
             kept.append(row)
     return curve.iloc[kept]
-
-
-def _report(job: Job, number: int, total: int) -> None:
-    log.warning(
-        "[%d/%d] %s, swap %d, batch %d, seed %d: %s, candidate %d",
-        *(number, total, job.setting.name, job.setting.swap_epoch, job.setting.batch_size),
-        *(job.setting.seed, job.method, job.candidate),
-    )
-
-
-def _digest(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,30 +1,34 @@
-"""What the second phase is compared with: each method goes on from the same weights, on a budget.
+"""What second phases are compared with: each goes on from the same weights, on a budget of passes.
 
-A method is a function of a trainer that stands at the end of the shared prefix, and of a journal,
-which counts passes and seconds and ends the method when the budget is spent.
+A competitor is settings with a method `run(trainer, journal)`, for a trainer that stands at the end
+of the shared prefix of Adam, and a journal, which counts passes and seconds and ends the method
+when the budget is spent.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from scipy import optimize
 from torch import Tensor, nn
 
-from twophase.adam import sweep
-from twophase.cg import CGSettings, Status
+from twophase.adam import Adam, sweep
 from twophase.device import clock
-from twophase.errors import NonFiniteError, check_integer
-from twophase.line_search.golden_section import resolve
-from twophase.line_search.wolfe import StrongWolfe
-from twophase.objective import FullBatch, evaluate
-from twophase.training import GRADIENT_PASSES, CGPhase, Trainer
+from twophase.errors import NonFiniteError, check_integer, check_number
+from twophase.full_batch import FullBatch
+from twophase.objective import GRADIENT_PASSES, evaluate
+from twophase.phases import DescentPhase
+from twophase.record import ADAM
+from twophase.second_phase import Descent, Status
+from twophase.settings import Settings
+from twophase.trainer import Trainer
 
 # Mini-batch methods are measured, and curves kept, each time the passes have grown by this part.
 SPACING = 0.02
@@ -112,36 +116,175 @@ class Journal:
         return min(max(last + 1, (1 + SPACING) * last), self.budget)
 
 
-def adam(trainer: Trainer, journal: Journal, factor: float = 1.0) -> None:
-    """Adam goes on, its learning rate times a constant factor."""
-    optimizer = trainer.phases["adam"].adam.optimizer
-    rate = factor * optimizer.param_groups[0]["lr"]
-    _mini_batches(trainer, journal, optimizer, lambda share: rate)
+class Competitor(Settings):
+    """A method to compare a second phase with; `package` must be installed for it (None: nothing).
+
+    To add one: a frozen dataclass with its settings and `run`, and an entry in
+    `twophase.experiments.comparison.METHODS`.
+    """
+
+    package: ClassVar[str | None] = None
+
+    @classmethod
+    def installed(cls) -> bool:
+        """Whether the method can run here."""
+        return cls.package is None or find_spec(cls.package) is not None
+
+    @abstractmethod
+    def run(self, trainer: Trainer, journal: Journal) -> None:
+        """Go on until the journal ends it, or nothing more can be done."""
 
 
-def adam_cosine(trainer: Trainer, journal: Journal, factor: float = 1.0) -> None:
+@dataclass(frozen=True)
+class AdamGoesOn(Competitor):
+    """Adam goes on, its learning rate times a constant factor, above 0."""
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("factor", self.factor, above=0)
+
+    def run(self, trainer: Trainer, journal: Journal) -> None:
+        """Epochs of the trainer's own Adam."""
+        optimizer = _adam(trainer).optimizer
+        rate = self.factor * optimizer.param_groups[0]["lr"]
+        _mini_batches(trainer, journal, optimizer, lambda share: rate)
+
+
+@dataclass(frozen=True)
+class AdamCosine(AdamGoesOn):
     """Adam goes on, its rate times factor · (1 + cos(π · share of the budget)) / 2.
 
     Loshchilov and Hutter (2017), without restarts.
     """
-    optimizer = trainer.phases["adam"].adam.optimizer
-    rate = factor * optimizer.param_groups[0]["lr"]
-    _mini_batches(
-        trainer, journal, optimizer, lambda share: rate * (1 + math.cos(math.pi * share)) / 2
-    )
+
+    def run(self, trainer: Trainer, journal: Journal) -> None:
+        """Epochs of the trainer's own Adam."""
+        optimizer = _adam(trainer).optimizer
+        rate = self.factor * optimizer.param_groups[0]["lr"]
+        _mini_batches(
+            trainer, journal, optimizer, lambda share: rate * (1 + math.cos(math.pi * share)) / 2
+        )
 
 
-def sgd(trainer: Trainer, journal: Journal, rate: float = 1.0) -> None:
-    """Stochastic gradient descent with momentum 0.9, on the same mini-batches."""
-    optimizer = torch.optim.SGD(trainer.objective.vector.parameters, lr=rate, momentum=0.9)
-    _mini_batches(trainer, journal, optimizer, lambda share: rate)
+@dataclass(frozen=True)
+class SGD(Competitor):
+    """Stochastic gradient descent with momentum 0.9 and a constant rate, on the same batches."""
+
+    rate: float = 1.0
+
+    def run(self, trainer: Trainer, journal: Journal) -> None:
+        """Epochs of torch's SGD."""
+        parameters = trainer.objective.vector.parameters
+        optimizer = torch.optim.SGD(parameters, lr=self.rate, momentum=0.9)
+        _mini_batches(trainer, journal, optimizer, lambda share: self.rate)
 
 
-def second_phase(trainer: Trainer, journal: Journal, settings: CGSettings | None = None) -> None:
+@dataclass(frozen=True)
+class TorchLBFGS(Competitor):
+    """`torch.optim.LBFGS` with its strong Wolfe search, in one long step without tolerances.
+
+    With `max_iter=1` for each step it would evaluate every point twice, and without a `max_eval`
+    that follows `max_iter` have no line search left.
+    """
+
+    history_size: int = 100
+
+    def run(self, trainer: Trainer, journal: Journal) -> None:
+        """One step of torch's optimizer."""
+        x = nn.Parameter(trainer.objective.vector.read())
+        seen = _seen(trainer.objective, journal)
+        optimizer = torch.optim.LBFGS(
+            [x],
+            max_iter=journal.budget,
+            max_eval=journal.budget,
+            tolerance_grad=0,
+            tolerance_change=0,
+            history_size=self.history_size,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> float:
+            value, x.grad = seen(x.detach())
+            return value
+
+        optimizer.step(closure)
+
+
+@dataclass(frozen=True)
+class ScipyCG(Competitor):
+    """`scipy.optimize.minimize(method="CG")`, PR+ with a strong Wolfe search, in float64."""
+
+    c2: float = 0.4
+
+    def run(self, trainer: Trainer, journal: Journal) -> None:
+        """One call, which ends by itself where its search finds no lower loss."""
+        seen = _seen(trainer.objective, journal)
+        x = trainer.objective.vector.read()
+
+        def function(values: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = seen(torch.from_numpy(values).to(x))
+            return value, gradient.double().cpu().numpy()
+
+        options = {"gtol": 0.0, "maxiter": journal.budget, "c2": self.c2}
+        start = x.double().cpu().numpy()
+        with np.errstate(all="ignore"):
+            optimize.minimize(function, start, jac=True, method="CG", options=options)
+
+
+@dataclass(frozen=True)
+class TorchminCG(Competitor):
+    """The CG of pytorch-minimize, PR+ with a strong Wolfe search; it has no settings."""
+
+    package = "torchmin"
+
+    def run(self, trainer: Trainer, journal: Journal) -> None:
+        """One call."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch, for what the package uses
+            from torchmin import minimize
+
+        seen = _seen(trainer.objective, journal)
+        minimize(
+            lambda x: _Differentiable.apply(x, seen),
+            trainer.objective.vector.read(),
+            "cg",
+            options={"gtol": 0.0, "max_iter": journal.budget},
+        )
+
+
+def go_on(second: Descent | Competitor, trainer: Trainer, budget: int) -> list[Progress]:
+    """The curve of a second phase, or of a competitor, from where the trainer stands.
+
+    Args:
+        second: the method.
+        trainer: of Adam alone, with at least an epoch behind it; it is used up.
+        budget: passes, at least 3.
+
+    Returns:
+        The curve, which begins at passes 0; its losses never rise. It ends early where the method
+        gave up, or where the loss was no longer finite.
+
+    Raises:
+        InputError: the budget is below 3 passes.
+    """
+    objective = trainer.objective
+    journal = Journal(budget, objective.value(objective.vector.read()), trainer.device)
+    try:
+        if isinstance(second, Descent):
+            _descend(second, trainer, journal)
+        else:
+            second.run(trainer, journal)
+    except (BudgetSpent, NonFiniteError):
+        pass
+    journal.end()
+    return journal.rows
+
+
+def _descend(second: Descent, trainer: Trainer, journal: Journal) -> None:
     """The second phase of `fit`; it ends early where it finds that it can do no more."""
     objective = trainer.objective
-    phase = CGPhase(objective, settings or CGSettings(), seed=0)
-    phase.follow(trainer.phases["adam"])
+    phase = DescentPhase(objective, second, trainer.phases[ADAM])
     before = objective.passes.total
     point = evaluate(objective, objective.vector.read())
     while True:
@@ -152,169 +295,8 @@ def second_phase(trainer: Trainer, journal: Journal, settings: CGSettings | None
         journal.saw(objective.passes.total - before, point.value)
 
 
-def torch_lbfgs(trainer: Trainer, journal: Journal, history: int = 100) -> None:
-    """`torch.optim.LBFGS` with its strong Wolfe search, in one long step without tolerances.
-
-    With `max_iter=1` for each step it would evaluate every point twice, and without a `max_eval`
-    that follows `max_iter` have no line search left.
-    """
-    x = nn.Parameter(trainer.objective.vector.read())
-    seen = _seen(trainer.objective, journal)
-    optimizer = torch.optim.LBFGS(
-        [x],
-        max_iter=journal.budget,
-        max_eval=journal.budget,
-        tolerance_grad=0,
-        tolerance_change=0,
-        history_size=history,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> float:
-        value, x.grad = seen(x.detach())
-        return value
-
-    optimizer.step(closure)
-
-
-def scipy_cg(trainer: Trainer, journal: Journal, c2: float = 0.4) -> None:
-    """`scipy.optimize.minimize(method="CG")`, PR+ with a strong Wolfe search, in float64."""
-    seen = _seen(trainer.objective, journal)
-    x = trainer.objective.vector.read()
-
-    def function(values: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = seen(torch.from_numpy(values).to(x))
-        return value, gradient.double().cpu().numpy()
-
-    # ends by itself where its search finds no lower loss
-    options = {"gtol": 0.0, "maxiter": journal.budget, "c2": c2}
-    with np.errstate(all="ignore"):
-        optimize.minimize(
-            function, x.double().cpu().numpy(), jac=True, method="CG", options=options
-        )
-
-
-def torchmin_cg(trainer: Trainer, journal: Journal) -> None:
-    """The CG of pytorch-minimize, PR+ with a strong Wolfe search; it has no settings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch, for what the package still uses
-        from torchmin import minimize
-
-    seen = _seen(trainer.objective, journal)
-    options = {"gtol": 0.0, "max_iter": journal.budget}
-    minimize(
-        lambda x: _Differentiable.apply(x, seen),
-        trainer.objective.vector.read(),
-        "cg",
-        options=options,
-    )
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method of the comparison.
-
-    Attributes:
-        label: for figures and tables.
-        run: see the functions of this module.
-        candidates: the settings among which tuning may choose, the first as shipped.
-        package: what must be installed, by its name for import; None: nothing more.
-        times: its budget, in multiples of the others'.
-
-    >>> METHODS["sgd"].label, len(METHODS["sgd"].candidates)
-    ('SGD with momentum', 3)
-    """
-
-    label: str
-    run: Callable[..., None]
-    candidates: tuple[Mapping[str, object], ...] = field(default=({},))
-    package: str | None = None
-    times: int = 1
-
-    @property
-    def installed(self) -> bool:
-        """Whether the method can run here."""
-        return self.package is None or find_spec(self.package) is not None
-
-
-def _paper(tolerance: float) -> dict[str, CGSettings]:
-    return {"settings": CGSettings("PR+", resolve("golden", tolerance))}
-
-
-def _conjugate(beta: str) -> dict[str, CGSettings]:
-    return {"settings": CGSettings(beta, preconditioner="adam")}
-
-
-_SECOND_PHASES = (
-    CGSettings(),
-    CGSettings(line_search=StrongWolfe(curvature=0.5)),
-    CGSettings(preconditioner="none"),
-)
-
-METHODS: dict[str, Method] = {
-    "adam": Method("Adam, constant rate", adam),
-    "adam-twice": Method("Adam, twice the passes", adam, times=2),
-    "adam-tuned": Method(
-        "Adam, tuned rate", adam, tuple({"factor": factor} for factor in (1.0, 0.3, 3.0))
-    ),
-    "adam-cosine": Method(
-        "Adam, cosine decay", adam_cosine, tuple({"factor": factor} for factor in (1.0, 3.0, 10.0))
-    ),
-    "sgd": Method("SGD with momentum", sgd, tuple({"rate": rate} for rate in (1.0, 0.1, 10.0))),
-    "golden": Method(
-        "CG, golden section (paper)", second_phase, tuple(map(_paper, (1e-2, 1e-1, 1e-3)))
-    ),
-    "cg": Method(
-        "CG, parabola, preconditioned", second_phase, tuple(map(_conjugate, ("PR+", "HS-DY", "HZ")))
-    ),
-    "default": Method("default second phase", second_phase, ({"settings": CGSettings()},)),
-    "default-tuned": Method(
-        "default second phase, tuned",
-        second_phase,
-        tuple({"settings": settings} for settings in _SECOND_PHASES),
-    ),
-    "torch-lbfgs": Method(
-        "torch L-BFGS", torch_lbfgs, tuple({"history": history} for history in (100, 30, 10))
-    ),
-    "scipy-cg": Method("scipy CG", scipy_cg, tuple({"c2": c2} for c2 in (0.4, 0.1, 0.9))),
-    "torchmin-cg": Method("pytorch-minimize CG", torchmin_cg, package="torchmin"),
-}
-
-
-def go_on(method: Method, candidate: int, trainer: Trainer, budget: int) -> list[Progress]:
-    """The curve of one method from where the trainer stands.
-
-    Args:
-        method: one of `METHODS`.
-        candidate: the number of its settings.
-        trainer: of strategy "adam", with at least an epoch behind it; it is used up.
-        budget: passes of the comparison, of which the method gets `times` as many.
-
-    Returns:
-        The curve, which begins at passes 0; its losses never rise. It ends early where the method
-        gave up, or where the loss was no longer finite.
-
-    Raises:
-        InputError: the budget is below 3 passes.
-
-    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
-    >>> trainer = Trainer(nn.Linear(1, 1), (inputs, 3 * inputs), strategy="adam")
-    >>> trainer.epoch().phase
-    'adam'
-    >>> curve = go_on(METHODS["default"], 0, trainer, budget=30)
-    >>> curve[0].loss > 1, curve[-1].loss < 1e-9, curve[-1].passes <= 30
-    (True, True, True)
-    """
-    objective = trainer.objective
-    journal = Journal(
-        method.times * budget, objective.value(objective.vector.read()), trainer.device
-    )
-    try:
-        method.run(trainer, journal, **method.candidates[candidate])
-    except (BudgetSpent, NonFiniteError):
-        pass
-    journal.end()
-    return journal.rows
+def _adam(trainer: Trainer) -> Adam:
+    return trainer.phases[ADAM].adam
 
 
 def _mini_batches(
@@ -324,7 +306,7 @@ def _mini_batches(
     rate: Callable[[float], float],
 ) -> None:
     """Epochs of a first-order optimizer, whose rate follows from the share of the budget spent."""
-    objective, source = trainer.objective, trainer.phases["adam"].adam
+    objective, source = trainer.objective, _adam(trainer)
     inputs, targets, spent = objective.inputs, objective.targets, 0
     while True:
         for group in optimizer.param_groups:
@@ -357,12 +339,12 @@ class _Differentiable(torch.autograd.Function):
     """A loss whose gradient is computed with it; backward only hands it out."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, seen: Callable[[Tensor], tuple[float, Tensor]]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, seen: Callable[[Tensor], tuple[float, Tensor]]) -> Tensor:
         value, gradient = seen(x.detach())
         ctx.save_for_backward(gradient)
         return x.new_tensor(value, dtype=torch.float64)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return upstream.to(gradient) * gradient, None

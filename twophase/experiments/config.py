@@ -1,150 +1,134 @@
-"""The configuration of a run, checked as a whole before anything starts."""
+"""The configuration of a run: everything its results depend on, but for the device."""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from twophase.adam import AdamSettings
-from twophase.cg import CGSettings
-from twophase.directions import BETA_RULES
 from twophase.errors import InputError, check_choice, check_integer
+from twophase.experiments.competitors import Competitor
 from twophase.fallback import Fallback
-from twophase.line_search.golden_section import resolve
-from twophase.problems.images import DATASETS
-from twophase.problems.networks import MODELS
-from twophase.switch import FixedEpoch, SwitchRule, switch_rule
-from twophase.training import STRATEGIES
+from twophase.objective import GRADIENT_PASSES
+from twophase.problems.problem import DTYPES, ImageProblem, Problem, Task
+from twophase.second_phase import DEFAULT, Descent
+from twophase.settings import Settings
+from twophase.switch import FixedEpoch, SmoothedNormPeak, SwitchRule
+from twophase.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """One training run: everything its history depends on, but for the device.
+class RunConfig(Settings):
+    """One run, checked as a whole before anything starts; made of objects that go to JSON.
 
     Args:
-        dataset, model: names in `images.DATASETS` and `networks.MODELS`.
-        strategy: "adam", "cg" or "adam+cg".
-        epochs: at least 1.
-        seed: of initial weights, mini-batch order and training subset, at least 0.
-        swap_epoch: Adam epochs before CG, below `epochs`; None: `rule` with `factor` decides.
-        rule: a name in `twophase.switch.SWITCH_RULES`; default the robust one, "norm-peak" is the
-            paper's Algorithm 1.
-        factor: of the peak gradient norm, in (0, 1]; the paper's gn_fact 0.9.
-        fallback: whether CG may hand back to Adam: "on", "off", or "auto", the default of
-            `twophase.fit`: on with the two robust rules.
-        batch_size, learning_rate: of Adam; see `AdamSettings`.
-        beta, line_search, tolerance, restart_every: of CG; see `CGSettings` and
-            `LINE_SEARCHES`. Defaults are the paper's; beta "none" with
-            line_search "wolfe" is the default of `twophase.fit`, self-scaled BFGS; its
-            checkpoints, two files and one written after each epoch, hold its steps, up to 256 MiB.
-            A tolerance of None is the line search's own.
-        train_examples, validation_examples: sizes of random subsets; None: all.
+        problem: what is trained; see `twophase.problems.problem`.
+        epochs: at least 1; of both phases, or with `passes` of Adam alone.
+        adam, second, switch, fallback: as for `twophase.fit`, and with its defaults; `**PAPER`
+            gives the paper's. `adam` or `second` may be None, not both.
+        passes: None: a training, with a history of its epochs. A number: a second phase, or a
+            `Competitor` in its place, that is measured for so many passes after `epochs` epochs of
+            Adam; `switch` and `fallback` are of no effect then.
+        seed: of initial weights, mini-batch order and subsets, at least 0.
+        dtype: of the parameters, "float32" or "float64".
 
     Raises:
         InputError: a field is out of range; nothing has been loaded yet.
 
-    >>> RunConfig(epochs=0)
-    Traceback (most recent call last):
-    twophase.errors.InputError: epochs: 0 is not allowed; use a whole number of at least 1
+    >>> paper = RunConfig(ImageProblem("digits", "vit-mlp"), epochs=70, switch=FixedEpoch(21))
+    >>> paper.strategy, paper.trunk().strategy
+    ('adam+second', 'adam')
     """
 
-    dataset: str = "digits"
-    model: str = "vit-nomlp-wkewq-wvwo1"
-    strategy: str = "adam+cg"
+    problem: Problem = ImageProblem()
     epochs: int = 40
+    adam: AdamSettings | None = AdamSettings()
+    second: Descent | Competitor | None = DEFAULT
+    switch: SwitchRule = SmoothedNormPeak()
+    fallback: Fallback | None = Fallback()
+    passes: int | None = None
     seed: int = 0
-    swap_epoch: int | None = None
-    rule: str = "smoothed-norm-peak"
-    factor: float = 0.9
-    fallback: str = "auto"
-    batch_size: int = 512
-    learning_rate: float = 1e-3
-    beta: str = "PR+"
-    line_search: str = "golden"
-    tolerance: float | None = None
-    restart_every: int | None = None
-    train_examples: int | None = None
-    validation_examples: int | None = None
+    dtype: str = "float32"
 
-    def __post_init__(self):
-        check_choice("dataset", self.dataset, DATASETS)
-        check_choice("model", self.model, MODELS)
-        check_choice("strategy", self.strategy, STRATEGIES)
-        check_choice("fallback", self.fallback, ("auto", "on", "off"))
+    def __post_init__(self) -> None:
         check_integer("epochs", self.epochs, 1)
         check_integer("seed", self.seed, 0)
-        for field in ("train_examples", "validation_examples"):
-            if getattr(self, field) is not None:
-                check_integer(field, getattr(self, field), 1)
-        check_choice("beta", self.beta, (*BETA_RULES, "none"))
-        self._check_swap()
-        self.adam()
-        self.cg()
+        check_choice("dtype", self.dtype, DTYPES)
+        self._check_kinds()
+        if self.adam is None and self.second is None:
+            raise InputError("second", None, "a Descent, or settings of Adam: one phase at least")
+        if self.passes is not None:
+            check_integer("passes", self.passes, GRADIENT_PASSES)
+            if self.adam is None or self.second is None:
+                raise InputError("passes", self.passes, "None where there is one phase only")
+        elif isinstance(self.second, Competitor):
+            raise InputError("passes", None, f"a number with {type(self.second).__name__}")
+        elif self.swap_epoch is not None and self.swap_epoch >= self.epochs:
+            allowed = f"an epoch below the number of epochs, {self.epochs}"
+            raise InputError("switch", self.swap_epoch, allowed)
 
-    def adam(self) -> AdamSettings:
-        """The settings of the Adam phase.
+    @property
+    def strategy(self) -> str:
+        """The phases: "adam", "second" or "adam+second"."""
+        phases = {"adam": self.adam, "second": self.second}
+        return "+".join(name for name, settings in phases.items() if settings is not None)
 
-        >>> RunConfig(learning_rate=0.01).adam().learning_rate
-        0.01
-        """
-        return AdamSettings(self.learning_rate, self.batch_size)
-
-    def cg(self) -> CGSettings:
-        """The settings of the CG phase.
-
-        >>> RunConfig(tolerance=1e-3).cg().line_search
-        GoldenSection(tolerance=0.001, max_evaluations=100)
-        >>> RunConfig(beta="none", line_search="wolfe").cg().rule == CGSettings().rule
-        True
-        """
-        beta = None if self.beta == "none" else self.beta
-        return CGSettings(beta, resolve(self.line_search, self.tolerance), self.restart_every)
-
-    def switch(self) -> SwitchRule | None:
-        """The rule that ends the first phase; None where there is only one phase.
-
-        >>> RunConfig(swap_epoch=5).switch()
-        FixedEpoch(epoch=5, seen=0)
-        """
-        if len(STRATEGIES[self.strategy]) == 1:
+    @property
+    def swap_epoch(self) -> int | None:
+        """The last epoch of Adam where it is given, and both phases are there; else None."""
+        if self.strategy != "adam+second":
             return None
-        if self.swap_epoch is not None:
-            return FixedEpoch(self.swap_epoch)
-        return switch_rule(self.rule, self.factor)
+        if self.passes is not None:
+            return self.epochs
+        return self.switch.epoch if isinstance(self.switch, FixedEpoch) else None
 
-    def safe_way_back(self) -> Fallback | str | None:
-        """The `fallback` that `Trainer` takes.
+    @property
+    def name(self) -> str:
+        """Problem and phases, for logs and folders."""
+        return f"{self.problem.name} {self.strategy}"
 
-        >>> RunConfig(fallback="on").safe_way_back()
-        Fallback(trial=5, max_switches=3, growth=2.0)
+    def trunk(self) -> "RunConfig":
+        """The run of Adam alone that a run shares its first epochs with.
+
+        Runs that differ only in what comes after the swap, or in when it comes, have one trunk.
         """
-        return {"on": Fallback(), "off": None, "auto": "auto"}[self.fallback]
+        plain = RunConfig()
+        return replace(self, second=None, passes=None, switch=plain.switch, fallback=plain.fallback)
 
-    def to_dict(self) -> dict:
-        """All fields, as config.json holds them.
-
-        >>> RunConfig(epochs=3).to_dict()["epochs"]
-        3
-        """
-        return asdict(self)
+    def trainer(self, task: Task, device: torch.device) -> Trainer:
+        """A trainer before its first epoch; of Adam alone where a second phase is measured."""
+        second = self.second if isinstance(self.second, Descent) else None
+        return Trainer(
+            task.model,
+            task.data,
+            adam=self.adam,
+            second=second if self.passes is None else None,
+            switch=self.switch,
+            fallback=self.fallback,
+            loss=task.loss,
+            seed=self.seed,
+            device=device,
+        )
 
     def digest(self) -> str:
-        """Eight characters that differ for different configurations, to name folders.
-
-        >>> RunConfig(seed=1).digest() == RunConfig(seed=2).digest()
-        False
-        """
+        """Eight characters that differ for different configurations, to name folders."""
         content = json.dumps(self.to_dict(), sort_keys=True).encode()
         return hashlib.sha256(content).hexdigest()[:8]
 
-    def _check_swap(self) -> None:
-        switch_rule(self.rule, self.factor)
-        if self.swap_epoch is None:
-            return
-        if len(STRATEGIES[self.strategy]) == 1:
-            raise InputError(
-                "swap_epoch", self.swap_epoch, f"none with strategy {self.strategy}: one phase only"
-            )
-        if check_integer("swap_epoch", self.swap_epoch, 1) >= self.epochs:
-            raise InputError(
-                "swap_epoch", self.swap_epoch, f"an epoch below the number of epochs, {self.epochs}"
-            )
+    def _check_kinds(self) -> None:
+        kinds: dict[str, tuple[object, str]] = {
+            "adam": (AdamSettings | None, "AdamSettings or None"),
+            "second": (Descent | Competitor | None, "a Descent, a Competitor or None"),
+            "fallback": (Fallback | None, "a Fallback or None"),
+            "switch": (Settings, "a switch rule of the library"),
+            "problem": (Settings, "an ImageProblem or a PhysicsProblem"),
+        }
+        for field, (kind, allowed) in kinds.items():
+            value = getattr(self, field)
+            if not isinstance(value, kind):  # type: ignore[arg-type]
+                raise InputError(field, value, allowed)
+        if not hasattr(self.problem, "load"):
+            raise InputError("problem", self.problem, kinds["problem"][1])
+        if not hasattr(self.switch, "update"):
+            raise InputError("switch", self.switch, kinds["switch"][1])

@@ -13,17 +13,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from twophase.cg import CGSettings, Status, iterate
 from twophase.device import clock
 from twophase.errors import InputError, check_number
 from twophase.experiments import runs, traces
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import project_folder, write_atomically
 from twophase.experiments.hessian import audit
-from twophase.line_search.golden_section import resolve
 from twophase.objective import Objective, evaluate
+from twophase.second_phase import Status, iterate
 from twophase.switch import SmoothedNormPeak, first_switch
-from twophase.training import Trainer
+from twophase.trainer import Trainer
+from twophase.training import PAPER
 
 log = logging.getLogger("twophase")
 
@@ -120,10 +120,11 @@ def audit_recording(
     for checkpoint in checkpoints(trace, kept, cg_iterations):
         if checkpoint in done:
             continue
-        log.warning("%s %s seed %d: %s", config.dataset, config.model, config.seed, checkpoint)
+        log.warning("%s seed %d: %s", config.problem.name, config.seed, checkpoint)
         state = runs.branch_file(folder, f"epoch-{checkpoint.epoch}")
         trainer = runs.restore(config, state, root, device)
-        key = (config.dataset, config.model, config.seed, checkpoint.phase, *checkpoint)
+        problem = config.problem
+        key = (problem.dataset, problem.model, config.seed, checkpoint.phase, *checkpoint)
         rows.append(dict(zip(KEY, key, strict=True)) | _row(trainer, checkpoint, config.seed))
         write_atomically(written, pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
@@ -209,13 +210,12 @@ def _row(trainer: Trainer, checkpoint: Checkpoint, seed: int) -> dict[str, objec
 
 def _cg_path(objective: Objective, x: Tensor, iterations: int) -> Iterator[Tensor]:
     """The vectors after each of so many iterations of the paper's CG, fewer where it ends."""
-    settings = CGSettings("PR+", resolve("golden"))
-    point, memory = evaluate(objective, x), None
+    point, state = evaluate(objective, x), None
     for _ in range(iterations):
-        iteration = iterate(objective, point, memory, settings)
+        iteration = iterate(objective, point, state, PAPER["second"])
         if iteration.status is not Status.MOVED:
             return
-        point, memory = evaluate(objective, iteration.x), iteration.memory
+        point, state = evaluate(objective, iteration.x), iteration.state
         yield point.x
 
 

@@ -1,15 +1,17 @@
-"""A run and its folder: configuration, checkpoints, history, summary, weights.
+"""A run and its folder: configuration, checkpoints, history or curve, summary, weights.
 
-Every finished epoch is in a checkpoint, so that a run that was stopped, however hard, goes on where
-it was. `summary.json` is written last and marks a finished run; until then the history so far is in
-`history.partial.csv`.
+Every finished epoch of a training is in a checkpoint, so that a run that was stopped, however hard,
+goes on where it was. `summary.json` is written last and marks a finished run; until then the
+history so far is in `history.partial.csv`.
 """
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,19 +19,24 @@ from filelock import FileLock, Timeout
 
 from twophase.device import device_name, resolve_device
 from twophase.errors import InputError
-from twophase.examples import Dataset
 from twophase.experiments import checkpoints
+from twophase.experiments.competitors import Progress, go_on
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import write_atomically, write_json
+from twophase.experiments.progress import track
 from twophase.experiments.provenance import git_revision, now, versions
-from twophase.problems import images, networks
+from twophase.problems import networks
+from twophase.problems.problem import Task
+from twophase.record import Record
 from twophase.switch import SwitchRule
-from twophase.training import Fit, Record, Trainer
+from twophase.trainer import Trainer
+from twophase.training import Fit
 from twophase.training import run as train
 
-FORMAT = 3
+FORMAT = 4
 CHECKPOINTS = "checkpoints"
-WRITTEN = ("summary.json", "history.csv", "history.partial.csv", "weights.pt", CHECKPOINTS)
+HISTORY, CURVE = "history.csv", "curve.csv"
+WRITTEN = ("summary.json", HISTORY, CURVE, "history.partial.csv", "weights.pt", CHECKPOINTS)
 
 
 def run(
@@ -39,21 +46,23 @@ def run(
     device: str | torch.device = "auto",
     branches: Mapping[str, SwitchRule] | None = None,
     branch_from: Path | None = None,
-) -> dict:
-    """Train as configured; leave config.json, history.csv, summary.json and weights.pt in `out`.
+) -> dict[str, Any]:
+    """Train or measure as configured; leave config.json, results and summary.json in `out`.
 
-    A finished run of the same configuration is not repeated: its summary is returned. A run that
-    was stopped goes on after its last finished epoch; on the CPU its history and weights are then
-    equal, bit for bit, to those of a run in one piece.
+    A training leaves history.csv and weights.pt; a configuration with `passes` leaves curve.csv.
+    A finished run of the same configuration is not repeated: its summary is returned. A training
+    that was stopped goes on after its last finished epoch; on the CPU its history and weights are
+    then equal, bit for bit, to those of a run in one piece.
 
     Args:
-        config: what to train.
+        config: what to run.
         out: the run's folder; made if it is not there.
         root: the data folder; None: see `twophase.problems.images.load`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         branches: for each name a rule; the state after the epoch at which it first says switch is
             kept in `branch_file(out, name)`, so that another run can branch off there.
-        branch_from: a state that another run kept, whose epochs are this run's first.
+        branch_from: a state that another run kept, whose epochs are this run's first; needed where
+            `config.passes` is given.
 
     Returns:
         The summary: final losses and accuracies, parameters, q, swap_epoch, status, work, time,
@@ -65,28 +74,13 @@ def run(
         DataError: a data file is missing or damaged.
         NonFiniteError: the loss is no longer finite; the folder has no history.csv or summary.json.
         OSError: the folder cannot be written to or the disk is full; what was there is intact.
-
-    >>> import tempfile
-    >>> config = RunConfig(train_examples=16, epochs=2, swap_epoch=1)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     summary = run(config, Path(folder), device="cpu")
-    ...     history, again = read(Path(folder))
-    >>> history.phase.tolist(), summary["swap_epoch"], again == summary
-    (['adam', 'cg'], 1, True)
     """
     chosen = resolve_device(device)
     finished = _finished(config, out)
     if finished is not None:
         return finished
-    dataset = images.load(
-        config.dataset,
-        root,
-        chosen,
-        train_examples=config.train_examples,
-        validation_examples=config.validation_examples,
-        seed=config.seed,
-    )
-    trainer = _trainer(config, dataset, chosen)
+    task = config.problem.load(config.seed, config.dtype, chosen, root)
+    trainer = config.trainer(task, chosen)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
@@ -94,40 +88,50 @@ def run(
             if finished is not None:
                 return finished
             write_json(out / "config.json", {"format": FORMAT, **config.to_dict()})
+            if config.passes is not None:
+                return _measure(config, out, trainer, task, branch_from)
             _resume(trainer, out, branch_from)
-            outcome = train(trainer, config.epochs, _keeper(trainer, out, branches or {}))
-            return _finish(config, out, trainer, outcome, dataset)
+            keep = _keeper(trainer, out, branches or {})
+            shown = partial(track, label=f"epochs of {config.strategy}")
+            return _finish(config, out, trainer, task, train(trainer, config.epochs, keep, shown))
     except Timeout:
         raise InputError("out", str(out), "a folder that no other process is training in") from None
 
 
-def read(folder: Path) -> tuple[pd.DataFrame, dict]:
-    """The history and the summary of a finished run.
+def read(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The history and the summary of a finished training.
 
-    Args:
-        folder: the run's, as given to `run`.
-
-    Returns:
-        The history, a row per epoch with the fields of `twophase.training.Record`, and the
-        summary that `run` returned.
+    The history has a row per epoch with the fields of `twophase.Record`; histories that were
+    written before the phases were called "adam" and "second" are read as if they were today's.
 
     Raises:
-        InputError: the folder holds no finished run, or its files are damaged.
-
-    >>> import tempfile
-    >>> read(Path(tempfile.mkdtemp()))
-    Traceback (most recent call last):
-    twophase.errors.InputError: run: ... use the folder of a finished run, with history and summary
+        InputError: the folder holds no finished training, or its files are damaged.
     """
     try:
         summary = _read_json(folder / "summary.json")
-        history = pd.read_csv(folder / "history.csv")
+        history = pd.read_csv(folder / HISTORY)
     except (FileNotFoundError, NotADirectoryError, pd.errors.ParserError, pd.errors.EmptyDataError):
         summary = {}
     if not summary:
         allowed = "the folder of a finished run, with history and summary"
         raise InputError("run", str(folder), allowed)
-    return history, summary
+    return history.replace({"phase": {"cg": "second"}}), summary
+
+
+def read_curve(folder: Path) -> pd.DataFrame:
+    """The curve of a finished measurement: passes, seconds and lowest loss since the prefix.
+
+    Raises:
+        InputError: the folder holds no finished measurement, or its file is damaged.
+    """
+    try:
+        finished = _read_json(folder / "summary.json")
+        curve = pd.read_csv(folder / CURVE, float_precision="round_trip")
+    except (FileNotFoundError, NotADirectoryError, pd.errors.ParserError, pd.errors.EmptyDataError):
+        finished = {}
+    if not finished:
+        raise InputError("run", str(folder), "the folder of a finished measurement, with its curve")
+    return curve
 
 
 def restore(
@@ -146,39 +150,18 @@ def restore(
     Raises:
         InputError: the file is no state of such a run, or is damaged.
         DataError: a data file is missing or damaged.
-
-    >>> import tempfile
-    >>> from twophase.switch import FixedEpoch
-    >>> config = RunConfig(strategy="adam", train_examples=16, epochs=2)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     out = Path(folder)
-    ...     summary = run(config, out, device="cpu", branches={"first": FixedEpoch(1)})
-    ...     trainer = restore(config, branch_file(out, "first"), device="cpu")
-    >>> len(trainer.history)
-    1
     """
     chosen = resolve_device(device)
-    examples = images.load(
-        config.dataset, root, chosen, train_examples=config.train_examples, seed=config.seed
-    )
-    trainer = _trainer(config, replace(examples, validation=None), chosen)
+    task = config.problem.load(config.seed, config.dtype, chosen, root)
+    task = task._replace(data=replace(task.data, validation=None))
+    trainer = config.trainer(task, chosen)
     trainer.load_state_dict(checkpoints.load(state))
     return trainer
 
 
-def _trainer(config: RunConfig, dataset: Dataset, device: torch.device) -> Trainer:
-    model = networks.build(config.model, dataset.channels, dataset.classes, config.seed)
-    return Trainer(
-        model,
-        dataset,
-        strategy=config.strategy,
-        switch=config.switch(),
-        adam=config.adam(),
-        cg=config.cg(),
-        fallback=config.safe_way_back(),
-        seed=config.seed,
-        device=device,
-    )
+def branch_file(out: Path, name: str) -> Path:
+    """Where a run keeps the state of a branch; it is there once the branch's rule said switch."""
+    return out / f"branch-{name}.ckpt"
 
 
 def _resume(trainer: Trainer, out: Path, branch_from: Path | None) -> None:
@@ -188,22 +171,6 @@ def _resume(trainer: Trainer, out: Path, branch_from: Path | None) -> None:
         state = checkpoints.load(branch_from)
     if state is not None:
         trainer.load_state_dict(state)
-
-
-def branch_file(out: Path, name: str) -> Path:
-    """Where a run keeps the state of a branch.
-
-    Args:
-        out: the run's folder.
-        name: of the branch, as in the `branches` of `run`.
-
-    Returns:
-        The file; it is there once the branch's rule has said switch.
-
-    >>> branch_file(Path("run"), "rule").name
-    'branch-rule.ckpt'
-    """
-    return out / f"branch-{name}.ckpt"
 
 
 def _keeper(
@@ -233,12 +200,14 @@ def _keeper(
     return keep
 
 
-def _finish(config: RunConfig, out: Path, trainer: Trainer, outcome: Fit, dataset: Dataset) -> dict:
-    write_atomically(out / "history.csv", _csv(outcome.records))
+def _finish(
+    config: RunConfig, out: Path, trainer: Trainer, task: Task, outcome: Fit
+) -> dict[str, Any]:
+    write_atomically(out / HISTORY, _csv(outcome.records))
     weights = io.BytesIO()
     torch.save(trainer.model.state_dict(), weights)
     write_atomically(out / "weights.pt", weights.getvalue())
-    summary = _summary(config, trainer, outcome, dataset)
+    summary = _facts(config, trainer, task) | _summary(trainer, task, outcome)
     write_json(out / "summary.json", summary)
     # only now: until the summary is there, these are what a stopped run goes on from
     (out / "history.partial.csv").unlink(missing_ok=True)
@@ -246,7 +215,27 @@ def _finish(config: RunConfig, out: Path, trainer: Trainer, outcome: Fit, datase
     return summary
 
 
-def _finished(config: RunConfig, out: Path) -> dict | None:
+def _measure(
+    config: RunConfig, out: Path, trainer: Trainer, task: Task, branch_from: Path | None
+) -> dict[str, Any]:
+    if branch_from is None:
+        raise InputError("branch_from", None, "the state at the end of the configuration's trunk")
+    trainer.load_state_dict(checkpoints.load(branch_from))
+    curve = pd.DataFrame(
+        go_on(config.second, trainer, config.passes), columns=list(Progress._fields)
+    )
+    write_atomically(out / CURVE, curve.to_csv(index=False))
+    last = curve.iloc[-1]
+    summary = _facts(config, trainer, task) | {
+        "passes": int(last.passes),
+        "seconds": float(last.seconds),
+        "train_loss": float(last.loss),
+    }
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _finished(config: RunConfig, out: Path) -> dict[str, Any] | None:
     """The summary of the same run if `out` holds it; an error if it holds another run."""
     written = out / "config.json"
     if not written.exists():
@@ -264,11 +253,12 @@ def _finished(config: RunConfig, out: Path) -> dict | None:
                 f"a folder without another run (there {name} is {there.get(name, 'missing')}, "
                 f"here {wanted[name]})",
             )
-    finished = (out / "summary.json").exists() and (out / "history.csv").exists()
+    results = out / (HISTORY if config.passes is None else CURVE)
+    finished = (out / "summary.json").exists() and results.exists()
     return (_read_json(out / "summary.json") or None) if finished else None
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty where it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -277,25 +267,37 @@ def _read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _csv(records: list[Record] | tuple[Record, ...]) -> str:
+def _csv(records: Sequence[Record]) -> str:
     return pd.DataFrame([asdict(record) for record in records]).to_csv(index=False)
 
 
-def _top5(trainer: Trainer, dataset: Dataset) -> float | None:
+def _top5(trainer: Trainer, task: Task) -> float | None:
     """Share of validation examples whose class is among the five largest outputs."""
-    if trainer.validation is None or dataset.classes <= 5:
+    if trainer.validation is None or task.data.classes <= 5:
         return None
     return trainer.validation.score(trainer.objective.vector.read(), top=5).accuracy
 
 
-def _summary(config: RunConfig, trainer: Trainer, outcome: Fit, dataset: Dataset) -> dict:
-    last = outcome.final
-    examples, parameters = len(dataset.train), networks.parameter_count(trainer.model)
+def _facts(config: RunConfig, trainer: Trainer, task: Task) -> dict[str, Any]:
+    """What was run, on what, with what."""
+    examples, parameters = len(task.data.train), networks.parameter_count(trainer.model)
     return {
-        "dataset": config.dataset,
-        "model": config.model,
+        "problem": config.problem.name,
         "strategy": config.strategy,
         "seed": config.seed,
+        "parameters": parameters,
+        "train_examples": examples,
+        "q": networks.overdetermination(examples, task.data.classes, parameters),
+        "device": device_name(trainer.device),
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "finished": now(),
+    }
+
+
+def _summary(trainer: Trainer, task: Task, outcome: Fit) -> dict[str, Any]:
+    last = outcome.final
+    return {
         "epochs": len(outcome.records),
         "weights_epoch": last.epoch,
         "status": outcome.status,
@@ -306,16 +308,9 @@ def _summary(config: RunConfig, trainer: Trainer, outcome: Fit, dataset: Dataset
         "train_accuracy": last.train_accuracy,
         "validation_loss": last.validation_loss,
         "validation_accuracy": last.validation_accuracy,
-        "validation_top5_accuracy": _top5(trainer, dataset),
+        "validation_top5_accuracy": _top5(trainer, task),
         "grad_norm": last.grad_norm,
-        "parameters": parameters,
-        "train_examples": examples,
-        "q": networks.overdetermination(examples, dataset.classes, parameters),
         "passes": sum(record.passes for record in outcome.records),
         "monitor_passes": sum(record.monitor_passes for record in outcome.records),
         "seconds": sum(record.seconds for record in outcome.records),
-        "device": device_name(trainer.device),
-        "versions": versions(),
-        "git_revision": git_revision(),
-        "finished": now(),
     }

@@ -4,62 +4,49 @@ The two runs of a row share Adam's epochs up to the swap: they are trained once,
 branches off. Every run has its own folder, so that the table can be made in any number of sittings.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pandas as pd
-import torch
 
-from twophase.errors import InputError, TwoPhaseError, check_choice, check_integer
-from twophase.experiments import runs
-from twophase.experiments.branches import interval
+from twophase.adam import AdamSettings
+from twophase.errors import InputError, check_choice, check_integer
+from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import project_folder, write_atomically
+from twophase.experiments.statistics import interval
+from twophase.problems import networks
+from twophase.problems.image_files import SOURCES
+from twophase.problems.problem import ImageProblem
+from twophase.switch import FixedEpoch
+from twophase.training import PAPER
 
-log = logging.getLogger("twophase")
-
-# What the paper leaves open, set here for all rows alike; None: there is no field to set.
+# What the paper leaves open, set here for all rows alike.
 CHOICES: dict[str, tuple[object, str]] = {
-    "learning_rate": (1e-3, "Adam's default (Kingma and Ba, 2015); the paper prints no rate"),
-    "beta": ("PR+", "the paper names Fletcher–Reeves and Polak–Ribière; PR+ restarts by itself"),
-    "line_search": ("golden", "golden section, as the paper says"),
-    "tolerance": (
-        1e-2,
-        "of the step; an inexact search needs no more, and each digit costs passes",
+    "learning rate": (
+        AdamSettings().learning_rate,
+        "Adam's default (Kingma and Ba, 2015); the paper prints no rate",
+    ),
+    "direction": (
+        PAPER["second"].direction,
+        "the paper names Fletcher–Reeves and Polak–Ribière; PR+ restarts by itself",
+    ),
+    "line search": (
+        PAPER["second"].line_search,
+        "golden section, as the paper says; an inexact search needs no smaller tolerance of the "
+        "step, and each digit costs passes",
     ),
     "initialisation": (None, "torch's defaults; the paper does not mention it"),
     "preprocessing": (None, "32×32 pixels, padded if smaller, standardised per channel"),
 }
 
 SWAPS = ("fixed", "rule")
-FACTOR = 0.9  # the paper's gn_fact
 METRICS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 EXTRAS = ("validation_top5_accuracy", "passes", "monitor_passes", "seconds", "swap_epoch")
+# of a row, as the paper calls them
 STRATEGIES = ("adam", "adam+cg")
-
-
-class TrainingSet(NamedTuple):
-    """Training examples K, channels and classes M of a data set.
-
-    >>> TRAINING_SETS["cifar100"].classes
-    100
-    """
-
-    examples: int
-    channels: int
-    classes: int
-
-
-TRAINING_SETS = {
-    "digits": TrainingSet(1437, 1, 10),
-    "mnist": TrainingSet(60000, 1, 10),
-    "fashion-mnist": TrainingSet(60000, 1, 10),
-    "cifar10": TrainingSet(50000, 3, 10),
-    "cifar100": TrainingSet(50000, 3, 100),
-}
 
 
 @dataclass(frozen=True)
@@ -71,9 +58,6 @@ class Protocol:
         epochs, swap_epoch: of every network but vit-mlp: all epochs, and Adam's before the swap.
         mlp_epochs, mlp_swap_epoch: the same for vit-mlp, which the paper trains for 70 %.
         train_examples: size of a random training subset; None: all.
-
-    >>> Protocol(("digits",), epochs=4, swap_epoch=2, mlp_epochs=3, mlp_swap_epoch=1).datasets
-    ('digits',)
     """
 
     datasets: tuple[str, ...]
@@ -84,11 +68,7 @@ class Protocol:
     train_examples: int | None = None
 
     def length(self, model: str) -> tuple[int, int]:
-        """Epochs and swap epoch of a network.
-
-        >>> PROTOCOLS["paper"].length("vit-mlp")
-        (700, 210)
-        """
+        """Epochs and swap epoch of a network."""
         if model == "vit-mlp":
             return self.mlp_epochs, self.mlp_swap_epoch
         return self.epochs, self.swap_epoch
@@ -99,107 +79,6 @@ PROTOCOLS = {
     "quick": Protocol(("digits",), 40, 12, 28, 8),
     "paper": Protocol(("mnist", "cifar10", "cifar100"), 1000, 300, 700, 210),
 }
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The two runs of a network on a data set with one seed, under a protocol.
-
-    Args:
-        protocol: how long the runs are.
-        dataset, model: names in `TRAINING_SETS` and `twophase.problems.networks.MODELS`.
-        seed: of both runs, at least 0.
-        swap: where Adam ends: "fixed", after the protocol's epoch, or "rule", by Algorithm 1.
-
-    >>> Pair(PROTOCOLS["smoke"], "digits", "vit-mlp", seed=0, swap="fixed").model
-    'vit-mlp'
-    """
-
-    protocol: Protocol
-    dataset: str
-    model: str
-    seed: int
-    swap: str
-
-    def config(self, strategy: str) -> RunConfig:
-        """The configuration of one of the two runs.
-
-        Args:
-            strategy: "adam" or "adam+cg".
-
-        Raises:
-            InputError: the protocol's numbers or the pair's names are not allowed.
-
-        >>> pair = Pair(PROTOCOLS["paper"], "mnist", "vit-mlp", seed=0, swap="fixed")
-        >>> pair.config("adam").swap_epoch, pair.config("adam+cg").swap_epoch
-        (None, 210)
-        """
-        epochs, swap_epoch = self.protocol.length(self.model)
-        chosen = {name: value for name, (value, _) in CHOICES.items() if value is not None}
-        fixed = strategy == "adam+cg" and self.swap == "fixed"
-        return RunConfig(
-            dataset=self.dataset,
-            model=self.model,
-            strategy=strategy,
-            epochs=epochs,
-            seed=self.seed,
-            swap_epoch=swap_epoch if fixed else None,
-            rule="norm-peak",
-            factor=FACTOR,
-            train_examples=self.protocol.train_examples,
-            **chosen,
-        )
-
-    def folder(self, out: Path, strategy: str) -> Path:
-        """Where a run of the pair lies below the table's folder.
-
-        Adam's run is the same for both kinds of swap.
-
-        >>> pair = Pair(PROTOCOLS["smoke"], "digits", "vit-mlp", seed=0, swap="rule")
-        >>> pair.folder(Path("out"), "adam+cg").as_posix()
-        'out/digits/vit-mlp/seed-0/adam+cg-rule'
-        """
-        name = strategy if strategy == "adam" else f"{strategy}-{self.swap}"
-        return out / self.dataset / self.model / f"seed-{self.seed}" / name
-
-
-def pairs(
-    protocol: Protocol,
-    datasets: Sequence[str] | None = None,
-    networks: Sequence[str] | None = None,
-    seeds: int = 1,
-    swap: str = "fixed",
-) -> list[Pair]:
-    """The pairs of runs of a table, seed by seed, so that a first whole table is there early.
-
-    Args:
-        protocol: how long the runs are.
-        datasets: names in `TRAINING_SETS`; None: the protocol's.
-        networks: names in `twophase.problems.networks.MODELS`; None: all five.
-        seeds: how many, at least 1; they count from 0.
-        swap: "fixed" or "rule"; see `Pair`.
-
-    Returns:
-        A pair for each seed, data set and network, in this order.
-
-    Raises:
-        InputError: a data set, network or swap is unknown, or a number out of range.
-
-    >>> len(pairs(PROTOCOLS["paper"]))
-    15
-    """
-    chosen = [check_choice("dataset", d, TRAINING_SETS) for d in datasets or protocol.datasets]
-    names = [check_choice("model", model, networks.MODELS) for model in networks or networks.MODELS]
-    found = [
-        Pair(protocol, dataset, model, seed, check_choice("swap", swap, SWAPS))
-        for seed in range(check_integer("seeds", seeds, 1))
-        for dataset in chosen
-        for model in names
-    ]
-    for pair in found:
-        for strategy in STRATEGIES:
-            pair.config(strategy)  # refuses a protocol that no run could follow
-    return found
 
 
 def protocol(
@@ -215,11 +94,8 @@ def protocol(
         epochs, swap_epoch: for all networks, vit-mlp included; None: the preset's.
         train_examples: size of a random training subset; None: the preset's.
 
-    Returns:
-        The protocol. `pairs` checks its numbers.
-
     Raises:
-        InputError: the preset is unknown.
+        InputError: the preset is unknown. `configs` checks the numbers.
 
     >>> protocol("paper", epochs=100, swap_epoch=30).length("vit-mlp")
     (100, 30)
@@ -235,101 +111,114 @@ def protocol(
     return replace(known, **{name: value for name, value in given.items() if value is not None})
 
 
-def default_folder(preset: str) -> Path:
-    """Where a preset's table goes when no folder is given.
+def configs(
+    protocol: Protocol,
+    datasets: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    seeds: int = 1,
+    swap: str = "fixed",
+) -> list[RunConfig]:
+    """The runs of Adam, then CG of a table; Adam alone is the trunk of each.
+
+    They come seed by seed, so that a first whole table is there early.
 
     Args:
-        preset: a name, not checked here.
+        protocol: how long the runs are.
+        datasets: names in `images.DATASETS`; None: the protocol's.
+        models: names in `networks.MODELS`; None: all five.
+        seeds: how many, at least 1; they count from 0.
+        swap: where Adam ends: "fixed", after the protocol's epoch, or "rule", by Algorithm 1.
 
-    Returns:
-        reports/table1/PRESET in the source tree, or in the working directory without one.
-
-    >>> default_folder("quick").parts[-3:]
-    ('reports', 'table1', 'quick')
+    Raises:
+        InputError: a data set, network or swap is unknown, or a number out of range.
     """
+    check_choice("swap", swap, SWAPS)
+    found = []
+    for seed in range(check_integer("seeds", seeds, 1)):
+        for dataset in datasets or protocol.datasets:
+            for model in models or networks.MODELS:
+                problem = ImageProblem(dataset, model, protocol.train_examples)
+                epochs, swap_epoch = protocol.length(model)
+                paper = RunConfig(problem, epochs, seed=seed, **PAPER)
+                fixed = replace(paper, switch=FixedEpoch(swap_epoch))
+                found.append(fixed if swap == "fixed" else paper)
+    return found
+
+
+def folder_name(config: RunConfig) -> str:
+    """Where a run lies below the table's folder; Adam's run is the same for both kinds of swap.
+
+    >>> folder_name(configs(PROTOCOLS["smoke"], models=["vit-mlp"])[0])
+    'digits/vit-mlp/seed-0/adam+cg-fixed'
+    """
+    name = "adam"
+    if config.second is not None:
+        name = "adam+cg-rule" if config.swap_epoch is None else "adam+cg-fixed"
+    return f"{config.problem.dataset}/{config.problem.model}/seed-{config.seed}/{name}"
+
+
+def default_folder(preset: str) -> Path:
+    """reports/table1/PRESET in the source tree, or in the working directory without one."""
     return (project_folder() or Path()) / "reports" / "table1" / preset
 
 
-def listing(
-    protocol: Protocol,
-    datasets: Sequence[str] | None = None,
-    networks: Sequence[str] | None = None,
-) -> pd.DataFrame:
+def listing(chosen: Sequence[RunConfig]) -> pd.DataFrame:
     """Parameters P and Q = K·M/P of every row, as the paper rounds it, without training.
 
-    Args:
-        protocol, datasets, networks: as for `pairs`.
-
     Returns:
-        Columns dataset, model, parameters and q (to one decimal); a row for each data set and
-        network. K is the protocol's `train_examples` where it has them, M the number of classes.
+        Columns dataset, model, parameters and q (to one decimal); a row for each of the
+        configurations. K is the subset's size where there is one, M the number of classes.
 
-    Raises:
-        InputError: a data set or network is unknown, or a number out of range.
-
-    >>> listing(PROTOCOLS["paper"]).q.tolist()[:5]
+    >>> listing(configs(PROTOCOLS["paper"])).q.tolist()[:5]
     [3.9, 11.0, 14.1, 33.5, 4.9]
     """
     rows = []
-    for pair in pairs(protocol, datasets, networks):
-        examples, channels, classes = TRAINING_SETS[pair.dataset]
-        examples = protocol.train_examples or examples
-        network = networks.build(pair.model, channels, classes, seed=0)
+    for problem in (config.problem for config in chosen):
+        source = SOURCES[problem.dataset]
+        network = networks.build(problem.model, source.channels, source.classes, seed=0)
         parameters = networks.parameter_count(network)
-        q = networks.overdetermination(examples, classes, parameters)
-        rows.append((pair.dataset, pair.model, parameters, round(q, 1)))
+        examples = problem.train_examples or source.examples
+        q = networks.overdetermination(examples, source.classes, parameters)
+        rows.append((problem.dataset, problem.model, parameters, round(q, 1)))
     return pd.DataFrame(rows, columns=["dataset", "model", "parameters", "q"])
 
 
-def run(
-    chosen: Sequence[Pair],
-    out: Path,
-    root: Path | None = None,
-    device: str | torch.device = "auto",
-) -> pd.DataFrame:
-    """Run what is not finished of the pairs, and write `table1.csv` after each.
+def run(chosen: Sequence[RunConfig], place: branches.Place, processes: int = 1) -> pd.DataFrame:
+    """Run what is not finished, and write `table1.csv` after each.
 
-    A pair that fails is named in the log; the others still run.
+    A run that fails is named in the log; the others still run.
 
     Args:
-        chosen: from `pairs`.
-        out: the table's folder.
-        root, device: see `twophase.experiments.runs.run`.
+        chosen: from `configs`.
+        place: see `place`.
+        processes: see `branches.run`.
 
     Returns:
         The table; see `table`.
 
     Raises:
-        TwoPhaseError: at least one pair failed; all others were run.
+        TwoPhaseError: at least one run failed; all others were run.
         InputError: the package does not run from its source tree; see `paper_table`.
-        OSError: a file cannot be written; the pairs after it are not run.
-
-    >>> import tempfile
-    >>> short = protocol("smoke", epochs=2, swap_epoch=1, train_examples=16)
-    >>> chosen = pairs(short, networks=["vit-nomlp-wkewq-wvwo1"])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     made = run(chosen, Path(folder), device="cpu")
-    >>> made.strategy.tolist(), made.seeds.tolist()
-    (['adam', 'adam+cg'], [1, 1])
+        OSError: a file cannot be written; the runs after it are not run.
     """
-    failed = []
-    for number, pair in enumerate(chosen, 1):
-        name = f"{pair.dataset} {pair.model} seed {pair.seed}"
-        log.warning("[%d/%d] %s", number, len(chosen), name)
-        try:
-            _run_pair(pair, out, root, device)
-        except TwoPhaseError as error:
-            log.warning("%s failed: %s", name, error)
-            failed.append((name, error))
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "table1.csv", table(chosen, out).to_csv(index=False))
-    if failed:
-        name, error = failed[0]
-        raise TwoPhaseError(f"{len(failed)} of {len(chosen)} pairs failed; first {name}: {error}")
-    return table(chosen, out)
+    paper_table()
+    place.out.mkdir(parents=True, exist_ok=True)
+
+    def write(_: branches.Done | None = None) -> None:
+        write_atomically(place.out / "table1.csv", table(chosen, place.out).to_csv(index=False))
+
+    done = branches.run(chosen, place, processes, write)
+    write()
+    branches.check(done)
+    return table(chosen, place.out)
 
 
-def table(chosen: Sequence[Pair], out: Path) -> pd.DataFrame:
+def place(out: Path, root: Path | None = None, device: str = "auto") -> branches.Place:
+    """Where a table's runs are kept: in folders with speaking names."""
+    return branches.Place(out, root, device, folder_name)
+
+
+def table(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
     """The table as far as it was run: a row for each data set, network and strategy.
 
     Columns: dataset, model, strategy; `seeds`, the number of finished runs (0: not run, and all
@@ -343,7 +232,7 @@ def table(chosen: Sequence[Pair], out: Path) -> pd.DataFrame:
     set (see `twophase.training.Record`); `q` is K·M/P.
 
     Args:
-        chosen: from `pairs`.
+        chosen: from `configs`.
         out: the table's folder; it need not be there yet.
 
     Returns:
@@ -352,15 +241,11 @@ def table(chosen: Sequence[Pair], out: Path) -> pd.DataFrame:
     Raises:
         InputError: a run's files are damaged, or the package does not run from its source tree.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     table(pairs(PROTOCOLS["smoke"], networks=["vit-mlp"]), Path(folder)).seeds.tolist()
-    [0, 0]
     """
     paper = paper_table().set_index(["dataset", "model", "strategy"])
     rows = []
-    for dataset, model in dict.fromkeys((pair.dataset, pair.model) for pair in chosen):
-        group = [pair for pair in chosen if (pair.dataset, pair.model) == (dataset, model)]
+    for dataset, model in dict.fromkeys((c.problem.dataset, c.problem.model) for c in chosen):
+        group = [c for c in chosen if (c.problem.dataset, c.problem.model) == (dataset, model)]
         finished = {s: list(_summaries(group, out, s)) for s in STRATEGIES}
         found = _direction(finished)
         for strategy in STRATEGIES:
@@ -408,8 +293,6 @@ def paper_table() -> pd.DataFrame:
     Raises:
         InputError: the package does not run from its source tree.
 
-    >>> len(paper_table())
-    30
     """
     tree = project_folder()
     if tree is None:
@@ -417,19 +300,9 @@ def paper_table() -> pd.DataFrame:
     return pd.read_csv(tree / "data" / "paper_table1.csv")
 
 
-def _run_pair(pair: Pair, out: Path, root: Path | None, device: str | torch.device) -> None:
-    adam, adam_folder = pair.config("adam"), pair.folder(out, "adam")
-    both, folder = pair.config("adam+cg"), pair.folder(out, "adam+cg")
-    # a state for either kind of swap, so that the other kind can branch off later
-    branches = [replace(pair, swap=swap).config("adam+cg") for swap in SWAPS]
-    branches.run_trunk(adam, adam_folder, branches, root, device)
-    start = branches.state_for(both, adam, adam_folder, root, device)
-    runs.run(both, folder, root, device, branch_from=start)
-
-
-def _summaries(group: Sequence[Pair], out: Path, strategy: str) -> Iterator[dict]:
-    for pair in group:
-        folder = pair.folder(out, strategy)
+def _summaries(group: Sequence[RunConfig], out: Path, strategy: str) -> Iterator[dict[str, Any]]:
+    for config in group:
+        folder = out / folder_name(config.trunk() if strategy == "adam" else config)
         if (folder / "summary.json").exists():
             yield runs.read(folder)[1]
 

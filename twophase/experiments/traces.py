@@ -13,9 +13,11 @@ import pandas as pd
 import torch
 
 from twophase.errors import InputError, check_choice, check_integer
-from twophase.experiments import runs
+from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import project_folder, write_atomically
+from twophase.problems import networks
+from twophase.problems.problem import ImageProblem
 from twophase.switch import FixedEpoch, SwitchRule, first_switch
 
 log = logging.getLogger("twophase")
@@ -50,7 +52,7 @@ SHORTER = {"vgg5-max-relu": 0.4}
 def configs(
     preset: str,
     datasets: Sequence[str] | None = None,
-    networks: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
     seeds: int = 3,
 ) -> list[RunConfig]:
     """The runs of Adam alone whose traces a preset records, seed by seed.
@@ -58,41 +60,32 @@ def configs(
     Args:
         preset: smoke, quick or paper; the committed traces are paper's.
         datasets: of the preset's; None: all of them.
-        networks: names in `twophase.problems.networks.MODELS`; None: all five.
+        models: names in `twophase.problems.networks.MODELS`; None: all five.
         seeds: how many, at least 1; they count from 0.
 
     Raises:
         InputError: a name is unknown, or `seeds` is out of range.
-
-    >>> len(configs("paper"))
-    30
     """
     lengths = LENGTHS[check_choice("preset", preset, LENGTHS)]
-    chosen = [check_choice("dataset", name, lengths) for name in datasets or lengths]
-    names = [check_choice("model", name, networks.MODELS) for name in networks or networks.MODELS]
-    return [
-        RunConfig(
-            dataset,
-            model,
-            "adam",
-            round(lengths[dataset].epochs * SHORTER.get(model, 1)),
-            seed,
-            train_examples=lengths[dataset].train_examples,
-            validation_examples=lengths[dataset].validation_examples,
-        )
-        for seed in range(check_integer("seeds", seeds, 1))
-        for model in names
-        for dataset in chosen
-    ]
+    found = []
+    for seed in range(check_integer("seeds", seeds, 1)):
+        for model in models or networks.MODELS:
+            for dataset in datasets or lengths:
+                epochs, *examples = lengths[check_choice("dataset", dataset, lengths)]
+                problem = ImageProblem(dataset, model, *examples)
+                epochs = round(epochs * SHORTER.get(model, 1))
+                found.append(RunConfig(problem, epochs, second=None, seed=seed))
+    return found
+
+
+def folder_name(config: RunConfig) -> str:
+    """Where a recording lies below the folder of all."""
+    return f"{config.problem.dataset}/{config.problem.model}/seed-{config.seed}/{config.strategy}"
 
 
 def folder(out: Path, config: RunConfig) -> Path:
-    """Where a recording lies below `out`.
-
-    >>> folder(Path("out"), configs("paper")[0]).as_posix()
-    'out/digits/vit-mlp/seed-0/adam'
-    """
-    return out / config.dataset / config.model / f"seed-{config.seed}" / config.strategy
+    """The folder of a recording below `out`."""
+    return out / folder_name(config)
 
 
 def record(
@@ -113,18 +106,12 @@ def record(
 
     Raises:
         TwoPhaseError: from `twophase.experiments.runs.run`; what was finished before stays.
-
-    >>> import tempfile
-    >>> chosen = configs("smoke", networks=["vit-nomlp-wkewq-wvwo1"], seeds=1)
-    >>> with tempfile.TemporaryDirectory() as out:
-    ...     made = record(chosen, Path(out), device="cpu")
-    >>> made.columns.tolist(), len(made)
-    (['dataset', 'model', 'seed', 'epoch', 'loss', 'grad_norm'], 12)
     """
+    place = branches.Place(out, root, device, folder_name)
     for number, config in enumerate(chosen, 1):
-        log.warning("[%d/%d] %s %s", number, len(chosen), config.dataset, config.model)
+        log.warning("[%d/%d] %s seed %d", number, len(chosen), config.problem.name, config.seed)
         kept = {f"epoch-{e}": FixedEpoch(e) for e in KEPT_EPOCHS if e <= config.epochs}
-        runs.run(config, folder(out, config), root, device, branches=kept)
+        branches.run_trunk(config, [], place, kept)
         traces = collect(chosen[:number], out)
         write_atomically(out / "grad_norm_traces.csv", traces.to_csv(index=False))
     return traces
@@ -135,15 +122,19 @@ def collect(chosen: Iterable[RunConfig], out: Path) -> pd.DataFrame:
 
     Raises:
         InputError: one is not finished.
-
-    >>> collect([], Path("out")).columns.tolist()
-    ['dataset', 'model', 'seed', 'epoch', 'loss', 'grad_norm']
     """
     rows = []
     for config in chosen:
         history, _ = runs.read(folder(out, config))
         rows += [
-            (config.dataset, config.model, config.seed, epoch, _rounded(loss), _rounded(norm))
+            (
+                config.problem.dataset,
+                config.problem.model,
+                config.seed,
+                epoch,
+                _rounded(loss),
+                _rounded(norm),
+            )
             for epoch, loss, norm in zip(
                 history.epoch, history.train_loss, history.grad_norm, strict=True
             )
@@ -163,9 +154,6 @@ def committed() -> pd.DataFrame:
 
     Raises:
         InputError: the package does not run from its source tree.
-
-    >>> committed().groupby(KEY).ngroups
-    30
     """
     tree = project_folder()
     if tree is None:
@@ -174,31 +162,19 @@ def committed() -> pd.DataFrame:
 
 
 def smoothed(norms: Sequence[float], window: int = 5) -> np.ndarray:
-    """The centred mean of each value and its neighbours, shorter at the ends; shape [n].
-
-    >>> smoothed([0.0, 3.0, 0.0], window=3).tolist()
-    [1.5, 1.0, 1.5]
-    """
+    """The centred mean of each value and its neighbours, shorter at the ends; shape [n]."""
     check_integer("window", window, 1)
     series = pd.Series(np.asarray(norms, float))
     return series.rolling(window, center=True, min_periods=1).mean().to_numpy()
 
 
 def peak_epoch(norms: Sequence[float], window: int = 5) -> int:
-    """The epoch, counted from 1, of the largest smoothed norm of a whole trace.
-
-    >>> peak_epoch([1.0, 2.0, 5.0, 2.0, 1.0], window=3)
-    3
-    """
+    """The epoch, counted from 1, of the largest smoothed norm of a whole trace."""
     return int(np.argmax(smoothed(norms, window))) + 1
 
 
 class Outcome(NamedTuple):
-    """When a rule fired on a trace (None: never), the epoch of the peak, and how they compare.
-
-    >>> Outcome(None, 12).verdict, Outcome(5, 12).verdict, Outcome(20, 12).verdict
-    ('never', 'early', 'in time')
-    """
+    """When a rule fired on a trace (None: never), the epoch of the peak, and how they compare."""
 
     fired: int | None
     peak: int
@@ -223,10 +199,6 @@ def outcomes(traces: pd.DataFrame, rules: Mapping[str, SwitchRule]) -> pd.DataFr
     Returns:
         A row for each trace and rule: dataset, model, seed, rule, fired (missing: never), peak,
         epochs (the trace's length) and verdict; see `Outcome`.
-
-    >>> from twophase.switch import GradientNormPeak
-    >>> outcomes(committed(), {"literal": GradientNormPeak()}).verdict.value_counts().idxmax()
-    'early'
     """
     rows = []
     for key, trace in traces.groupby(KEY, sort=False):
@@ -240,12 +212,7 @@ def outcomes(traces: pd.DataFrame, rules: Mapping[str, SwitchRule]) -> pd.DataFr
 
 
 def counts(found: pd.DataFrame) -> pd.DataFrame:
-    """How many traces each rule left early, in time, late and never; a row for each rule.
-
-    >>> from twophase.switch import GradientNormPeak
-    >>> counts(outcomes(committed(), {"literal": GradientNormPeak()})).columns.tolist()
-    ['early', 'in time', 'late', 'never']
-    """
+    """How many traces each rule left early, in time, late and never; a row for each rule."""
     table = pd.crosstab(found["rule"], found["verdict"])
     names = found["rule"].drop_duplicates()
     return table.reindex(index=names, columns=["early", "in time", "late", "never"], fill_value=0)

@@ -5,9 +5,8 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from twophase.figures.style import COLORS, DASHES, GREY, MARKERS
+from twophase.figures.style import COLORS, DASHES, GREY, MARKERS, plain_ticks
 
 # Shares of the distance between two values, so that intervals of several lines do not overlap.
 _SPREAD = 0.12
@@ -16,17 +15,9 @@ _SPREAD = 0.12
 def intervals(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) -> Axes:
     """Draw means with their intervals over evenly spaced values, a line for each label.
 
-    The values need not be numbers: each has its place, in the order of the first frame that has it.
-
-    Args:
-        ax: axes to draw on; the vertical axis becomes logarithmic.
-        lines: for each label a frame with columns `x`, `column`, `column`_low and `column`_high; a
-            missing mean leaves a gap, a missing interval a point without bars.
-        x: the column of what was varied.
-        column: of the means, above 0.
-
-    Returns:
-        `ax`; its labels are the caller's.
+    Frames have columns `x`, what was varied; `column`, the means, above 0; `column`_low and
+    `column`_high. The values of `x` need not be numbers: each has its place, in the order of the
+    first frame that has it. A missing mean leaves a gap, a missing interval a point without bars.
 
     >>> from matplotlib.figure import Figure
     >>> frame = pd.DataFrame({"batch": [64, 512], "loss": [1.0, 2.0]})
@@ -63,28 +54,11 @@ def intervals(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) 
 
 
 def ratios(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) -> Axes:
-    """Draw ratios to a reference as `intervals` does, with a line at 1, the reference itself.
-
-    Args and result as for `intervals`.
-
-    >>> from matplotlib.figure import Figure
-    >>> frame = pd.DataFrame({"rule": ["a"], "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6})
-    >>> ratios(Figure().subplots(), {"CG": frame}, "rule", "ratio").lines[0].get_ydata()
-    [1, 1]
-    """
+    """Draw ratios to a reference as `intervals` does, with a line at 1, the reference itself."""
     ax.axhline(1, color=GREY, linestyle="-", linewidth=0.8)
     intervals(ax, lines, x, column)
-    ax.yaxis.set_major_locator(_ticks(*ax.get_ylim()))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(ax.yaxis)
     return ax
-
-
-def _ticks(low: float, high: float) -> Locator:
-    """Some, but not too many, ticks on a logarithmic axis, however short."""
-    if high < 10 * low:
-        return MaxNLocator(6)
-    return LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
 
 
 def _text(value: Hashable) -> str:

@@ -1,4 +1,4 @@
-"""Figures of comparisons: losses against cost, performance profiles, the map of when CG pays."""
+"""Figures of comparisons: losses against cost, performance profiles, the map of what pays."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from twophase.experiments.competitors import METHODS
+from twophase.experiments.comparison import METHODS
 from twophase.experiments.profiles import SETTING, loss_at, ratio_text
-from twophase.figures.style import COLORS, GREY
+from twophase.figures.style import COLORS, GREY, plain_ticks
 
-BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, BLACK = COLORS
+BLUE, _, GREEN, SKY, VERMILION, PURPLE, BLACK = COLORS
 # families share a colour, and differ by dash within
 STYLES: dict[str, dict] = {
     "adam": {"color": BLACK, "linestyle": "-"},
@@ -42,30 +41,18 @@ def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Ax
     """Draw the lowest loss so far against cost: a line for each method, a band over its seeds.
 
     The line is the median over the seeds, the band reaches from the lowest to the highest.
-    A method that gave up keeps the loss it had.
-
-    Args:
-        ax: axes to draw on; losses are on a logarithmic axis, which ends at 1e-9 of the first.
-        curves: of one setting but for the seed, from `twophase.experiments.comparison`.
-        cost: "passes_spent" or "seconds".
-
-    Returns:
-        `ax`, without a legend.
-
-    >>> from matplotlib.figure import Figure
-    >>> adam = pd.DataFrame({"method": "adam", "passes_spent": [0, 3, 6], "loss": [1.0, 0.5, 0.2]})
-    >>> ax = loss_bands(Figure().subplots(), adam.assign(**dict.fromkeys(SETTING, 0)))
-    >>> ax.get_xlabel(), ax.lines[0].get_ydata()[-1].item()
-    ('passes since the prefix', 0.2)
+    A method that gave up keeps the loss it had. Losses are on a logarithmic axis, which ends at
+    1e-9 of the first. `curves`, from `twophase.experiments.comparison`, are of one setting but for
+    the seed; `cost` is "passes_spent" or "seconds".
     """
     for method, of in curves.groupby("method", sort=False):
         runs = [run for _, run in of.groupby(list(SETTING), dropna=False)]
         grid = np.linspace(0, max(run[cost].max() for run in runs), _POINTS)
         losses = np.array([[loss_at(run, budget, cost) for budget in grid] for run in runs])
-        style = {"linewidth": 1.6} | STYLES[method]
-        ax.plot(grid, np.median(losses, axis=0), label=METHODS[method].label, **style)
+        look = _look(method)
+        ax.plot(grid, np.median(losses, axis=0), **look)
         ax.fill_between(
-            grid, losses.min(axis=0), losses.max(axis=0), color=style["color"], alpha=0.12, lw=0
+            grid, losses.min(axis=0), losses.max(axis=0), color=look["color"], alpha=0.12, lw=0
         )
     unit = "passes since the prefix" if cost == "passes_spent" else "seconds since the prefix"
     ax.set(yscale="log", xlabel=unit, xlim=(0, None))
@@ -74,59 +61,28 @@ def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Ax
 
 
 def legend(methods: Sequence[str]) -> list[Line2D]:
-    """The lines of a legend for methods, in the styles of these figures.
-
-    >>> [line.get_label() for line in legend(["adam"])]
-    ['Adam, constant rate']
-    """
-    return [Line2D([], [], label=METHODS[name].label, **STYLES[name]) for name in methods]
+    """The handles of a legend for methods, in the styles of these figures."""
+    return [Line2D([], [], **_look(name)) for name in methods]
 
 
 def profile(ax: Axes, shares: pd.DataFrame) -> Axes:
     """Draw performance profiles: over τ, the share of settings solved within τ times the best.
 
-    Args:
-        ax: axes to draw on; τ is on a logarithmic axis.
-        shares: from `twophase.experiments.profiles.performance_profile`.
-
-    Returns:
-        `ax`, without a legend.
-
-    >>> from matplotlib.figure import Figure
-    >>> shares = pd.DataFrame({"adam": [0.5, 1.0]}, index=[1.0, 4.0])
-    >>> profile(Figure().subplots(), shares).get_xscale()
-    'log'
+    τ is on a logarithmic axis; `shares` are from `profiles.performance_profile`.
     """
     for method in shares:
-        ax.step(
-            shares.index,
-            shares[method],
-            where="post",
-            label=METHODS[method].label,
-            **{"linewidth": 1.6} | STYLES[method],
-        )
+        ax.step(shares.index, shares[method], where="post", **_look(method))
     ax.set(xscale="log", ylim=(-0.02, 1.03), xlim=(shares.index.min(), shares.index.max()))
     ax.set(xlabel="factor τ of the fewest passes", ylabel="share of settings solved")
-    ax.xaxis.set_major_formatter(ScalarFormatter())
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(ax.xaxis)
     return ax
 
 
 def loss_ratios(ax: Axes, found: pd.DataFrame) -> Axes:
     """Draw ratios of losses, a row for each method: a mark for each seed, a bar at their median.
 
-    Args:
-        ax: axes to draw on; ratios are on a logarithmic axis, with a line at 1.
-        found: columns `method` and `loss_ratio`; methods in the order they come in, from top to
-            bottom. Ratios below 1e-9 are drawn there.
-
-    Returns:
-        `ax`; its horizontal label is the caller's.
-
-    >>> from matplotlib.figure import Figure
-    >>> found = pd.DataFrame({"method": ["a", "a", "b"], "loss_ratio": [0.5, 2.0, 0.1]})
-    >>> [text.get_text() for text in loss_ratios(Figure().subplots(), found).get_yticklabels()]
-    ['a', 'b']
+    `found` has columns `method`, drawn in the order they come in, from top to bottom, and
+    `loss_ratio`; a ratio below 1e-9 is drawn there. The axis is logarithmic, with a line at 1.
     """
     names = list(dict.fromkeys(found.method))
     ax.axvline(1, color=GREY, linewidth=0.8)
@@ -144,18 +100,7 @@ def loss_ratios(ax: Axes, found: pd.DataFrame) -> Axes:
 def payoff_map(ax: Axes, ratios: pd.DataFrame) -> Axes:
     """Draw a table of ratios of costs as coloured cells, blue below 1 and red above.
 
-    Args:
-        ax: axes to draw on.
-        ratios: above 0; inf is a miss, NaN was not run. Index and columns name the cells.
-
-    Returns:
-        `ax`; its labels are the caller's.
-
-    >>> from matplotlib.figure import Figure
-    >>> ratios = pd.DataFrame({100: [0.5, np.inf], 300: [0.2, np.nan]}, index=["a", "b"])
-    >>> ax = payoff_map(Figure().subplots(), ratios)
-    >>> [text.get_text() for text in ax.texts]
-    ['0.50', '0.20', 'missed', '']
+    Ratios are above 0; inf is a miss, NaN was not run. Index and columns name the cells.
     """
     values = ratios.to_numpy(float)
     with np.errstate(divide="ignore"):
@@ -174,11 +119,11 @@ def payoff_map(ax: Axes, ratios: pd.DataFrame) -> Axes:
 
 
 def cell_text(value: float) -> str:
-    """A ratio as the map shows it; "missed" for inf, nothing for NaN.
-
-    >>> cell_text(0.5), cell_text(0.01)
-    ('0.50', '0.01')
-    """
+    """A ratio as the map shows it; "missed" for inf, nothing for NaN."""
     if np.isnan(value):
         return ""
     return "missed" if np.isinf(value) else ratio_text(value)
+
+
+def _look(method: str) -> dict[str, object]:
+    return {"label": METHODS[method].label, "linewidth": 1.6} | STYLES[method]

@@ -1,7 +1,12 @@
-"""The style of every figure: colours that all kinds of colour vision tell apart, sizes, marks."""
+"""The style of every figure: colours that all kinds of colour vision tell apart, marks, ticks."""
+
+from collections.abc import Mapping, Sequence
 
 import seaborn as sns
 from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 # Okabe and Ito's colours for all kinds of colour vision, without their yellow, which is too faint
 # for lines on white; neighbours differ in lightness, too.
@@ -20,12 +25,6 @@ def use_style() -> None:
     """Set the style of every figure: ticks without a grid, sans serif, text of 10 points and more.
 
     Lines differ by colour AND dash by default, so that they can be told apart in grey, too.
-
-    >>> from matplotlib import pyplot as plt
-    >>> with plt.rc_context():
-    ...     use_style()
-    ...     plt.rcParams["font.size"]
-    11.0
     """
     sns.set_theme(
         style="ticks",
@@ -54,3 +53,53 @@ def use_style() -> None:
             "ytick.major.width": 0.8,
         },
     )
+
+
+def share_legend(axes: Sequence[Axes], **kwargs) -> None:
+    """One legend for several axes, outside at the top, with every label that any of them has.
+
+    `kwargs` are passed on to `Figure.legend`.
+    """
+    found = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    placed = {"loc": "outside upper center", "ncols": len(found)} | kwargs
+    axes[0].figure.legend(found.values(), found.keys(), **placed)
+
+
+def mark_epochs(
+    ax: Axes, epochs: Mapping[str, float | None], lowest: float, spacing: float
+) -> None:
+    """Mark epochs by name: a dotted line across and a marker, one above the other; None: no mark.
+
+    `lowest` and `spacing` of the markers are in units of the axes' height.
+    """
+    for index, (name, epoch) in enumerate(epochs.items()):
+        if epoch is None:
+            continue
+        color, marker = COLORS[(index + 1) % len(COLORS)], MARKERS[index % len(MARKERS)]
+        ax.axvline(epoch, color=color, linestyle=":", linewidth=1)
+        where = {"transform": ax.get_xaxis_transform(), "linestyle": "none", "markersize": 8}
+        ax.plot(
+            [epoch], [lowest + spacing * index], color=color, marker=marker, label=name, **where
+        )
+
+
+def mark(
+    ax: Axes, x: object, y: object, marker: str, label: str | None, face="white", size: float = 8
+) -> None:
+    """Draw markers with a black edge above all else, also where they overlap the axes' border."""
+    look = {"markeredgecolor": "black", "markerfacecolor": face, "markersize": size}
+    ax.plot(x, y, ls="none", marker=marker, zorder=5, clip_on=False, label=label, **look)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Some, but not too many, plain numbers on a logarithmic axis, however short it is."""
+    low, high = axis.get_view_interval()
+    if high < 10 * low:
+        axis.set_major_locator(MaxNLocator(6))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())

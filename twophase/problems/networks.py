@@ -25,25 +25,23 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
 
 
+def _square_map() -> nn.Linear:
+    return nn.Linear(_WIDTH, _WIDTH, bias=False)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention without biases.
 
         softmax(X W_q (X W_k)^T / sqrt(d)) X W_v per head of size d, then W_o
 
     Maps [B, T, 64] to [B, T, 64]; four 64 x 64 matrices. Source: Vaswani et al., 2017.
-
-    >>> SelfAttention()(torch.zeros(2, 17, 64)).shape
-    torch.Size([2, 17, 64])
     """
 
     def __init__(self):
         super().__init__()
-        self.query, self.key, self.value, self.output = (
-            nn.Linear(_WIDTH, _WIDTH, bias=False) for _ in range(4)
-        )
+        self.query, self.key, self.value, self.output = (_square_map() for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens [B, T, 64] to tokens [B, T, 64]."""
         return self.output(_attend(self.query(x), self.key(x), self.value(x)))
 
 
@@ -53,19 +51,13 @@ class SharedKeySelfAttention(nn.Module):
         softmax(X W_q (X W_q)^T / sqrt(d)) X W_v per head of size d, then W_o
 
     Maps [B, T, 64] to [B, T, 64]; three 64 x 64 matrices. Source: the paper's "wkewq".
-
-    >>> parameter_count(SharedKeySelfAttention()) == 3 * 64 * 64
-    True
     """
 
     def __init__(self):
         super().__init__()
-        self.query, self.value, self.output = (
-            nn.Linear(_WIDTH, _WIDTH, bias=False) for _ in range(3)
-        )
+        self.query, self.value, self.output = (_square_map() for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens [B, T, 64] to tokens [B, T, 64]."""
         queries = self.query(x)
         return self.output(_attend(queries, queries, self.value(x)))
 
@@ -76,17 +68,13 @@ class SharedKeyTokenAttention(nn.Module):
         softmax(X W_q (X W_q)^T / sqrt(d)) X_h for head h, the d columns X_h of X
 
     Maps [B, T, 64] to [B, T, 64]; one 64 x 64 matrix. Source: the paper's "wkewq-wvwo1".
-
-    >>> parameter_count(SharedKeyTokenAttention()) == 64 * 64
-    True
     """
 
     def __init__(self):
         super().__init__()
-        self.query = nn.Linear(_WIDTH, _WIDTH, bias=False)
+        self.query = _square_map()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens [B, T, 64] to tokens [B, T, 64]."""
         queries = self.query(x)
         return _attend(queries, queries, x)
 
@@ -97,9 +85,6 @@ class EncoderLayer(nn.Module):
         y = x + attention(norm1(x));  layer(x) = y + mlp(norm2(y)),  mlp: 64 -> 256 -> gelu -> 64
 
     Maps [B, T, 64] to [B, T, 64]. Source: Dosovitskiy et al., 2021.
-
-    >>> EncoderLayer(SelfAttention())(torch.zeros(2, 17, 64)).shape
-    torch.Size([2, 17, 64])
     """
 
     def __init__(self, attention: nn.Module):
@@ -111,7 +96,6 @@ class EncoderLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens [B, T, 64] to tokens [B, T, 64]."""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -124,9 +108,6 @@ class AttentionLayer(nn.Module):
     The paper prints no formula, but the parameter counts behind its Table 1 demand two LayerNorms
     per layer with and without MLP. The second one has nothing left to feed, so here it
     normalises what the layer hands on. Maps [B, T, 64] to [B, T, 64].
-
-    >>> parameter_count(AttentionLayer(SelfAttention())) == 4 * 64 * 64 + 2 * 2 * 64
-    True
     """
 
     def __init__(self, attention: nn.Module):
@@ -135,7 +116,6 @@ class AttentionLayer(nn.Module):
         self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens [B, T, 64] to tokens [B, T, 64]."""
         return self.norm2(x + self.attention(self.norm1(x)))
 
 
@@ -145,9 +125,6 @@ def sinusoidal_positions(length: int, width: int) -> Tensor:
         P[t, 2i] = sin(t / 10000^(2i / width)),  P[t, 2i + 1] = cos(t / 10000^(2i / width))
 
     `width` is even; the numbers are computed in float64 and returned in the default dtype.
-
-    >>> sinusoidal_positions(2, 4)
-    tensor([[0.0000, 1.0000, 0.0000, 1.0000], [0.8415, 0.5403, 0.0100, 0.9999]])
     """
     time = torch.arange(length, dtype=torch.float64)[:, None]
     angles = time * torch.exp(torch.arange(0, width, 2).double() * (-math.log(10000) / width))
@@ -158,13 +135,9 @@ class VisionTransformer(nn.Module):
     """A vision transformer that returns class probabilities.
 
     The 16 patches of 8 x 8 pixels and a learned class token, 17 tokens of width 64, pass three
-    layers; softmax of a linear map of the class token gives the probabilities. `layer` makes one
-    layer. The positional encoding is sinusoidal and not trained. Maps [B, channels, 32, 32] to
-    [B, classes]. Source: Dosovitskiy et al., 2021, with the sizes that the paper's Q demands.
-
-    >>> network = VisionTransformer(1, 10, lambda: AttentionLayer(SharedKeyTokenAttention()))
-    >>> network(torch.zeros(5, 1, 32, 32)).shape
-    torch.Size([5, 10])
+    layers made by `layer`; softmax of a linear map of the class token gives the probabilities. The
+    positional encoding is sinusoidal and not trained. Maps [B, channels, 32, 32] to [B, classes].
+    Source: Dosovitskiy et al., 2021, with the sizes that the paper's Q demands.
     """
 
     def __init__(self, channels: int, classes: int, layer: Callable[[], nn.Module]):
@@ -177,18 +150,11 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(_WIDTH, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images [B, channels, 32, 32] to class probabilities [B, classes]."""
         patches = images.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         class_token = self.class_token.expand(len(images), 1, -1)
         tokens = torch.cat((class_token, self.embedding(patches)), 1) + self.positions
         return self.head(self.layers(tokens)[:, 0]).softmax(-1)
-
-
-def _vit(
-    layer: type[nn.Module], attention: type[nn.Module], channels: int, classes: int
-) -> nn.Module:
-    return VisionTransformer(channels, classes, lambda: layer(attention()))
 
 
 class _ChannelsLast(nn.Module):
@@ -221,10 +187,14 @@ def _vgg5(channels: int, classes: int) -> nn.Module:
 
 
 _BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
-    "vit-mlp": partial(_vit, EncoderLayer, SelfAttention),
-    "vit-nomlp": partial(_vit, AttentionLayer, SelfAttention),
-    "vit-nomlp-wkewq": partial(_vit, AttentionLayer, SharedKeySelfAttention),
-    "vit-nomlp-wkewq-wvwo1": partial(_vit, AttentionLayer, SharedKeyTokenAttention),
+    "vit-mlp": partial(VisionTransformer, layer=lambda: EncoderLayer(SelfAttention())),
+    "vit-nomlp": partial(VisionTransformer, layer=lambda: AttentionLayer(SelfAttention())),
+    "vit-nomlp-wkewq": partial(
+        VisionTransformer, layer=lambda: AttentionLayer(SharedKeySelfAttention())
+    ),
+    "vit-nomlp-wkewq-wvwo1": partial(
+        VisionTransformer, layer=lambda: AttentionLayer(SharedKeyTokenAttention())
+    ),
     "vgg5-max-relu": _vgg5,
 }
 
@@ -256,25 +226,18 @@ def build(name: str, channels: int, classes: int, seed: int) -> nn.Module:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Return P, the number of trainable parameters.
-
-    >>> parameter_count(build("vit-mlp", channels=1, classes=10, seed=0))
-    154058
-    """
+    """P, the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def overdetermination(examples: int, outputs: int, parameters: int) -> float:
-    """Return Q, the number of constraints per trainable parameter.
+    """Q, the number of constraints per trainable parameter.
 
         Q = K M / P
 
     with K training examples, M outputs and P parameters; below 1 there are infinitely many
     solutions, most of which do not generalise. Source: the paper's equation 7. Raises
     `InputError` if an argument is not a whole number of at least 1.
-
-    >>> round(overdetermination(examples=60000, outputs=10, parameters=154058), 1)
-    3.9
     """
     check_integer("examples", examples, 1)
     check_integer("outputs", outputs, 1)

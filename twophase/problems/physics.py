@@ -26,15 +26,10 @@ SMALLEST_VISCOSITY = 0.01 / math.pi
 
 
 class Jet(NamedTuple):
-    """A function at K points: its value and its derivatives by the coordinates.
+    """A function at K points: its value and its derivatives by the d coordinates.
 
-    `value` has shape [K, 1], `first` [d, K, 1] holds the derivatives by the d coordinates, `second`
-    [K, 1] the second derivative by the first coordinate.
-
-    >>> x = torch.tensor([[3.0]])
-    >>> square = Jet(x**2, 2 * x[None], torch.full_like(x, 2))
-    >>> square.second.item()
-    2.0
+    `value` has shape [K, 1], `first` [d, K, 1] holds the first derivatives, `second` [K, 1] the
+    second derivative by the first coordinate.
     """
 
     value: Tensor
@@ -42,13 +37,7 @@ class Jet(NamedTuple):
     second: Tensor
 
     def times(self, other: "Jet") -> "Jet":
-        """The product of two functions: (a b)' = a' b + a b', (a b)'' = a'' b + 2 a' b' + a b''.
-
-        >>> x = torch.tensor([[3.0]])
-        >>> line = Jet(x, torch.ones(1, 1, 1), torch.zeros(1, 1))
-        >>> line.times(line).first.item(), line.times(line).second.item()
-        (6.0, 2.0)
-        """
+        """The product of two functions: (a b)' = a' b + a b', (a b)'' = a'' b + 2 a' b' + a b''."""
         return Jet(
             self.value * other.value,
             self.first * other.value + self.value * other.first,
@@ -58,33 +47,16 @@ class Jet(NamedTuple):
         )
 
     def plus(self, other: "Jet") -> "Jet":
-        """The sum of two functions.
-
-        >>> x = torch.tensor([[3.0]])
-        >>> line = Jet(x, torch.ones(1, 1, 1), torch.zeros(1, 1))
-        >>> line.plus(line).first.item()
-        2.0
-        """
+        """The sum of two functions."""
         return Jet(*(mine + others for mine, others in zip(self, other, strict=True)))
 
 
 class TanhNetwork(nn.Module):
     """A fully connected tanh network in float64 that knows its derivatives by its inputs.
 
-    It maps points [K, d] to [K, 1] by `depth` hidden layers of `width` units and a linear one.
-    Weights follow PyTorch's defaults; torch's global random numbers stay as they were.
-
-    Args:
-        inputs: coordinates d of a point, at least 1.
-        width, depth: units of a hidden layer and hidden layers, at least 1.
-        seed: of the initial weights, at least 0.
-
-    Raises:
-        InputError: a value is out of range.
-
-    >>> network = TanhNetwork(inputs=2, width=8, depth=2, seed=0)
-    >>> network(torch.zeros(5, 2, dtype=torch.float64)).shape
-    torch.Size([5, 1])
+    It maps points [K, inputs] to [K, 1] by `depth` hidden layers of `width` units and a linear one.
+    Weights follow PyTorch's defaults and the `seed`; torch's global random numbers stay as they
+    were. Fewer than one of anything, or a negative seed, raises `InputError`.
     """
 
     def __init__(self, inputs: int, width: int, depth: int, seed: int):
@@ -104,7 +76,6 @@ class TanhNetwork(nn.Module):
             self.output = nn.Linear(width, 1, dtype=torch.float64)
 
     def forward(self, points: Tensor) -> Tensor:
-        """The network's values [K, 1] at points [K, d]."""
         for layer in self.hidden:
             points = torch.tanh(layer(points))
         return self.output(points)
@@ -117,11 +88,6 @@ class TanhNetwork(nn.Module):
         For h = tanh(z) along a coordinate: h' = (1 − h²) z', h'' = (1 − h²) z'' − 2 h h' z'
         (Griewank and Walther, Evaluating Derivatives, 2nd ed., chapter 13). So the derivatives are
         there without a graph, and a gradient takes one backward pass.
-
-        >>> network = TanhNetwork(inputs=1, width=4, depth=1, seed=0)
-        >>> points = torch.zeros(3, 1, dtype=torch.float64)
-        >>> network.jet(points).first.shape
-        torch.Size([1, 3, 1])
         """
         count, size = points.shape
         axes = torch.eye(size, dtype=points.dtype, device=points.device)
@@ -145,11 +111,6 @@ class PoissonNetwork(nn.Module):
     squared distance from f is the physics-informed loss. The boundary conditions hold exactly, for
     whatever weights (Lagaris, Likas and Fotiadis, Artificial neural networks for solving ordinary
     and partial differential equations, 1998).
-
-    >>> model = PoissonNetwork(TanhNetwork(inputs=1, width=4, depth=1, seed=0))
-    >>> ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    >>> model.solution(ends).abs().max().item(), model(ends).shape
-    (0.0, torch.Size([2, 1]))
     """
 
     def __init__(self, network: TanhNetwork):
@@ -175,19 +136,7 @@ class BurgersNetwork(nn.Module):
 
     Calling it with points (x, t) [K, 2] returns the residual u_t + u u_x − ν u_xx [K, 1], which is
     to be 0. It holds u(x, 0) = −sin(πx) and u(±1, t) = 0 for whatever weights (Lagaris, Likas and
-    Fotiadis, 1998).
-
-    Args:
-        network: N, of two inputs.
-        viscosity: ν, above 0.
-
-    Raises:
-        InputError: the viscosity is out of range.
-
-    >>> network = TanhNetwork(inputs=2, width=4, depth=1, seed=0)
-    >>> points = torch.tensor([[0.5, 0.0], [0.5, 1.0]], dtype=torch.float64)
-    >>> BurgersNetwork(network, viscosity=0.1).solution(points)[0].item()
-    -1.0
+    Fotiadis, 1998). A viscosity ν that is not above 0 raises `InputError`.
     """
 
     def __init__(self, network: TanhNetwork, viscosity: float):
@@ -214,20 +163,12 @@ class BurgersNetwork(nn.Module):
 
 
 def poisson_solution(x: Tensor) -> Tensor:
-    """u(x) = sin(2πx) + sin(6πx) / 10, manufactured for Poisson's equation, elementwise.
-
-    >>> poisson_solution(torch.tensor([0.25]))
-    tensor([0.9000])
-    """
+    """u(x) = sin(2πx) + sin(6πx) / 10, manufactured for Poisson's equation, elementwise."""
     return sum(a * torch.sin(k * math.pi * x) for a, k in MODES)
 
 
 def poisson_source(x: Tensor) -> Tensor:
-    """f(x) = −u''(x) of that solution, elementwise.
-
-    >>> round(poisson_source(torch.tensor([0.25], dtype=torch.float64)).item() / math.pi**2, 9)
-    0.4
-    """
+    """f(x) = −u''(x) of that solution, elementwise."""
     return sum(a * (k * math.pi) ** 2 * torch.sin(k * math.pi * x) for a, k in MODES)
 
 
@@ -239,18 +180,9 @@ def burgers_solution(points: Tensor, viscosity: float) -> Tensor:
         u = −∫ sin(πy) F(y) exp(−(x − y)² / 4νt) dy / ∫ F(y) exp(−(x − y)² / 4νt) dy
 
     with F(y) = exp(−cos(πy) / 2πν) (Basdevant et al., Spectral and finite difference solutions of
-    the Burgers equation, 1986), by Gauss–Hermite quadrature. Differentiable for t > 0.
-
-    Args:
-        points: (x, t) with t >= 0, shape [K, 2], float64.
-        viscosity: ν, at least 0.01/π; below it the quadrature is not exact enough.
-
-    Raises:
-        InputError: the viscosity is out of range.
-
-    >>> points = torch.tensor([[0.5, 0.0], [0.0, 0.7]], dtype=torch.float64)
-    >>> [round(u, 9) + 0.0 for u in burgers_solution(points, viscosity=0.1).flatten().tolist()]
-    [-1.0, 0.0]
+    the Burgers equation, 1986), by Gauss–Hermite quadrature. Points (x, t) have shape [K, 2] and
+    t >= 0, float64; the solution is differentiable for t > 0. A viscosity ν below 0.01/π, for which
+    the quadrature is not exact enough, raises `InputError`.
     """
     check_number("viscosity", viscosity, minimum=SMALLEST_VISCOSITY)
     nodes, weights = (points.new_tensor(part) for part in roots_hermite(NODES))
@@ -266,9 +198,6 @@ def franke(points: Tensor) -> Tensor:
 
     A usual test of interpolation on the unit square (Franke, Scattered data interpolation: tests of
     some methods, 1982).
-
-    >>> round(franke(torch.tensor([[0.5, 0.5]])).item(), 4)
-    0.3258
     """
     x, y = (9 * points).split(1, dim=1)
     return (
@@ -283,11 +212,8 @@ def franke(points: Tensor) -> Tensor:
 class Problem:
     """A model to train on all its examples at once, and the solution that it should come to.
 
-    Attributes:
-        model: maps `inputs` to what should equal `targets`; `model.solution(points)` is what should
-            equal the exact solution. For a regression both are the same.
-        inputs, targets: shapes [K, d] and [K, 1], float64.
-        grid, exact: points [n, d] other than the inputs, and the exact solution [n, 1] there.
+    `model` maps `inputs` [K, d] to what should be `targets` [K, 1], and `model.solution` the other
+    points of `grid` [n, d] to what should be `exact` [n, 1]. For a regression both are the same.
 
     >>> from twophase import AdamSettings, fit
     >>> problem = poisson(seed=0, width=8, depth=1, points=32)
@@ -306,12 +232,7 @@ class Problem:
 
     @torch.no_grad()
     def error(self) -> float:
-        """Relative L2 error of the model's present solution u on the grid, ‖u − exact‖ / ‖exact‖.
-
-        >>> error = regression(seed=0).error()
-        >>> 0.5 < error < 2
-        True
-        """
+        """‖u − exact‖ / ‖exact‖ on the grid, of the model's present solution u."""
         device = next(self.model.parameters()).device
         found = self.model.solution(self.grid.to(device)).to(self.exact.device)
         return ((found - self.exact).norm() / self.exact.norm()).item()
@@ -320,18 +241,9 @@ class Problem:
 def poisson(seed: int, width: int = 32, depth: int = 3, points: int = 128) -> Problem:
     """Poisson's equation −u'' = f on (0, 1), u(0) = u(1) = 0, with `poisson_solution`.
 
-    Args:
-        seed: of the initial weights.
-        width, depth: of the `TanhNetwork`.
-        points: K equispaced points inside the interval, where the equation is to hold. Default 128:
-            over 40 per period of the faster term.
-
-    Raises:
-        InputError: a value is out of range.
-
-    >>> problem = poisson(seed=0)
-    >>> problem.inputs.shape, problem.targets.abs().max().item() > 1
-    (torch.Size([128, 1]), True)
+    It is to hold at K = `points` equispaced points inside the interval, by default over 40 per
+    period of the faster term. `seed`, `width` and `depth` are the `TanhNetwork`'s; a value out of
+    range raises `InputError`, here and below.
     """
     model = PoissonNetwork(TanhNetwork(1, width, depth, seed))
     check_integer("points", points, 1)
@@ -344,21 +256,10 @@ def burgers(
 ) -> Problem:
     """Burgers' equation u_t + u u_x = ν u_xx on (−1, 1) x (0, 1) from −sin(πx), zero at x = ±1.
 
-    Args:
-        seed: of the initial weights.
-        width, depth: of the `TanhNetwork`.
-        points: K points of a Sobol sequence, the same for every seed, where the equation is to
-            hold.
-        viscosity: ν, at least 0.01/π. Default 0.1/π: 3,000 passes of L-BFGS after 300 epochs of
-            Adam leave an error of 4e-4. At the usual 0.01/π the front at x = 0 is a tenth as wide,
-            and the same passes leave 4e-2; Raissi et al. (2019) take 10,000 points for it.
-
-    Raises:
-        InputError: a value is out of range.
-
-    >>> problem = burgers(seed=0, points=16)
-    >>> problem.inputs.shape, problem.targets.abs().max().item()
-    (torch.Size([16, 2]), 0.0)
+    It is to hold at K = `points` points of a Sobol sequence, the same for every seed. The viscosity
+    ν is at least 0.01/π. Default 0.1/π: 3,000 passes of L-BFGS after 300 epochs of Adam leave an
+    error of 4e-4. At the usual 0.01/π the front at x = 0 is a tenth as wide, and the same passes
+    leave 4e-2; Raissi et al. (2019) take 10,000 points for it.
     """
     grid = torch.cartesian_prod(2 * _inside(100) - 1, _inside(50))
     exact = burgers_solution(grid, viscosity)
@@ -370,17 +271,7 @@ def burgers(
 def regression(seed: int, width: int = 32, depth: int = 2, points: int = 1024) -> Problem:
     """Regression of a tanh network on `franke` at points of the unit square, free of noise.
 
-    Args:
-        seed: of the initial weights.
-        width, depth: of the `TanhNetwork`.
-        points: K points of a Sobol sequence, the same for every seed.
-
-    Raises:
-        InputError: a value is out of range.
-
-    >>> problem = regression(seed=0)
-    >>> problem.inputs.shape, problem.targets.shape
-    (torch.Size([1024, 2]), torch.Size([1024, 1]))
+    K = `points` points of a Sobol sequence, the same for every seed.
     """
     model = TanhNetwork(2, width, depth, seed)
     inputs = _sobol(points)

@@ -1,0 +1,232 @@
+"""Ablations: Adam then a second phase beside Adam alone, at equal epochs and at equal passes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from twophase.errors import InputError
+from twophase.experiments import branches, runs
+from twophase.experiments.config import RunConfig
+from twophase.experiments.statistics import Estimate, mean_of, ratio
+
+LOSSES = ("train_loss", "validation_loss")
+BUDGETS = ("epochs", "passes")
+_MEASURED = (
+    *("status", "swapped", "epochs_run", "passes", "epochs_within"),
+    *(f"{loss}_{budget}" for loss in LOSSES for budget in BUDGETS),
+    *(f"adam_{loss}" for loss in LOSSES),
+)
+
+
+def run(
+    rows: Sequence[tuple[Mapping[str, Any], RunConfig]],
+    out: Path,
+    root: Path | None = None,
+    device: str | torch.device = "auto",
+    processes: int = 1,
+) -> pd.DataFrame:
+    """Run what is not finished of some configurations, and put them beside Adam alone.
+
+    A run that fails is named in the log and in the table; the others still run.
+
+    Args:
+        rows: for each row of the table its labels, such as {"factor": 0.9}, and a configuration
+            that begins with Adam.
+        out, root, device: see `branches.Place`; processes: see `branches.run`.
+
+    Returns:
+        The labels; `seed`; `folder` below `out`, which runs of the same course share (see
+        `branches.settled`); `status`, `swapped` (the last epoch before the first swap, missing if
+        there was none), `epochs_run` and `passes` of the run; `epochs_within`, the epochs within
+        the budget of passes; for each loss of `LOSSES` its value at equal epochs (`…_epochs`), at
+        equal passes (`…_passes`) and that of Adam alone after all its epochs (`adam_…`); `error`,
+        the reason why a run failed, else empty.
+
+        Losses are means over examples and classes. At equal epochs: of the run's final weights;
+        where the second phase ended before the last epoch, what it had reached. At equal passes:
+        see `within`, with the passes that Adam alone spent in all its epochs as the budget.
+
+    Raises:
+        OSError: a file cannot be written; the runs after it are not run.
+    """
+    place = branches.Place(out, root, device)
+    done = branches.run([config for _, config in rows], place, processes)
+    return pd.DataFrame(
+        [_row(labels, one, place) for (labels, _), one in zip(rows, done, strict=True)]
+    )
+
+
+def within(history: pd.DataFrame, passes: int) -> pd.Series:
+    """What a run had reached within a budget: its last record that needed no more passes.
+
+    Passes are those of the optimisation, with the trials of the line searches; `monitor_passes`,
+    spent to fill the record, count for no run.
+
+    Args:
+        history: of a run, a row per epoch with a column `passes` of that epoch alone.
+        passes: over the training set; forward 1, forward with backward 3.
+
+    Returns:
+        The row.
+
+    Raises:
+        InputError: the first epoch alone needed more.
+
+    >>> history = pd.DataFrame({"epoch": [1, 2, 3], "passes": [3, 3, 17]})
+    >>> [int(within(history, budget).epoch) for budget in (6, 22, 23)]
+    [2, 2, 3]
+    """
+    inside = history[history.passes.cumsum() <= passes]
+    if inside.empty:
+        raise InputError("passes", passes, f"at least the first epoch's {history.passes.iloc[0]}")
+    return inside.iloc[-1]
+
+
+def compare(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Means and paired ratios to Adam alone over the seeds, with 95 % intervals.
+
+    Args:
+        frame: from `run`.
+        by: columns; a row of the result for each combination of their values.
+
+    Returns:
+        Columns `by`; `seeds`, the finished runs; `failed`, the others; and for each loss and each
+        budget of `BUDGETS`, with the ends of the interval in `…_low` and `…_high` (missing for
+        fewer than two seeds; all is missing where no run has finished): the mean loss, such as
+        `train_loss_passes`, and its ratio to Adam alone, such as `train_loss_passes_ratio`; the
+        mean loss of Adam alone, `adam_train_loss`.
+
+    Raises:
+        InputError: a finished run's loss is 0, which has no ratio.
+
+    >>> frame = pd.DataFrame({"factor": 0.9, "seed": [0, 1], "error": ""})
+    >>> for loss in LOSSES:
+    ...     frame[f"adam_{loss}"] = [0.2, 0.4]
+    ...     for budget in BUDGETS:
+    ...         frame[f"{loss}_{budget}"] = [0.1, 0.2]
+    >>> compare(frame, ["factor"]).train_loss_passes_ratio.tolist()
+    [0.5]
+    """
+    rows = []
+    for values, group in frame.groupby(list(by), sort=False, dropna=False):
+        done = group[group.error == ""]
+        row = dict(zip(by, values, strict=True))
+        row |= {"seeds": len(done), "failed": len(group) - len(done)}
+        for loss in LOSSES:
+            for name in (f"adam_{loss}", *(f"{loss}_{budget}" for budget in BUDGETS)):
+                losses = done[name].to_numpy(float)
+                row |= _columns(name, mean_of(losses) if len(done) else None)
+                if not name.startswith("adam_"):
+                    reference = done[f"adam_{loss}"].to_numpy(float)
+                    found = ratio(losses, reference) if len(done) else None
+                    row |= _columns(f"{name}_ratio", found)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def in_words(found: Estimate) -> str:
+    """A ratio to Adam alone as a phrase: the number, its interval, and what they allow to say.
+
+    Args:
+        found: from `ratio`.
+
+    Returns:
+        A phrase to follow "the loss is"; "lower" and "higher" only if the interval leaves out 1.
+
+    >>> in_words(Estimate(0.5, 0.4, 0.6))
+    "0.5 times Adam's (0.4 to 0.6), lower"
+    >>> in_words(Estimate(1.2, 0.9, 1.6))
+    "1.2 times Adam's (0.9 to 1.6), no clear difference"
+    """
+    number = f"{_number(found.mean)} times Adam's"
+    if found.low is None:
+        return f"{number} (one seed, no interval)"
+    number += f" ({_number(found.low)} to {_number(found.high)})"
+    if found.high < 1:
+        return f"{number}, lower"
+    if found.low > 1:
+        return f"{number}, higher"
+    return f"{number}, no clear difference"
+
+
+def estimate(row: pd.Series, name: str) -> Estimate:
+    """What a row of `compare` says about a column: its value and the ends of its interval.
+
+    >>> estimate(pd.Series({"loss": 1.0, "loss_low": None, "loss_high": None}), "loss")
+    Estimate(mean=1.0, low=None, high=None)
+    """
+    mean, *ends = pd.to_numeric(row[[name, f"{name}_low", f"{name}_high"]])
+    return Estimate(float(mean), *(None if pd.isna(end) else float(end) for end in ends))
+
+
+def as_table(compared: pd.DataFrame, by: Sequence[str], loss: str = "train_loss") -> pd.DataFrame:
+    """The comparison as a reader wants it: means and ratios with their intervals as text.
+
+    Args:
+        compared: from `compare`.
+        by: its leading columns.
+        loss: one of `LOSSES`.
+
+    Returns:
+        Columns `by`, "seeds", the loss of Adam alone, and for either budget the loss and its ratio
+        to Adam's; losses in units of 10⁻³, "–" where nothing was measured.
+
+    >>> frame = pd.DataFrame({"factor": 0.9, "seed": [0, 1], "error": ""})
+    >>> for name in LOSSES:
+    ...     frame[f"adam_{name}"] = [0.2, 0.4]
+    ...     for budget in BUDGETS:
+    ...         frame[f"{name}_{budget}"] = [0.1, 0.2]
+    >>> as_table(compare(frame, ["factor"]), ["factor"])["equal passes, 10⁻³"][0].split()
+    ['150', '[100,', '200]']
+    """
+    names = {"Adam alone, 10⁻³": (f"adam_{loss}", 1e3)}
+    for budget in BUDGETS:
+        names |= {f"equal {budget}, 10⁻³": (f"{loss}_{budget}", 1e3)}
+        names |= {f"ratio, equal {budget}": (f"{loss}_{budget}_ratio", 1)}
+    shown = compared[[*by, "seeds"]].copy()
+    for heading, (name, scale) in names.items():
+        shown[heading] = [_shown(estimate(row, name), scale) for _, row in compared.iterrows()]
+    return shown.reset_index(drop=True)
+
+
+def _row(labels: Mapping[str, Any], done: branches.Done, place: branches.Place) -> dict[str, Any]:
+    row = {**labels, "seed": done.config.seed, "folder": done.folder.name}
+    if done.error:
+        return row | dict.fromkeys(_MEASURED) | {"status": "failed", "error": done.error}
+    history, summary = runs.read(done.folder)
+    reference, _ = runs.read(place.folder(done.config.trunk()))
+    budget = within(history, reference.passes.sum())
+    ends = {"epochs": history.iloc[summary["weights_epoch"] - 1], "passes": budget}
+    return row | {
+        "status": summary["status"],
+        "swapped": summary["swap_epoch"],
+        "epochs_run": len(history),
+        "passes": int(history.passes.sum()),
+        "epochs_within": int(budget.epoch),
+        **{f"{loss}_{name}": end[loss] for loss in LOSSES for name, end in ends.items()},
+        **{f"adam_{loss}": reference[loss].iloc[-1] for loss in LOSSES},
+        "error": "",
+    }
+
+
+def _shown(found: Estimate, scale: float) -> str:
+    if np.isnan(found.mean):
+        return "–"
+    mean, *ends = (_number(scale * value) for value in found if value is not None)
+    # a line may break before the interval, not within it
+    interval_text = ",\N{NO-BREAK SPACE}".join(ends)
+    return f"{mean} [{interval_text}]" if ends else mean
+
+
+def _number(value: float) -> str:
+    """Two significant digits, a few seeds tell no more; ratios near 1 have two decimals."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.{3 if value >= 1 else 2}g}"
+
+
+def _columns(name: str, found: Estimate | None) -> dict[str, float | None]:
+    values = (None, None, None) if found is None else found
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))

@@ -1,0 +1,105 @@
+"""How numbers over seeds are summarised: means with intervals, and ratios with their range."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from twophase.errors import InputError
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds and the ends of its 95 % interval, None for fewer than two seeds."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def interval(values: np.ndarray) -> tuple[float | None, float | None]:
+    """Ends of the 95 % percentile bootstrap interval of the mean of `values` [n].
+
+    They are None for fewer than two values. The resampling always starts from the same seed, so
+    that the same values give the same ends.
+    """
+    if len(values) < 2:
+        return None, None
+    generator = np.random.default_rng(0)
+    ends = bootstrap((values,), np.mean, method="percentile", rng=generator).confidence_interval
+    return float(ends.low), float(ends.high)
+
+
+def mean_of(values: np.ndarray) -> Estimate:
+    """The mean of values [n >= 1] and its `interval`."""
+    return Estimate(float(np.mean(values)), *interval(values))
+
+
+def ratio(losses: np.ndarray, reference: np.ndarray) -> Estimate:
+    """The geometric mean ratio of paired losses: exp of the mean of ln(loss / reference).
+
+    It treats halving and doubling alike, and a hard seed counts like an easy one. The interval's
+    ends are exp of those of the logarithms' mean.
+
+    Args:
+        losses, reference: above 0, of the same seeds in the same order, shape [n >= 1].
+
+    Raises:
+        InputError: a loss is not above 0, or the shapes differ.
+
+    >>> ratio(np.array([1.0, 4.0]), np.array([2.0, 2.0])).mean
+    1.0
+    """
+    if np.shape(losses) != np.shape(reference):
+        raise InputError("losses", np.shape(losses), f"the reference's shape {np.shape(reference)}")
+    pair = np.array([losses, reference], dtype=float)
+    if not (pair > 0).all():
+        raise InputError("losses", pair.min(), "losses above 0")
+    logs = mean_of(np.log(pair[0] / pair[1]))
+    return Estimate(*(None if end is None else float(np.exp(end)) for end in logs))
+
+
+class Ratio(NamedTuple):
+    """A ratio of costs over seeds: median, lowest, highest (inf: a miss), seeds and misses."""
+
+    median: float
+    low: float
+    high: float
+    seeds: int
+    missed: int = 0
+
+    @property
+    def decided(self) -> bool:
+        """Whether all seeds are on one side of 1."""
+        return self.high < 1 or self.low >= 1
+
+    @property
+    def text(self) -> str:
+        """The median and the range, or how many seeds missed.
+
+        >>> Ratio(0.5, 0.4, float("inf"), 3, 1).text
+        '0.50 (0.40 to a miss)'
+        """
+        if self.missed == self.seeds:
+            return "missed"
+        if np.isinf(self.median):
+            return f"missed on {self.missed} of {self.seeds} seeds ({ratio_text(self.low)} at best)"
+        if self.seeds == 1:
+            return f"{ratio_text(self.median)} (one seed)"
+        return f"{ratio_text(self.median)} ({ratio_text(self.low)} to {ratio_text(self.high)})"
+
+
+def ratio_of(ratios: Sequence[float]) -> Ratio:
+    """The ratio over seeds; a miss counts as infinite, also in the median."""
+    values = np.sort(np.asarray(ratios, dtype=float))
+    # between a number and inf numpy's median is nan
+    middle = [values[(len(values) - 1) // 2], values[len(values) // 2]]
+    missed = int(np.isinf(values).sum())
+    return Ratio(float(sum(middle) / 2), float(values[0]), float(values[-1]), len(values), missed)
+
+
+def ratio_text(value: float) -> str:
+    """A ratio with two decimals, or two digits where that is less; "a miss" for inf."""
+    if np.isinf(value):
+        return "a miss"
+    return f"{value:.2f}" if 0.095 <= value < 9.95 else f"{value:.2g}"

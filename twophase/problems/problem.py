@@ -1,0 +1,145 @@
+"""What a configuration can train: a problem gives a network, its examples and a loss."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from twophase.errors import check_choice, check_integer
+from twophase.examples import Dataset, Examples
+from twophase.losses import Loss, mse
+from twophase.problems import images, networks
+from twophase.settings import Settings
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class Task(NamedTuple):
+    """A network before its first epoch, what it is to learn, and by which loss."""
+
+    model: nn.Module
+    data: Dataset
+    loss: Loss
+
+
+class Problem(Protocol):
+    """What a configuration asks of a problem; settings, so that JSON can hold it.
+
+    `full_batch` says whether its users train it on all examples at once.
+    """
+
+    full_batch: bool
+
+    @property
+    def name(self) -> str:
+        """In a word or two, for tables and folders."""
+        ...
+
+    def load(self, seed: int, dtype: str, device: torch.device, root: Path | None) -> Task:
+        """The task with the initial weights and subsets of a seed."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageProblem(Settings):
+    """A network of the paper on a data set of images, by the paper's mean squared error.
+
+    Args:
+        dataset, model: names in `images.DATASETS` and `networks.MODELS`.
+        train_examples: size of a random training subset, at least 1; None: all.
+        validation_examples: the same for the validation examples; 0: none of them.
+
+    Raises:
+        InputError: a field is out of range; nothing is loaded yet.
+    """
+
+    dataset: str = "digits"
+    model: str = "vit-nomlp-wkewq-wvwo1"
+    train_examples: int | None = None
+    validation_examples: int | None = None
+
+    full_batch = False
+
+    def __post_init__(self) -> None:
+        check_choice("dataset", self.dataset, images.DATASETS)
+        check_choice("model", self.model, networks.MODELS)
+        if self.train_examples is not None:
+            check_integer("train_examples", self.train_examples, 1)
+        if self.validation_examples is not None:
+            check_integer("validation_examples", self.validation_examples, 0)
+
+    @property
+    def name(self) -> str:
+        """Data set and network."""
+        return f"{self.dataset} {self.model}"
+
+    def load(self, seed: int, dtype: str, device: torch.device, root: Path | None) -> Task:
+        """The network with the weights of a seed, and the examples, whose subsets are the seed's.
+
+        Raises:
+            DataError: a data file is missing or damaged.
+            InputError: a subset is larger than the set.
+        """
+        data = images.load(
+            self.dataset,
+            root,
+            device,
+            self.train_examples,
+            seed,
+            DTYPES[dtype],
+            self.validation_examples or None,
+        )
+        if self.validation_examples == 0:
+            data = Dataset(data.name, data.train, None, data.classes)
+        model = networks.build(self.model, data.channels, data.classes, seed)
+        return Task(model.to(DTYPES[dtype]), data, mse)
+
+
+@dataclass(frozen=True)
+class PhysicsProblem(Settings):
+    """A small smooth problem with a known solution, on all its points at once.
+
+    Args:
+        equation: a name in `physics.PROBLEMS`.
+
+    Raises:
+        InputError: there is no such problem.
+    """
+
+    equation: str = "poisson"
+
+    full_batch = True
+
+    def __post_init__(self) -> None:
+        from twophase.problems import physics
+
+        check_choice("equation", self.equation, physics.PROBLEMS)
+
+    @property
+    def name(self) -> str:
+        """The equation."""
+        return self.equation
+
+    def load(self, seed: int, dtype: str, device: torch.device, root: Path | None) -> Task:
+        """The network with the weights of a seed, and the points, which are the same for all."""
+        from twophase.problems import physics
+
+        problem = physics.PROBLEMS[self.equation](seed)
+        data = Dataset(self.equation, Examples(problem.inputs, problem.targets), None, classes=1)
+        return Task(problem.model.to(DTYPES[dtype]), data, nn.functional.mse_loss)
+
+
+def named(name: str, model: str, train_examples: int | None = None) -> Problem:
+    """The problem of that name: a data set with a network, or an equation.
+
+    Raises:
+        InputError: there is none.
+    """
+    from twophase.problems import physics
+
+    if name in physics.PROBLEMS:
+        return PhysicsProblem(name)
+    check_choice("problem", name, (*images.DATASETS, *physics.PROBLEMS))
+    return ImageProblem(name, model, train_examples)
