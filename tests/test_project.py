@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from twophase.experiments import comparison, profiles, runs
+from twophase.experiments import comparison, profiles, runs, statistics
 from twophase.problems import networks
 from twophase.switch import GradientNormPeak
 
@@ -170,7 +170,7 @@ def test_the_ratios_of_the_physics_informed_networks_are_those_of_the_kept_map()
     for problem in ("poisson", "burgers"):
         of = kept[(kept.problem == problem) & (kept.dtype == "float64")]
         found = profiles.costs(of, 3000)
-        ratio = profiles.ratio_of(found.ratio[found.method == "default"])
+        ratio = statistics.ratio_of(found.ratio[found.method == "default"])
         to_adam.append(ratio.text.split(" (")[0])
         to_rival.append(profiles.against(of, 3000).text.split(" (")[0])
     assert f"it needs {to_adam[0]} and {to_adam[1]} of the passes of full-batch Adam" in readme

@@ -3,14 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from twophase.errors import InputError
 from twophase.experiments import branches, runs
-from twophase.experiments.branches import Estimate
 from twophase.experiments.config import RunConfig
+from twophase.experiments.statistics import Estimate
 from twophase.switch import first_switch
 
 ADAM = RunConfig(strategy="adam", epochs=4, train_examples=16, validation_examples=10)
@@ -197,42 +196,7 @@ def test_a_row_is_its_runs(tmp_path):
     assert row.epochs_within == len(inside) < row.epochs_run == ADAM.epochs
 
 
-def test_ratios_are_geometric_means_with_the_logarithms_interval():
-    losses, reference = np.array([1.0, 2.0, 8.0]), np.array([2.0, 1.0, 2.0])
-    found = branches.ratio(losses, reference)
-    assert found.mean == pytest.approx(np.cbrt(0.5 * 2 * 4))
-    # three values: 2.5 % of the resamples are not more than the ones equal to an extreme
-    assert (found.low, found.high) == pytest.approx((0.5, 4.0))
-    turned = branches.ratio(reference, losses)
-    assert np.array(turned) == pytest.approx(1 / np.array([found.mean, found.high, found.low]))
-
-
-def test_the_interval_is_the_bootstraps():
-    values = np.random.default_rng(1).normal(5, 2, size=200)
-    low, high = branches.interval(values)
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
-    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
-
-
-def test_many_seeds_have_the_normal_interval():
-    logs = np.random.default_rng(0).normal(0.3, 1.0, size=400)
-    found = branches.ratio(np.exp(logs), np.ones(400))
-    half = 1.96 * logs.std(ddof=1) / 20
-    assert np.log(found) == pytest.approx(logs.mean() + np.array([0, -half, half]), abs=0.1 * half)
-
-
-@pytest.mark.parametrize(
-    ("losses", "reference", "message"),
-    [([0.0], [1.0], "losses above 0"), ([1.0], [1.0, 2.0], "the reference's shape")],
-)
-def test_ratios_refuse_what_has_none(losses, reference, message):
-    with pytest.raises(InputError, match=message):
-        branches.ratio(np.array(losses), np.array(reference))
-
-
-def test_one_seed_has_no_interval():
-    assert branches.ratio(np.array([1.0]), np.array([2.0])) == Estimate(0.5, None, None)
+def test_one_seed_has_no_interval_in_words():
     assert "no interval" in branches.in_words(Estimate(0.5, None, None))
 
 

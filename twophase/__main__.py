@@ -3,11 +3,12 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
-from twophase.errors import InputError, TwoPhaseError
+from twophase.errors import InputError, TwoPhaseError, check_choice
 
 EXIT_USER_ERROR = 2
 
@@ -28,22 +29,25 @@ class OneLineParser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `command` to the function that carries it out.
 
-    Returns:
-        The parser; its `parse_args` raises `TwoPhaseError` for arguments that are not allowed.
-
-    >>> build_parser().parse_args(["download", "mnist"]).dataset
-    'mnist'
+    Its `parse_args` raises `TwoPhaseError` for arguments that are not allowed.
     """
-    parser = OneLineParser(prog="twophase", description="Adam, then conjugate gradient.")
+    parser = OneLineParser(prog="twophase", description="Adam, then full batches.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('twophase')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
-    _add_report(commands)
-    _add_run(commands)
-    _add_plot(commands)
-    _add_table1(commands)
-    _add_compare(commands)
-    _add_traces(commands)
-    _add_bench(commands)
-    _add_download(commands)
+
+    def add(name: str, text: str, command: Callable[[argparse.Namespace], None]):
+        added = commands.add_parser(name, help=text)
+        added.set_defaults(command=command)
+        return added
+
+    _report_options(add("report", "execute the notebooks, write HTML reports", _report))
+    _run_options(add("run", "train one model; leave a folder with its history", _run))
+    _plot_options(add("plot", "draw a run's gradient norm over its loss", _plot))
+    _table1_options(add("table1", "the paper's Table 1, resumable", _table1))
+    _compare_options(add("compare", "second phases and their competitors, resumable", _compare))
+    _traces_options(add("traces", "record gradient norms of Adam alone, resumable", _traces))
+    _bench_options(add("bench", "ratios of speed, work and memory, side by side", _bench))
+    _download_options(add("download", "fetch a data set, or mend a damaged one", _download))
     return parser
 
 
@@ -58,11 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Raises:
         SystemExit: help was asked for.
-
-    >>> main(["table1", "--list", "--preset", "paper", "--dataset", "mnist", "--model", "vit-mlp"])
-    dataset,model,parameters,q
-    mnist,vit-mlp,...
-    0
     """
     try:
         given = sys.argv[1:] if arguments is None else arguments
@@ -81,13 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _add_report(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("report", help="execute the notebooks, write HTML reports")
+def _report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
     parser.add_argument("--out", type=Path, default=None, help="folder; default: reports/")
     parser.add_argument("--notebooks", nargs="+", help="their numbers; default: all")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.set_defaults(command=_report)
+    _device_option(parser)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -97,79 +94,104 @@ def _report(options: argparse.Namespace) -> None:
     print(f"reports: {index}")
 
 
-def _add_run(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("run", help="train one model; leave a folder with its history")
-    numbers = {
-        "epochs": int,
-        "seed": int,
-        "swap_epoch": int,
-        "factor": float,
-        "batch_size": int,
-        "learning_rate": float,
-        "tolerance": float,
-        "restart_every": int,
-        "train_examples": int,
-        "validation_examples": int,
-    }
-    from twophase.experiments.config import RunConfig
-
-    for field in fields(RunConfig):
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=_number(field.name, numbers[field.name]) if field.name in numbers else str,
-            default=field.default,
-            help=f"default: {field.default}",
-        )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.add_argument("--data", type=Path, default=None, help="data folder")
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
-    parser.set_defaults(command=_run)
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    text = parser.add_argument
+    text("--problem", default="digits", help="a data set, or poisson, burgers, regression")
+    text("--model", default="vit-nomlp-wkewq-wvwo1", help="of a data set; default: %(default)s")
+    _number_options(parser, "train-examples", "validation-examples", help="default: all")
+    text("--strategy", default="adam+second", help="adam, second or adam+second (default)")
+    _number_options(parser, "epochs", default=40)
+    _number_options(parser, "seed", default=0)
+    text("--dtype", default="float32", help="float32 (default) or float64")
+    _number_options(parser, "batch-size", default=512)
+    _number_options(parser, "learning-rate", kind=float, default=1e-3)
+    text(
+        "--second",
+        default="default",
+        help="default, or paper: the paper's rule, conjugate gradient, golden section, no fallback",
+    )
+    for name, example in (
+        ("direction", "ConjugateDirection('FR'), SelfScaledBFGSDirection, LBFGSDirection(100)"),
+        ("line-search", "GoldenSection(rtol=1e-3), StrongWolfe(c2=0.1), ParabolaFirst"),
+        ("preconditioner", "Identity, AdamMoments(min_batches=1)"),
+        ("switch", "20 (epochs), GradientNormPeak(0.9), SmoothedNormPeak, NormVersusLoss"),
+        ("fallback", "Fallback(trial=5), None"),
+    ):
+        text(f"--{name}", help=f"in place of that of --second; such as {example}")
+    _place_options(parser, "the run's folder")
 
 
 def _run(options: argparse.Namespace) -> None:
-    from twophase.experiments.config import RunConfig
     from twophase.experiments.runs import run
 
-    config = RunConfig(**{f.name: getattr(options, f.name) for f in fields(RunConfig)})
-    summary = run(config, options.out, options.data, options.device)
+    summary = run(_config(options), options.out, options.data, options.device)
     print(
         f"{summary['status']} after {summary['epochs']} epochs and {summary['passes']} passes: "
         f"train loss {summary['train_loss']:.4g}, {options.out / 'summary.json'}"
     )
 
 
-def _add_plot(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("plot", help="draw a run's gradient norm over its loss")
+def _config(options: argparse.Namespace):
+    """The configuration of a run: the library's defaults or the paper's, and what was given."""
+    from twophase import DEFAULT, PAPER, AdamSettings, Fallback, FixedEpoch, SmoothedNormPeak
+    from twophase.experiments.config import RunConfig
+    from twophase.problems.problem import ImageProblem, named
+    from twophase.settings import from_text
+
+    defaults = {"second": DEFAULT, "switch": SmoothedNormPeak(), "fallback": Fallback()}
+    settings = {"default": defaults, "paper": dict(PAPER)}[
+        check_choice("second", options.second, ("default", "paper"))
+    ]
+    for name in ("direction", "line_search", "preconditioner"):
+        if getattr(options, name) is not None:
+            part = from_text(getattr(options, name), name)
+            settings["second"] = replace(settings["second"], **{name: part})
+    for name in ("switch", "fallback"):
+        if getattr(options, name) is not None:
+            settings[name] = from_text(getattr(options, name), name)
+    if isinstance(settings["switch"], int):
+        settings["switch"] = FixedEpoch(settings["switch"])
+    check_choice("strategy", options.strategy, ("adam", "second", "adam+second"))
+    if options.strategy == "adam":
+        settings["second"] = None
+    problem = named(options.problem, options.model, options.train_examples)
+    if isinstance(problem, ImageProblem):
+        problem = replace(problem, validation_examples=options.validation_examples)
+    adam = AdamSettings(options.learning_rate, None if problem.full_batch else options.batch_size)
+    return RunConfig(
+        problem,
+        options.epochs,
+        None if options.strategy == "second" else adam,
+        seed=options.seed,
+        dtype=options.dtype,
+        **settings,
+    )
+
+
+def _plot_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     parser.add_argument("--out", type=Path, default=None, help="PNG; default: in that folder")
-    parser.set_defaults(command=_plot)
 
 
 def _plot(options: argparse.Namespace) -> None:
     from twophase.experiments import runs
-    from twophase.figures import training as training_figures
+    from twophase.figures import training
 
     history, summary = runs.read(options.run)
     out = options.out or options.run / "grad_norm_over_loss.png"
-    training_figures.save_grad_norm_over_loss(history, summary, out)
+    training.save_grad_norm_over_loss(history, summary, out)
     print(f"figure: {out}")
 
 
-def _add_table1(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("table1", help="the paper's Table 1, resumable")
-    parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
+def _table1_options(parser: argparse.ArgumentParser) -> None:
+    _preset_options(parser, seeds=1)
     parser.add_argument("--list", action="store_true", help="parameters and Q only, as CSV")
-    parser.add_argument("--dataset", nargs="+", help="default: the preset's")
-    parser.add_argument("--model", nargs="+", help="default: all five")
-    parser.add_argument("--seeds", type=_number("seeds", int), default=1, help="default: 1")
     parser.add_argument("--swap", default="fixed", help="fixed (the paper's epoch) or rule")
-    for name in ("epochs", "swap-epoch", "train-examples"):
-        kind = _number(name.replace("-", "_"), int)
-        parser.add_argument(f"--{name}", type=kind, help="for all networks; default: the preset's")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.add_argument("--data", type=Path, help="data folder")
-    parser.add_argument("--out", type=Path, help="folder; default: reports/table1/PRESET")
-    parser.set_defaults(command=_table1)
+    _number_options(
+        *(parser, "epochs", "swap-epoch", "train-examples"),
+        help="for all networks; default: the preset's",
+    )
+    _place_options(parser, "folder; default: reports/table1/PRESET", required=False)
 
 
 def _table1(options: argparse.Namespace) -> None:
@@ -178,39 +200,35 @@ def _table1(options: argparse.Namespace) -> None:
     protocol = table1.protocol(
         options.preset, options.epochs, options.swap_epoch, options.train_examples
     )
+    chosen = table1.configs(protocol, options.dataset, options.model, options.seeds, options.swap)
     if options.list:
-        print(table1.listing(protocol, options.dataset, options.model).to_csv(index=False), end="")
+        print(table1.listing(chosen).to_csv(index=False), end="")
         return
-    chosen = table1.pairs(protocol, options.dataset, options.model, options.seeds, options.swap)
     out = options.out or table1.default_folder(options.preset)
-    print(table1.as_text(table1.run(chosen, out, options.data, options.device)))
+    print(table1.as_text(table1.run(chosen, table1.place(out, options.data, options.device))))
     print(f"table: {out / 'table1.csv'}")
 
 
-def _add_compare(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("compare", help="second phases and their competitors, resumable")
+def _compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
     parser.add_argument("--problem", nargs="+", help="data sets, poisson, burgers, regression")
     parser.add_argument("--model", nargs="+", help="networks; default: the preset's")
     parser.add_argument(
-        "--method", nargs="+", help="beside adam; default: all of twophase.experiments.competitors"
+        "--method", nargs="+", help="beside adam; default: all of twophase.experiments.comparison"
     )
-    for name in ("seeds", "passes", "swap-epoch", "batch-size", "train-examples"):
-        kind = _number(name.replace("-", "_"), int)
-        parser.add_argument(f"--{name}", type=kind, help="default: the preset's")
+    _number_options(
+        *(parser, "seeds", "passes", "swap-epoch", "batch-size", "train-examples"),
+        help="default: the preset's",
+    )
     parser.add_argument("--dtype", help="of networks for images: float32 (default) or float64")
     parser.add_argument("--no-tuning", action="store_true", help="all methods as shipped")
-    parser.add_argument("--processes", type=_number("processes", int), default=1)
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.add_argument("--data", type=Path, help="data folder")
-    parser.add_argument("--work", type=Path, help="folder to resume from; default: OUT/jobs")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
-    parser.set_defaults(command=_compare)
+    _number_options(parser, "processes", default=1)
+    parser.add_argument("--work", type=Path, help="folder to resume from; default: OUT/runs")
+    _place_options(parser, "folder of the tables")
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from twophase.experiments import comparison, profiles
-    from twophase.experiments.competitors import METHODS
+    from twophase.experiments import branches, comparison, profiles
 
     plan = comparison.plan(
         options.preset,
@@ -219,17 +237,11 @@ def _compare(options: argparse.Namespace) -> None:
         **{name: getattr(options, name) for name in ("seeds", "passes", "swap_epoch")},
         **{name: getattr(options, name) for name in ("batch_size", "train_examples", "dtype")},
     )
+    # what the others are measured against
+    methods = list(dict.fromkeys(["adam", *(options.method or comparison.METHODS)]))
+    place = branches.Place(options.work or options.out / "runs", options.data, options.device)
     began = time.perf_counter()
-    curves = comparison.compare(
-        plan,
-        # what the others are measured against
-        list(dict.fromkeys(["adam", *(options.method or METHODS)])),
-        options.work or options.out / "jobs",
-        not options.no_tuning,
-        options.data,
-        options.device,
-        options.processes,
-    )
+    curves = comparison.compare(plan, methods, place, not options.no_tuning, options.processes)
     seconds = time.perf_counter() - began
     facts = comparison.facts(options.arguments, options.device, options.processes, seconds)
     comparison.save(curves, options.out, facts)
@@ -239,16 +251,9 @@ def _compare(options: argparse.Namespace) -> None:
     print(f"curves: {options.out / 'curves.csv'}")
 
 
-def _add_traces(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("traces", help="record gradient norms of Adam alone, resumable")
-    parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
-    parser.add_argument("--dataset", nargs="+", help="default: the preset's")
-    parser.add_argument("--model", nargs="+", help="default: all five")
-    parser.add_argument("--seeds", type=_number("seeds", int), default=3, help="default: 3")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.add_argument("--data", type=Path, help="data folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    parser.set_defaults(command=_traces)
+def _traces_options(parser: argparse.ArgumentParser) -> None:
+    _preset_options(parser, seeds=3)
+    _place_options(parser, "folder of the runs")
 
 
 def _traces(options: argparse.Namespace) -> None:
@@ -259,16 +264,11 @@ def _traces(options: argparse.Namespace) -> None:
     print(f"traces: {options.out / 'grad_norm_traces.csv'}")
 
 
-def _add_bench(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("bench", help="ratios of speed, work and memory, side by side")
+def _bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="quick", help="smoke or quick (default)")
     parser.add_argument("--dataset", default="digits", help="default: digits")
-    model = "vit-nomlp-wkewq-wvwo1"
-    parser.add_argument("--model", default=model, help=f"default: {model}")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.add_argument("--data", type=Path, help="data folder")
-    parser.add_argument("--out", type=Path, help="folder for the results; default: none")
-    parser.set_defaults(command=_bench)
+    parser.add_argument("--model", default="vit-nomlp-wkewq-wvwo1", help="default: %(default)s")
+    _place_options(parser, "folder for the results; default: none", required=False)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -282,17 +282,45 @@ def _bench(options: argparse.Namespace) -> None:
         print(f"benchmark: {options.out / 'bench.csv'}")
 
 
-def _add_download(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("download", help="fetch a data set, or mend a damaged one")
+def _download_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", help="mnist, fashion-mnist, cifar10 or cifar100")
     parser.add_argument("--data", type=Path, default=None, help="data folder")
-    parser.set_defaults(command=_download)
 
 
 def _download(options: argparse.Namespace) -> None:
-    from twophase.problems import images
+    from twophase.problems import image_files
 
-    print(f"{options.dataset}: complete in {images.download(options.dataset, options.data)}")
+    folder = image_files.download(options.dataset, options.data)
+    print(f"{options.dataset}: complete in {folder}")
+
+
+def _preset_options(parser: argparse.ArgumentParser, seeds: int) -> None:
+    parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
+    parser.add_argument("--dataset", nargs="+", help="default: the preset's")
+    parser.add_argument("--model", nargs="+", help="default: all five")
+    _number_options(parser, "seeds", default=seeds)
+
+
+def _place_options(parser: argparse.ArgumentParser, out: str, required: bool = True) -> None:
+    _device_option(parser)
+    parser.add_argument("--data", type=Path, help="data folder")
+    parser.add_argument("--out", type=Path, required=required, help=out)
+
+
+def _device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+
+
+def _number_options(
+    parser: argparse.ArgumentParser,
+    *names: str,
+    kind: type = int,
+    default: float | None = None,
+    help: str = "default: %(default)s",
+) -> None:
+    for name in names:
+        parse = _number(name.replace("-", "_"), kind)
+        parser.add_argument(f"--{name}", type=parse, default=default, help=help)
 
 
 def _number(name: str, kind: type):

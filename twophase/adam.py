@@ -15,17 +15,13 @@ from twophase.settings import Settings
 
 @dataclass(frozen=True)
 class AdamSettings(Settings):
-    """Settings of the Adam phase.
+    """Settings of the Adam phase; `InputError` for a value out of range.
 
     Args:
         learning_rate: above 0, at most 1e30. Default 1e-3, torch's own; the paper does not print
             its rate.
-        batch_size: examples per mini-batch, at least 1. Default 512, the paper's (section 4). None:
-            all in one batch.
+        batch_size: examples per mini-batch; None: all in one. Default 512, the paper's (section 4).
         betas, eps: of Adam (Kingma and Ba, 2015), torch's defaults.
-
-    Raises:
-        InputError: a value is out of range.
     """
 
     learning_rate: float = 1e-3
@@ -53,12 +49,6 @@ class Adam:
     waits for the device inside an epoch: the data are there already, the order is copied from
     pinned memory, gathering a batch needs only its indices, fused Adam counts its steps on the
     device, and no loss is read.
-
-    Args:
-        model, loss: any `nn.Module`, and a loss with mean reduction, `loss(outputs, targets)`.
-        settings: learning rate, batch size, betas and eps.
-        generator: source of the orders, on the CPU.
-
     """
 
     def __init__(
@@ -109,12 +99,9 @@ def sweep(
     targets: Tensor,
     batches: Iterable[Tensor],
 ) -> None:
-    """A step of any first-order optimizer for each mini-batch; nothing waits for the device.
+    """A step of any first-order optimizer for each mini-batch, given by its indices [B].
 
-    Args:
-        model, loss, optimizer: what is trained, by a mean loss of a batch, and how.
-        inputs, targets: [K, ...], on the model's device.
-        batches: the indices of each mini-batch, shape [B], on that device.
+    Inputs, targets [K, ...] and indices lie on the model's device, which nothing waits for.
     """
     for batch in batches:
         optimizer.zero_grad()

@@ -1,6 +1,7 @@
 """How many examples a forward pass takes at a time, by the memory that one of them needs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +23,12 @@ LARGEST_PROBE = 4
 def bytes_per_example(
     model: nn.Module, compute: Callable[[Tensor, Tensor], object], inputs: Tensor, targets: Tensor
 ) -> float:
-    """Bytes of all tensors that one example more makes a forward pass produce.
+    """Bytes of all tensors that one example more makes the pass `compute(inputs, targets)` produce.
 
-    It is the difference between batches of 4 and of 2 examples, divided by 2: what does not depend
-    on the batch cancels out. A graph with gradients holds most of these tensors until the backward
-    pass. The model runs in eval mode, and modes and random numbers are afterwards as before.
-
-    Args:
-        model: whose modes to keep.
-        compute: the forward pass on a batch, `compute(inputs, targets)`.
-        inputs, targets: [K, ...] with K >= 4.
+    It is the difference between batches of 4 and of 2 of the K >= 4 examples, divided by 2: what
+    does not depend on the batch cancels out. A graph with gradients holds most of these tensors
+    until the backward pass. The model runs in eval mode; its modes and all random numbers are
+    afterwards as before.
     """
     small, large = LARGEST_PROBE // 2, LARGEST_PROBE
     cuda = [inputs.device] if inputs.device.type == "cuda" else []
@@ -47,12 +44,14 @@ def bytes_per_example(
 class _Produced(TorchDispatchMode):
     """Counts the bytes of the storages that operations return, views once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         # kept alive, so that no storage takes the address of another
         self.kept: list[Tensor] = []
 
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         results = operation(*args, **(kwargs or {}))
         self.kept += [
             t for t in tree_leaves(results) if isinstance(t, Tensor) and t.layout is torch.strided
@@ -66,6 +65,7 @@ class _Produced(TorchDispatchMode):
 
 
 def chunk_bytes(device: torch.device) -> float:
+    """What a chunk's forward pass may produce on a device."""
     if device.type == "cuda":
         return CUDA_CHUNK_SHARE * torch.cuda.get_device_properties(device).total_memory
     return CPU_CHUNK_BYTES

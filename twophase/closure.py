@@ -17,7 +17,9 @@ class ClosureObjective:
     """A torch closure that computes and returns the loss, and does NOT call backward.
 
     Its resolution follows from the dtype of the loss that the closure returns, at best that of
-    the parameters. Every evaluation leaves its `x` in the parameters.
+    the parameters. Every evaluation calls the closure once, leaves its `x` in the parameters, and
+    raises `InputError` where the closure calls backward or does not return a real scalar, for a
+    gradient also where that has no graph.
     """
 
     def __init__(self, vector: ParameterVector, closure: Closure):
@@ -28,11 +30,7 @@ class ClosureObjective:
 
     @torch.no_grad()
     def value(self, x: Tensor) -> float:
-        """Loss at `x` [P]: one call of the closure, without a graph.
-
-        Raises:
-            InputError: the closure calls backward or does not return a real scalar.
-        """
+        """See `Objective`."""
         self.passes.forward += 1
         self.vector.write(x)
         with _explained():
@@ -40,27 +38,20 @@ class ClosureObjective:
 
     @torch.enable_grad()
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """Loss and gradient [P] at `x` [P]: one call of the closure and one backward pass.
-
-        Raises:
-            InputError: the closure calls backward, does not return a real scalar, or returns one
-                without a graph.
-        """
+        """See `Objective`."""
         self.passes.forward += 1
         self.passes.backward += 1
         self.vector.write(x)
         loss = self._loss()
         if not loss.requires_grad:
-            raise InputError(
-                "closure", "a loss without a graph", "a loss computed from the parameters"
-            )
+            allowed = "a loss computed from the parameters"
+            raise InputError("closure", "a loss without a graph", allowed)
         with _explained():
             return loss.item(), self.vector.gradient(loss)
 
     def _loss(self) -> Tensor:
         loss = self.closure()
-        scalar = isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()
-        if not scalar:
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             kind = type(loss).__name__
             if isinstance(loss, Tensor):
                 kind = f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}"
@@ -77,6 +68,5 @@ def _explained() -> Iterator[None]:
     except RuntimeError as error:
         if "second time" not in str(error) and "does not require grad" not in str(error):
             raise
-        raise InputError(
-            "closure", "one that calls backward", "one that only returns the loss"
-        ) from error
+        allowed = "one that only returns the loss"
+        raise InputError("closure", "one that calls backward", allowed) from error

@@ -35,7 +35,7 @@ def check_choice(field: str, value: Any, choices: Iterable[str]) -> str:
     """Return `value` if it is one of `choices`; raise `InputError` (with a near match) if not."""
     choices = list(choices)
     if value in choices:
-        return str(value)
+        return value
     near = get_close_matches(str(value), choices, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise InputError(field, value, f"one of {', '.join(choices)}{hint}")
@@ -46,8 +46,7 @@ def check_integer(field: str, value: object, minimum: int) -> int:
 
     Numbers beyond 64 bits are refused, too: no generator, tensor or file could hold them.
     """
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if whole and minimum <= value < 2**63:
+    if isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**63:
         return value
     raise InputError(field, value, f"a whole number of at least {minimum}")
 

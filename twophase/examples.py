@@ -10,8 +10,9 @@ from twophase.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs [N, ...] and targets [N, ...]: for classes int64 labels [N], for images pixels.
+    """Inputs [N, ...], such as images [N, channels, 32, 32], and targets [N, ...], such as labels.
 
+    Class labels are int64 [N], images are floating point.
     Raises `InputError` if the lengths differ or there is no example.
     """
 
@@ -50,3 +51,18 @@ class Dataset:
     def channels(self) -> int:
         """The second dimension of the images [N, channels, height, width]."""
         return self.train.inputs.shape[1]
+
+
+# What a model is trained on: examples, also as two tensors, with or without others for validation.
+Data = Dataset | Examples | tuple[Tensor, Tensor]
+
+
+def splits(data: Data) -> tuple[Examples, Examples | None]:
+    """Training and validation examples; `InputError` where the data are neither."""
+    if isinstance(data, Dataset):
+        return data.train, data.validation
+    if isinstance(data, Examples):
+        return data, None
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
+        return Examples(*data), None
+    raise InputError("data", type(data).__name__, "a Dataset or tensors (inputs, targets)")

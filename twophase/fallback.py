@@ -1,14 +1,14 @@
 """The safe way back: when the second phase's results speak against it, Adam takes over again."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from twophase.errors import check_integer, check_number
 from twophase.second_phase import Status
-from twophase.settings import Settings
+from twophase.settings import Stateful, state
 from twophase.switch import Decision, check_seen
 
 # A trend is that of at least so many epochs, where there are as many.
@@ -28,10 +28,10 @@ class Seen(NamedTuple):
 
 
 @dataclass(unsafe_hash=True)
-class Fallback(Settings):
+class Fallback(Stateful):
     """The evidence that ends a second phase early, and what Adam goes on from.
 
-    It hands back to Adam, whose moments are those it had at the swap, after an iteration in which
+    It hands back to Adam after an iteration in which
 
     - the search found no lower loss, or the loss measured afterwards is higher or not finite, or
       the phase has converged (a minimum, but perhaps not the one that Adam would reach);
@@ -43,11 +43,12 @@ class Fallback(Settings):
 
     Adam goes on from the weights at the swap, with the moments it had there: its epochs are those
     of a run of Adam alone. The second phase's best weights are kept aside, and are the result if
-    Adam ends above them. So the final training loss is never above that of Adam alone after as many Adam
-    epochs. A swap that does not pay costs about `trial` iterations; there are at most
+    Adam ends above them. So the final training loss is never above that of Adam alone after as many
+    Adam epochs. A swap that does not pay costs about `trial` iterations; there are at most
     `max_switches`, and each waits for `growth` times the passes before the last one.
 
-    It is a pure object like the switch rules, and replays over a run's records.
+    It is a pure object like the switch rules, replays over a run's records, and raises `InputError`
+    where a value is out of range, or a loss or norm that it is shown is not finite.
 
     Args:
         trial: iterations over which its rate is measured, at least 1. Default 5: the first of
@@ -57,49 +58,31 @@ class Fallback(Settings):
         growth: factor of the passes before the next swap, above 1. Default 2: all trials together
             cost less than twice the last one.
 
-    Raises:
-        InputError: a value is out of range; in `adam` and `second`, a loss or norm is not finite.
-
     Source: the paper, section 3, names the risk and asks for no more than trying; the review's
     failure signatures are a norm without peak, several peaks, and a loss that rises after the swap.
-
-    >>> fallback = Fallback(trial=2)
-    >>> for epoch in range(1, 9):
-    ...     fallback.adam(loss=1 / epoch, grad_norm=1.0, passes=3)
-    >>> fallback.ready, fallback.swap()
-    (True, None)
-    >>> fallback.second(loss=0.1249, grad_norm=0.9, passes=17).switch
-    False
-    >>> fallback.second(loss=0.1248, grad_norm=0.9, passes=17)
-    Decision(switch=True, reason='in 34 passes it gained 0.0016, Adam promised 0.882 (of ln loss)')
     """
 
     trial: int = 5
     max_switches: int = 3
     growth: float = 2.0
-    _adam: list[Seen] = field(default_factory=list, init=False, repr=False, compare=False)
-    _second: list[Seen] = field(default_factory=list, init=False, repr=False, compare=False)
-    _peak: float = field(default=0.0, init=False, repr=False, compare=False)
-    _spent: int = field(default=0, init=False, repr=False, compare=False)
-    _swaps: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
+    _adam: list[Seen] = state(default_factory=list)
+    _second: list[Seen] = state(default_factory=list)
+    _peak: float = state(default=0.0)
+    _spent: int = state(default=0)
+    _swaps: list[int] = state(default_factory=list)
 
     def __post_init__(self) -> None:
         check_integer("trial", self.trial, 1)
         check_integer("max_switches", self.max_switches, 1)
         check_number("growth", self.growth, above=1)
 
-    def fresh(self) -> "Fallback":
-        """One of the same settings that has seen nothing."""
-        return replace(self)
-
     @property
     def ready(self) -> bool:
         """Whether the second phase may take over now, as far as earlier attempts are concerned."""
         if not self._swaps:
             return True
-        return len(self._swaps) < self.max_switches and (
-            self._spent >= self.growth * self._swaps[-1]
-        )
+        waited = self._spent >= self.growth * self._swaps[-1]
+        return waited and len(self._swaps) < self.max_switches
 
     def adam(self, loss: float, grad_norm: float, passes: int) -> None:
         """Take an epoch of Adam: loss and norm at its end, and the passes it cost."""
@@ -127,8 +110,8 @@ class Fallback(Settings):
         if loss > before.loss + ROUNDING * abs(before.loss):
             return Decision(True, f"the loss rose from {before.loss:.4g} to {loss:.4g}")
         if grad_norm > self._peak:
-            climbed = f"the gradient norm {grad_norm:.4g} is above its peak {self._peak:.4g}"
-            return Decision(True, climbed)
+            peak = f"its peak {self._peak:.4g}"
+            return Decision(True, f"the gradient norm {grad_norm:.4g} is above {peak}")
         return self._compare_rates()
 
     def _compare_rates(self) -> Decision:
@@ -179,9 +162,7 @@ class Trend(NamedTuple):
 
     def scale(self, loss: float) -> float:
         """The loss on the trend's scale."""
-        if not self.logarithmic:
-            return loss
-        return math.log(max(loss, np.finfo(float).tiny))
+        return math.log(max(loss, np.finfo(float).tiny)) if self.logarithmic else loss
 
     def promise(self, more: int) -> float:
         """What Adam would reach with so many more passes, on the trend's scale."""

@@ -1,10 +1,10 @@
 """The mean loss of a model over a whole data set, as an objective."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,32 @@ class Score(NamedTuple):
     accuracy: float | None
 
 
+class HitCount:
+    """Counts the examples whose target class is among their `top` largest outputs.
+
+    It takes outputs [B, classes] and integer targets [B]; other batches do not count. Nothing waits
+    for the device before `share`.
+    """
+
+    def __init__(self, top: int = 1):
+        self.top = top
+        self.hits: Tensor | None = None
+        self.examples = 0
+
+    def __call__(self, outputs: Any, targets: Tensor) -> None:
+        classes = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
+        if not classes or targets.is_floating_point() or targets.ndim != 1:
+            return
+        best = outputs.detach().topk(self.top, dim=1).indices
+        hits = (best == targets[:, None]).sum()
+        self.hits = hits if self.hits is None else self.hits + hits
+        self.examples += len(targets)
+
+    def share(self) -> float | None:
+        """Hits per example, in 0..1; None before a batch with classes."""
+        return None if self.hits is None else self.hits.item() / self.examples
+
+
 class FullBatch:
     """The mean loss of a model over a whole data set, evaluated in chunks.
 
@@ -36,16 +62,14 @@ class FullBatch:
     line search compares values that differ by less than float32 resolves.
 
     Args:
-        model, loss: any `nn.Module`, and a loss with mean reduction, `loss(outputs, targets)`.
+        model, loss: any module, and a loss with mean reduction, `loss(outputs, targets)`.
         inputs, targets: tensors [K, ...] on the model's device.
-        chunk_size: examples per forward pass; bounds the memory, changes results by rounding only.
-            Default None: chosen at the first evaluation, by the bytes of intermediate results per
-            example (see `bytes_per_example`), so that a chunk has CPU_CHUNK_BYTES of them, or
-            CUDA_CHUNK_SHARE of the GPU's memory. The choice follows from model, shapes and device
-            alone, so that a run that goes on later makes the same.
+        chunk_size: examples per forward pass, at least 1; bounds the memory, changes results by
+            rounding only. Default None: chosen at the first evaluation, by the bytes of
+            intermediate results per example, so that a chunk has `chunk_bytes` of them. The choice
+            follows from model, shapes and device alone: a run that goes on later makes the same.
 
-    Raises:
-        InputError: `ParameterVector` refuses the parameters, or `chunk_size` is below 1.
+    Raises `InputError` for a `chunk_size` below 1 and where `ParameterVector` does.
     """
 
     def __init__(
@@ -80,11 +104,11 @@ class FullBatch:
 
     def value(self, x: Tensor) -> float:
         """Loss at `x` [P], which the model keeps: one forward pass, without a graph."""
-        return self._forward(x, _ignore)
+        return self._forward(x, None)
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """Loss and gradient [P] at `x` [P], which the model keeps: one forward and backward pass."""
-        return self._forward_backward(x, _ignore)
+        """Loss and gradient [P] at `x` [P], which the model keeps: a forward and a backward pass."""
+        return self._forward_backward(x, None)
 
     @torch.enable_grad()
     def hessian_vector(self, x: Tensor, vector: Tensor) -> Tensor:
@@ -101,14 +125,14 @@ class FullBatch:
         size = max(1, self.chunk_size // 4)
         # the fast kernels of attention have no second derivative
         with sdpa_kernel(SDPBackend.MATH):
-            for part, _ in self._parts(_ignore, size):
+            for part, _ in self._parts(size, None):
                 product += self.vector.hessian_vector(part, vector)
         return product
 
     def score(self, x: Tensor, top: int = 1) -> Score:
-        """Loss and top-`top` accuracy at `x` [P], which the model keeps: one forward pass.
+        """Loss and accuracy at `x` [P], which the model keeps: one forward pass.
 
-        `top` is at most the number of classes.
+        An example counts as correct whose class is among the `top` largest outputs.
         """
         hits = HitCount(top)
         loss = self._forward(x, hits)
@@ -121,21 +145,19 @@ class FullBatch:
         return Point(x, value, gradient, self.resolution), hits.share()
 
     @torch.no_grad()
-    def _forward(self, x: Tensor, tally: Callable[[Tensor, Tensor], None]) -> float:
+    def _forward(self, x: Tensor, hits: HitCount | None) -> float:
         self.passes.forward += 1
         self.vector.write(x)
-        return sum(part for part, _ in self._parts(tally, self.chunk_size)).item()
+        return float(sum(part for part, _ in self._parts(self.chunk_size, hits)))
 
     @torch.enable_grad()
-    def _forward_backward(
-        self, x: Tensor, tally: Callable[[Tensor, Tensor], None]
-    ) -> tuple[float, Tensor]:
+    def _forward_backward(self, x: Tensor, hits: HitCount | None) -> tuple[float, Tensor]:
         self.passes.forward += 1
         self.passes.backward += 1
         self.vector.write(x)
         gradient = torch.zeros_like(x)
         value = squares = torch.zeros((), dtype=torch.float64, device=x.device)
-        for part, outputs in self._parts(tally, self.chunk_size):
+        for part, outputs in self._parts(self.chunk_size, hits):
             if isinstance(outputs, Tensor) and outputs.requires_grad:
                 slope, share = self.vector.gradients(part, outputs)
                 squares = squares + (slope.double() * outputs.detach()).square().sum()
@@ -158,53 +180,22 @@ class FullBatch:
         noise = OUTPUT_ROUNDING * torch.finfo(self.vector.dtype).eps * sensitivity
         return max(noise / abs(value), round_off(torch.float64))
 
-    def _parts(
-        self, tally: Callable[[Tensor, Tensor], None], size: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self, size: int, hits: HitCount | None) -> Iterator[tuple[Tensor, Any]]:
         """Each chunk's contribution to the mean loss, a float64 scalar, and its outputs."""
-        count = len(self.inputs)
         chunks = zip(self.inputs.split(size), self.targets.split(size), strict=True)
         for inputs, targets in chunks:
             part, outputs = self._part(inputs, targets)
-            tally(outputs, targets)
-            yield part * (len(inputs) / count), outputs
+            if hits is not None:
+                hits(outputs, targets)
+            yield part * (len(inputs) / len(self.inputs)), outputs
 
-    def _part(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _part(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Any]:
         """The mean loss of some examples in float64, and their outputs."""
         outputs = self.model(inputs)
         return self._loss64(_float64(outputs), _float64(targets)), outputs
 
 
-class HitCount:
-    """Counts the examples whose target class is among their `top` largest outputs.
-
-    It is called with outputs [B, classes] and integer targets [B]; other batches do not count.
-    """
-
-    def __init__(self, top: int = 1):
-        self.top = top
-        self.hits: Tensor | None = None
-        self.examples = 0
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> None:
-        classes = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
-        if not classes or targets.is_floating_point() or targets.ndim != 1:
-            return
-        best = outputs.detach().topk(self.top, dim=1).indices
-        hits = (best == targets[:, None]).sum()
-        self.hits = hits if self.hits is None else self.hits + hits
-        self.examples += len(targets)
-
-    def share(self) -> float | None:
-        """Hits per example, in 0..1; None before a batch with classes."""
-        return None if self.hits is None else self.hits.item() / self.examples
-
-
-def _float64(value: object) -> object:
+def _float64(value: Any) -> Any:
     """Real tensors in float64; what else a model may return, such as a tuple, as it is."""
     real = isinstance(value, Tensor) and value.is_floating_point()
     return value.double() if real else value
-
-
-def _ignore(_outputs: Tensor, _targets: Tensor) -> None:
-    pass

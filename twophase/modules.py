@@ -22,7 +22,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def reject_unrepeatable_modules() -> Iterator[None]:
-    """While active, raise `InputError` when a module runs whose output is not its parameters' own.
+    """While active, raise `InputError` when dropout or BatchNorm runs in training mode.
 
     A hook on all modules sees what a closure calls, where no model is at hand to inspect.
     """

@@ -11,6 +11,9 @@ from twophase.errors import InputError, NonFiniteError
 from twophase.modules import reject_unrepeatable_modules
 from twophase.parameters import ParameterVector
 
+# Full-batch loss and gradient: a forward pass counts 1, a backward pass 2.
+GRADIENT_PASSES = 3
+
 
 @dataclass
 class Passes:
@@ -19,9 +22,6 @@ class Passes:
     A Hessian–vector product is 9: its second backward pass runs through a forward and a backward
     pass, 3 sweeps, and takes twice as long as these. On a CPU the vision transformers and VGG-5
     take 9.5 to 10 times a third of a gradient's seconds.
-
-    >>> Passes(forward=14, backward=1).total
-    16
     """
 
     forward: int = 0
@@ -32,10 +32,6 @@ class Passes:
     def total(self) -> int:
         """Forward passes, twice the backward passes and 9 times the Hessian–vector products."""
         return self.forward + 2 * self.backward + 9 * self.hessian_vector
-
-
-# Full-batch loss and gradient: a forward pass counts 1, a backward pass 2.
-GRADIENT_PASSES = 3
 
 
 class Point(NamedTuple):
@@ -53,22 +49,8 @@ class Point(NamedTuple):
 class Objective(Protocol):
     """What the second phase minimises; toys, closures and data sets differ only behind it.
 
-    `resolution` is the relative change of the value below which two values cannot be told apart;
-    `passes` counts the work done.
-
-    >>> class Bowl:
-    ...     def __init__(self):
-    ...         self.passes, self.resolution = Passes(), round_off(torch.float64)
-    ...
-    ...     def value(self, x):
-    ...         self.passes.forward += 1
-    ...         return dot(x, x)
-    ...
-    ...     def value_and_gradient(self, x):
-    ...         self.passes.backward += 1
-    ...         return self.value(x), 2 * x
-    >>> evaluate(Bowl(), torch.ones(2)).value
-    2.0
+    `resolution` is the relative change of the value below which two values cannot be told apart,
+    `passes` the work done.
     """
 
     passes: Passes
@@ -97,8 +79,6 @@ class FunctionObjective:
     >>> objective = FunctionObjective(lambda x: (x**2).sum())
     >>> objective.value_and_gradient(torch.tensor([3.0], dtype=torch.float64))
     (9.0, tensor([6.], dtype=torch.float64))
-    >>> objective.passes.total
-    3
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
@@ -108,13 +88,13 @@ class FunctionObjective:
 
     @torch.no_grad()
     def value(self, x: Tensor) -> float:
-        """Value at `x` [P]: one forward pass."""
+        """See `Objective`."""
         self.passes.forward += 1
         return self.function(x).item()
 
     @torch.enable_grad()
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """Value and gradient [P] at `x` [P]: one forward and backward pass."""
+        """See `Objective`."""
         self.passes.forward += 1
         self.passes.backward += 1
         leaf = x.detach().requires_grad_()
@@ -125,7 +105,7 @@ class FunctionObjective:
 
     @torch.enable_grad()
     def hessian_vector(self, x: Tensor, vector: Tensor) -> Tensor:
-        """Hessian at `x` [P] times a vector [P]: one Hessian–vector product."""
+        """See `TwiceDifferentiable`."""
         self.passes.hessian_vector += 1
         leaf = nn.Parameter(x.detach())
         return ParameterVector([leaf]).hessian_vector(self.function(leaf), vector)
@@ -170,9 +150,8 @@ def check_repeats(objective: Objective, point: Point) -> None:
 def evaluate(objective: Objective, x: Tensor) -> Point:
     """Loss and gradient at `x` [P].
 
-    Raises:
-        InputError: a module with dropout or BatchNorm runs in training mode.
-        NonFiniteError: loss or gradient is not finite.
+    Raises `NonFiniteError` where one of them is not finite, and `InputError` where a module with
+    dropout or BatchNorm runs in training mode.
     """
     point = observe(objective, x)
     check_finite(point.value, norm(point.gradient))
@@ -180,19 +159,14 @@ def evaluate(objective: Objective, x: Tensor) -> Point:
 
 
 def observe(objective: Objective, x: Tensor) -> Point:
-    """Loss and gradient at `x` [P], finite or not; errors but `NonFiniteError` as of `evaluate`."""
+    """Loss and gradient at `x` [P], finite or not; `InputError` as of `evaluate`."""
     with reject_unrepeatable_modules():
         value, gradient = objective.value_and_gradient(x)
     return Point(x, value, gradient, objective.resolution)
 
 
 def check_finite(loss: float, grad_norm: float, where: str = "") -> None:
-    """Raise `NonFiniteError` unless both numbers are finite.
-
-    >>> check_finite(0.5, float("nan"), " after epoch 3")
-    Traceback (most recent call last):
-    twophase.errors.NonFiniteError: gradient norm: nan is not allowed after epoch 3; ...
-    """
+    """Raise `NonFiniteError` unless both numbers are finite; `where` says when, in words."""
     for field, number in (("loss", loss), ("gradient norm", grad_norm)):
         if not abs(number) < float("inf"):
             raise NonFiniteError(

@@ -1,8 +1,8 @@
 """The second phase as `torch.optim.Optimizer`s, for any model and training code."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from twophase.closure import Closure, ClosureObjective
 from twophase.directions import (
     ConjugateDirection,
+    DirectionRule,
     LBFGSDirection,
     SelfScaledBFGSDirection,
     State,
@@ -24,7 +25,7 @@ from twophase.second_phase import DEFAULT, Descent, Iteration, Status, iterate
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: status and message, the loss after it, the gradient norm before it.
+    """What a step did: how it ended, the loss after it, the gradient norm before it, and its cost.
 
     `step_size` multiplies the direction; `evaluations` counts the trials of the line search,
     `passes` all work of the step (forward 1, forward with backward 3).
@@ -46,7 +47,7 @@ class SecondPhase(torch.optim.Optimizer):
     `twophase.second_phase.iterate`); no learning rate. `step` takes a closure that computes and
     returns the loss of the full batch and does NOT call backward: a trial by its loss then costs a
     forward pass only. The iterates do not depend on the scale of the loss or on how the parameters
-    are cut into tensors or groups.
+    are cut into tensors or groups. `result` is the last step's `StepResult`, None before the first.
 
     A line search by slopes has computed the gradient where it ends, and the next step starts from
     it: the closure must be the same function at every step. Where its data have changed, call
@@ -66,9 +67,6 @@ class SecondPhase(torch.optim.Optimizer):
         preconditioner: a `torch.optim.Adam` (or another with its second moments) that has trained
             the same parameters: the diagonal that its moments make at once scales all directions
             (see `twophase.preconditioner.from_moments`). None: no scaling.
-
-    Attributes:
-        result: the last step's `StepResult`; None before the first.
 
     Raises:
         InputError: an argument is out of range; a closure returns no scalar or calls backward; the
@@ -103,15 +101,13 @@ class SecondPhase(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters to the one vector; the next direction is the steepest descent.
 
-        Raises:
-            InputError: the group has options of its own.
-            ValueError: from torch, a parameter is in a group already.
+        Raises `InputError` where the group has options of its own, and torch's `ValueError` where a
+        parameter is in a group already.
         """
         options = sorted(set(param_group) - {"params", "param_names"})
         if options:
-            raise InputError(
-                "params", ", ".join(options), "groups without options: one direction serves all"
-            )
+            allowed = "groups without options: one direction serves all"
+            raise InputError("params", ", ".join(options), allowed)
         super().add_param_group(param_group)
         self.state.clear()
 
@@ -123,14 +119,13 @@ class SecondPhase(torch.optim.Optimizer):
         self._saved().update(state=None, point=None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"second": self.second, "result": None}  # type: ignore[no-untyped-call]
+        return super().__getstate__() | {"second": self.second, "result": None}
 
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One iteration; returns the loss AFTER it, a float64 scalar tensor.
 
         `closure()` returns the loss as a scalar tensor and does not call backward; the first step
-        of an optimizer calls it once more, to check that it repeats itself. Whatever is raised
-        (see the class), the parameters are those before the step.
+        of an optimizer calls it once more, to check that it repeats itself. Errors: see the class.
         """
         if not callable(closure):
             raise InputError("closure", closure, "a function that returns the loss")
@@ -150,7 +145,10 @@ class SecondPhase(torch.optim.Optimizer):
         state = State(**saved["state"]) if saved.get("state") else None
         if state is not None and not torch.equal(state.x, x):
             state = None
-        point = self._point(objective, x, saved["point"] if state else None)
+        handed = saved["point"] if state else None
+        point = Point(x, **handed) if handed else evaluate(objective, x)
+        if self.result is None:
+            check_repeats(objective, point)
         iteration = iterate(objective, point, state, self.second, saved.get("inverse"))
         saved["state"] = iteration.state._asdict() if iteration.state else None
         saved["point"] = _without_x(iteration.point)
@@ -166,21 +164,17 @@ class SecondPhase(torch.optim.Optimizer):
         )
         return iteration
 
-    def _point(
-        self, objective: ClosureObjective, x: Tensor, handed: dict[str, Any] | None
-    ) -> Point:
-        """The point at x: what the last step's search handed on, or an evaluation."""
-        point = Point(x, **handed) if handed else evaluate(objective, x)
-        if self.result is None:
-            check_repeats(objective, point)
-        return point
-
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
     def _saved(self) -> dict[str, Any]:
         """All state, kept with the first parameter as torch's own L-BFGS does."""
         return self.state[self._parameters()[0]]
+
+
+def _without_x(point: Point | None) -> dict[str, Any] | None:
+    """A point as it is kept beside the state, which has its x."""
+    return None if point is None else {k: v for k, v in point._asdict().items() if k != "x"}
 
 
 class ConjugateGradient(SecondPhase):
@@ -194,7 +188,7 @@ class ConjugateGradient(SecondPhase):
         tolerance_grad: see `Descent`.
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))
-    >>> optimizer = ConjugateGradient([weight], beta="FR", line_search=ParabolaFirst())
+    >>> optimizer = ConjugateGradient([weight], beta="FR")
     >>> optimizer.step(lambda: (weight - 3).square().sum()).item() < 1e-9
     True
     """
@@ -214,7 +208,23 @@ class ConjugateGradient(SecondPhase):
         super().__init__(params, second, preconditioner)
 
 
-class SelfScaledBFGS(SecondPhase):
+class _QuasiNewton(SecondPhase):
+    rule: ClassVar[Callable[[int | None], DirectionRule]]
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        history_size: int | None = None,
+        line_search: LineSearch = StrongWolfe(),
+        tolerance_grad: float = 0.0,
+        preconditioner: torch.optim.Optimizer | None = None,
+    ):
+        direction = type(self).rule(history_size)
+        second = Descent(direction, line_search, tolerance_grad=tolerance_grad)
+        super().__init__(params, second, preconditioner)
+
+
+class SelfScaledBFGS(_QuasiNewton):
     """Self-scaled BFGS in a limited memory; see `SelfScaledBFGSDirection` and `SecondPhase`.
 
     Args:
@@ -224,34 +234,10 @@ class SelfScaledBFGS(SecondPhase):
         tolerance_grad: see `Descent`.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        history_size: int | None = None,
-        line_search: LineSearch = StrongWolfe(),
-        tolerance_grad: float = 0.0,
-        preconditioner: torch.optim.Optimizer | None = None,
-    ):
-        direction = SelfScaledBFGSDirection(history_size)
-        second = Descent(direction, line_search, tolerance_grad=tolerance_grad)
-        super().__init__(params, second, preconditioner)
+    rule = SelfScaledBFGSDirection
 
 
-class LBFGS(SecondPhase):
+class LBFGS(_QuasiNewton):
     """L-BFGS, for comparison with torch's own; see `LBFGSDirection` and `SelfScaledBFGS`' args."""
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        history_size: int | None = None,
-        line_search: LineSearch = StrongWolfe(),
-        tolerance_grad: float = 0.0,
-        preconditioner: torch.optim.Optimizer | None = None,
-    ):
-        second = Descent(LBFGSDirection(history_size), line_search, tolerance_grad=tolerance_grad)
-        super().__init__(params, second, preconditioner)
-
-
-def _without_x(point: Point | None) -> dict[str, Any] | None:
-    """A point as it is kept beside the state, which has its x."""
-    return None if point is None else {k: v for k, v in point._asdict().items() if k != "x"}
+    rule = LBFGSDirection

@@ -3,29 +3,26 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from twophase.errors import InputError
 
 
 class ParameterVector:
-    """The parameters of a model as one flat vector of length P, to read and to write.
+    """The parameters that require a gradient, as one flat vector [P] to read and to write.
 
-    Parameters that do not require a gradient stay as they are.
-
-    Raises:
-        InputError: no parameter is left, dtypes or devices are mixed, or the dtype is neither
-            float32 nor float64 (a line search cannot resolve a minimum in half precision).
+    Raises `InputError` where there is none, dtypes or devices are mixed, or the dtype is neither
+    float32 nor float64 (a line search cannot resolve a minimum in half precision).
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]):
+    def __init__(self, parameters: Iterable[Tensor]):
         self.parameters = [p for p in parameters if p.requires_grad]
         if not self.parameters:
             raise InputError("params", [], "at least one parameter that requires a gradient")
         kinds = sorted({f"{p.dtype} on {p.device}" for p in self.parameters})
         if len(kinds) > 1:
             raise InputError("params", ", ".join(kinds), "parameters of one dtype on one device")
-        if self.parameters[0].dtype not in (torch.float32, torch.float64):
+        if self.dtype not in (torch.float32, torch.float64):
             raise InputError("params", kinds[0], "parameters in float32 or float64")
 
     @property
@@ -34,17 +31,17 @@ class ParameterVector:
         return self.parameters[0].dtype
 
     def read(self) -> Tensor:
-        """A copy of the parameters, shape [P]."""
+        """A copy of the parameters."""
         return torch.cat([p.detach().reshape(-1) for p in self.parameters])
 
     @torch.no_grad()
     def write(self, x: Tensor) -> None:
-        """Set the parameters to the vector `x`, shape [P]."""
+        """Set the parameters to the vector `x` [P]."""
         for parameter, part in zip(self.parameters, self._split(x), strict=True):
             parameter.copy_(part.view_as(parameter))
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """Gradient of a scalar, shape [P]; zero where the scalar does not depend on a parameter."""
+        """Gradient [P] of a scalar; zero where the scalar does not depend on a parameter."""
         return self._flat(torch.autograd.grad(loss, self.parameters, allow_unused=True))
 
     def gradients(self, loss: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +50,7 @@ class ParameterVector:
         return torch.zeros_like(outputs) if first is None else first, self._flat(rest)
 
     def hessian_vector(self, loss: Tensor, vector: Tensor) -> Tensor:
-        """Hessian of a scalar times a vector [P]: the gradient of the gradient's inner product.
+        """Hessian of a scalar times a vector v [P]: the gradient of the gradient's inner product.
 
         H v = ∇(v'∇L), exact, by a second backward pass (Pearlmutter, 1994); zero where the
         scalar's gradient does not depend on a parameter.

@@ -1,9 +1,10 @@
 """Whether the second phase pays, by a run's own records: its loss beside Adam's trend."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
+from operator import attrgetter
 
 from twophase.fallback import Seen, Trend
 from twophase.record import ADAM, Record
@@ -13,16 +14,11 @@ from twophase.record import ADAM, Record
 class Payoff:
     """A second phase, and what Adam's trend foresaw for as many passes.
 
-    The trend is the straight line through ln(loss) over ln(passes) in the latter half of Adam's
-    epochs before the phase (see `twophase.fallback.Trend`). It is a forecast from the run's own
-    records, not a run of Adam: Adam's loss may fall faster or slower than its trend.
-
-    Attributes:
-        first_epoch, last_epoch: of the phase.
-        passes: over the training set that the phase has spent.
-        loss: the lowest training loss that it has met.
-        foreseen: the loss that Adam would have come to with these passes, by its trend.
-
+    From `first_epoch` to `last_epoch` the phase spent `passes` and met the lowest training `loss`,
+    where Adam would have come to the loss `foreseen`, by the straight line through ln(loss) over
+    ln(passes) in the latter half of its epochs before (see `twophase.fallback.Trend`). This is a
+    forecast from the run's own records, not a run of Adam: Adam's loss may fall faster or slower
+    than its trend.
     """
 
     first_epoch: int
@@ -47,41 +43,25 @@ class Payoff:
 
 
 def forecast(adam: Iterable[Record], passes: int) -> float:
-    """The loss that Adam will come to with so many more passes, by its trend.
-
-    Args:
-        adam: records of Adam's epochs, at least one.
-        passes: over the training set.
-    """
-    seen: list[Seen] = []
-    for record in adam:
-        before = seen[-1].passes if seen else 0
-        seen.append(Seen(before + record.passes, record.train_loss))
-    trend = Trend.of(seen)
+    """The loss that Adam will come to with so many more passes, by the trend of its records."""
+    records = list(adam)
+    spent = accumulate(record.passes for record in records)
+    trend = Trend.of([Seen(p, record.train_loss) for p, record in zip(spent, records, strict=True)])
     promise = trend.promise(passes)
     return math.exp(promise) if trend.logarithmic else promise
 
 
 def payoffs(records: Iterable[Record]) -> list[Payoff]:
-    """The second phases of a run, each judged against the epochs of Adam before it.
-
-    Args:
-        records: of a run, finished or not, in the order of its epochs.
-
-    Returns:
-        A `Payoff` for each second phase that has epochs of Adam before it.
-    """
-    return list(_payoffs(records))
-
-
-def _payoffs(records: Iterable[Record]) -> Iterator[Payoff]:
+    """Each second phase of a run, judged against the epochs of Adam before it, if there are any."""
+    found: list[Payoff] = []
     adam: list[Record] = []
-    for phase, group in groupby(records, key=lambda record: record.phase):
+    for phase, group in groupby(records, key=attrgetter("phase")):
         epochs = list(group)
         if phase == ADAM:
             adam += epochs
         elif adam:
             passes = sum(record.passes for record in epochs)
             lowest = min(record.train_loss for record in epochs)
-            first, last = epochs[0].epoch, epochs[-1].epoch
-            yield Payoff(first, last, passes, lowest, forecast(adam, passes))
+            foreseen = forecast(adam, passes)
+            found.append(Payoff(epochs[0].epoch, epochs[-1].epoch, passes, lowest, foreseen))
+    return found

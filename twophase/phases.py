@@ -13,7 +13,7 @@ from twophase.second_phase import Descent, Status, iterate
 
 
 class Work(NamedTuple):
-    """What a phase did in one epoch; an unfinished `status` other than moved ends the run."""
+    """What a phase did in one epoch; a status other than moved means that it can do no more."""
 
     x: Tensor
     step_size: float | None = None
@@ -35,11 +35,10 @@ class Phase(Protocol):
 
     def enter(self) -> None:
         """The phase takes over: forget directions that belong to an earlier trajectory."""
-        ...
 
     def prepare(self, point: Point | None) -> int:
         """What must be checked before an epoch, outside its time; passes spent."""
-        ...
+        return 0
 
     def epoch(self, point: Point | None) -> Work:
         """Advance by one epoch from the current point."""
@@ -54,8 +53,8 @@ class Phase(Protocol):
         ...
 
 
-class AdamPhase:
-    """Mini-batch epochs of Adam over the objective's data."""
+class AdamPhase(Phase):
+    """Mini-batch epochs of Adam over the objective's data; Adam goes on with the moments it had."""
 
     uses_gradient = False
 
@@ -63,13 +62,6 @@ class AdamPhase:
         self.objective = objective
         generator = torch.Generator().manual_seed(seed)
         self.adam = Adam(objective.model, objective.loss, settings, generator)
-
-    def enter(self) -> None:
-        """Adam goes on with the moments it had."""
-
-    def prepare(self, point: Point | None) -> int:
-        """Nothing to check: no passes."""
-        return 0
 
     def epoch(self, point: Point | None) -> Work:
         """One sweep of mini-batches from the model's parameters."""
@@ -81,17 +73,14 @@ class AdamPhase:
         return self.adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """See `Phase`."""
         self.adam.load_state_dict(state)
 
 
-class DescentPhase:
+class DescentPhase(Phase):
     """Full-batch iterations of the second phase; the gradient at the end of one starts the next.
 
-    Args:
-        objective: the training loss.
-        descent: direction, line search, preconditioner.
-        before: the phase of Adam that hands over, and leaves the preconditioner; None: there is no.
+    `before` is the phase of Adam that hands over, and leaves the preconditioner, if there is one.
     """
 
     uses_gradient = True
@@ -99,9 +88,9 @@ class DescentPhase:
     def __init__(self, objective: FullBatch, descent: Descent, before: AdamPhase | None = None):
         self.objective, self.descent, self.before = objective, descent, before
         self.state: State | None = None
-        self.handed_on = False
-        self.checked = False
         self.inverse: Tensor | None = None
+        self.handed_on = False  # the gradient at the point is counted already
+        self.checked = False  # the loss repeats itself
 
     def enter(self) -> None:
         """Start with a steepest descent, from a gradient that is not counted yet."""
@@ -134,9 +123,7 @@ class DescentPhase:
         return self.descent.preconditioner.inverse(adam.optimizer, parameters, batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """The last iteration's state, whether it counted the gradient at its end, whether the
-        loss was checked, and the preconditioner.
-        """
+        """The last iteration's state, what is known of its end, and the preconditioner."""
         return {
             "state": self.state._asdict() if self.state else None,
             "handed_on": self.handed_on,
@@ -145,7 +132,7 @@ class DescentPhase:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """See `Phase`."""
         self.state = State(**state["state"]) if state["state"] else None
         self.handed_on, self.inverse = state["handed_on"], state["inverse"]
         self.checked = state["checked"]

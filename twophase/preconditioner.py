@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,12 +39,9 @@ class AdamMoments(Settings):
     measuring curvature: they stalled the second phase on Poisson's equation.
 
     Args:
-        damping: see `from_moments`.
+        damping: see `from_moments`; at least 0.
         min_batches: mini-batches of an Adam epoch from which on the moments are used, at least 1,
             which is always. Default 2: after any mini-batches, not after full batches.
-
-    Raises:
-        InputError: a value is out of range.
     """
 
     damping: float = 0.1
@@ -81,27 +78,15 @@ def from_moments(
             Default 0.1: of 0 and 0.1 the one that was best, or close to the best, at four swaps of
             two networks.
 
-    Raises:
-        InputError: the optimizer holds no second moments, has not stepped, or a parameter is not
-            among its own; `damping` is below 0.
-
-    >>> weight = torch.nn.Parameter(torch.ones(2))
-    >>> adam = torch.optim.Adam([weight])
-    >>> (weight * torch.tensor([2.0, 8.0])).sum().backward()
-    >>> adam.step()
-    >>> from_moments(adam, [weight], damping=0), from_moments(adam, [weight], damping=0.4)
-    (tensor([0.5000, 0.1250]), tensor([0.2500, 0.1000]))
+    Raises `InputError` where the optimizer holds no second moments, has not stepped, or a parameter
+    is not among its own.
     """
     check_number("damping", damping, minimum=0)
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in wanted:
-        if parameter not in groups or "betas" not in groups[parameter]:
-            raise InputError(
-                "preconditioner",
-                type(optimizer).__name__,
-                "an Adam that has trained the same parameters",
-            )
+    if not all("betas" in groups.get(parameter, {}) for parameter in wanted):
+        allowed = "an Adam that has trained the same parameters"
+        raise InputError("preconditioner", type(optimizer).__name__, allowed)
     if not optimizer.state:
         raise InputError("preconditioner", "an Adam without a step", "one that has trained")
     roots = torch.cat([_root(optimizer, p, groups[p]).reshape(-1) for p in wanted])
@@ -109,7 +94,7 @@ def from_moments(
     return 1 / (roots + damping * roots.mean() + epsilon)
 
 
-def _root(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict) -> Tensor:
+def _root(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict[str, Any]) -> Tensor:
     """sqrt(v̂) of a parameter."""
     state = optimizer.state.get(parameter, {})
     if "exp_avg_sq" not in state:

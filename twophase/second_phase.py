@@ -29,6 +29,8 @@ PATIENCE = 20
 class Descent(Settings):
     """A second phase: a direction, a line search along it, a preconditioner; no learning rate.
 
+    `InputError` where a part is none, or the tolerance is below 0.
+
     Args:
         direction: a rule of `twophase.directions`, or any `DirectionRule`.
         line_search: of `twophase.line_search`, or any `LineSearch`.
@@ -36,9 +38,6 @@ class Descent(Settings):
         tolerance_grad: gradient norm (Euclidean, loss per unit of parameter) at or below which the
             phase has converged. Default 0: nothing but an exact zero, since any other depends on
             the loss's scale; where the arithmetic ends before, the line search says so.
-
-    Raises:
-        InputError: a part is none, or the tolerance is below 0.
 
     >>> from twophase import ConjugateDirection, GoldenSection
     >>> paper = Descent(ConjugateDirection("PR+"), GoldenSection(rtol=1e-2))
@@ -85,11 +84,10 @@ MESSAGES = {
 
 
 class Iteration(NamedTuple):
-    """One iteration: the new vector and its loss, the step, its cost, the status and why.
+    """One iteration: the new vector x [P] and its loss, the step, its cost, the status and why.
 
-    `x` has shape [P]; `step` multiplies the direction and is 0 where `x` is the old vector;
-    `evaluations` counts the trials of the line search. `point` is that at `x` where the search has
-    computed the gradient there.
+    `step` multiplies the direction and is 0 where `x` is the old vector; `evaluations` counts the
+    trials of the line search. `point` is that at `x` if the search computed the gradient there.
     """
 
     x: Tensor
@@ -127,15 +125,8 @@ def iterate(
             Hessian: the iteration is that in the variables in which M is 1. None: M is 1. It is to
             be the same for as long as `state` is handed on.
 
-    Returns:
-        The `Iteration`. Where the search has computed the gradient at the new vector, the iteration
-        holds the next one's `point`; else that is the caller's to evaluate.
-
-    >>> from twophase.objective import FunctionObjective
-    >>> bowl = FunctionObjective(lambda x: (x**2).sum())
-    >>> first = iterate(bowl, start(bowl, torch.ones(2).double()), None)
-    >>> first.status, first.value < 1e-3
-    (<Status.MOVED: 'moved'>, True)
+    Where the search has computed the gradient at the new vector, the `Iteration` holds the next
+    one's `point`; else that is the caller's to evaluate.
     """
     gradient_norm = norm(point.gradient)
     if gradient_norm <= descent.tolerance_grad:
@@ -161,10 +152,7 @@ def iterate(
 
 
 class Minimum(NamedTuple):
-    """Where a minimisation ended, after how many iterations, and why.
-
-    `x` has shape [P]; `value` and `gradient_norm` (loss per unit of parameter) are those at `x`.
-    """
+    """Where a minimisation ended, x [P] with its value and gradient norm, how soon, and why."""
 
     x: Tensor
     value: float
@@ -179,11 +167,9 @@ def minimize(
 ) -> Minimum:
     """Minimise an objective from the vector x [P] by at most `max_iterations` iterations.
 
-    The status `moved` means that the bound on iterations was reached.
-
-    Raises:
-        InputError: the bound is below 1, or the objective does not repeat itself.
-        NonFiniteError: the loss or its gradient is not finite at an iterate.
+    The status `moved` means that the bound on iterations was reached. Raises `InputError` where the
+    bound is below 1 or the objective does not repeat itself, and `NonFiniteError` where the loss or
+    its gradient is not finite at an iterate.
 
     >>> from twophase.objective import FunctionObjective
     >>> bowl = FunctionObjective(lambda x: ((x - 1) ** 2).sum())
@@ -206,34 +192,6 @@ def _minimum(point: Point, iterations: int, status: Status) -> Minimum:
     return Minimum(point.x, point.value, norm(point.gradient), iterations, status, MESSAGES[status])
 
 
-def _state(
-    x: Tensor,
-    point: Point,
-    direction: Direction,
-    result: SearchResult,
-    before: State | None,
-    stalled: int,
-) -> State:
-    """What an iteration that has moved to x leaves to the next."""
-    scale = max(abs(point.value), before.scale if before else 0.0)
-    mark, mark_norm = point.value, norm(point.gradient)
-    if stalled and before:
-        mark, mark_norm = before.mark, before.mark_norm
-    return State(
-        x,
-        point.gradient,
-        direction.vector,
-        result.step,
-        direction.slope,
-        direction.age,
-        scale,
-        direction.pairs,
-        mark,
-        mark_norm,
-        stalled,
-    )
-
-
 def _search(
     objective: Objective,
     point: Point,
@@ -241,17 +199,10 @@ def _search(
     state: State | None,
     line_search: LineSearch,
 ) -> SearchResult:
+    x, vector, slope = point.x, direction.vector, direction.slope
     scale = state.scale if state else 0.0
-    line = Line(
-        objective,
-        point.x,
-        direction.vector,
-        point.value,
-        direction.slope,
-        scale,
-        point.resolution,
-    )
-    if direction.slope == 0:  # lost to underflow
+    line = Line(objective, x, vector, point.value, slope, scale, point.resolution)
+    if slope == 0:  # lost to underflow
         return line.failure(SearchStatus.RESOLUTION)
     return line_search(line, direction.first_step or _first_step(point, direction, state))
 
@@ -264,11 +215,9 @@ def _first_step(point: Point, direction: Direction, state: State | None) -> floa
     """
     if state is not None:
         return expected_step(point, state, direction.slope)
-    lengths = (
-        2 * abs(point.value) / -direction.slope,
-        norm(point.x) / norm(direction.vector),
-    )
-    return min((length for length in lengths if length > 0), default=1 / norm(direction.vector))
+    size = norm(direction.vector)
+    lengths = (2 * abs(point.value) / -direction.slope, norm(point.x) / size)
+    return min((length for length in lengths if length > 0), default=1 / size)
 
 
 def _stay(point: Point, evaluations: int, status: Status, state: State | None) -> Iteration:
@@ -281,3 +230,17 @@ def _stalled(point: Point, gradient_norm: float, state: State | None) -> int:
         return 0
     lower = state.mark - point.value > point.resolution * abs(point.value)
     return 0 if lower or gradient_norm < state.mark_norm else state.stalled + 1
+
+
+def _state(
+    x: Tensor, point: Point, d: Direction, result: SearchResult, before: State | None, stalled: int
+) -> State:
+    """What an iteration that has moved from a point along d to x leaves to the next."""
+    scale, mark = abs(point.value), (point.value, norm(point.gradient))
+    if before:
+        scale = max(scale, before.scale)
+    if before and stalled:
+        mark = before.mark, before.mark_norm
+    return State(
+        x, point.gradient, d.vector, result.step, d.slope, d.age, scale, d.pairs, *mark, stalled
+    )

@@ -1,18 +1,23 @@
-"""Settings: small frozen objects that print, compare, and go to and from JSON and text."""
+"""Settings: small objects that print, compare, and go to and from JSON and text."""
 
 import ast
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any, ClassVar
+from dataclasses import field as dataclass_field
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any, ClassVar, Self
 
 from twophase.errors import InputError, check_choice
+
+# A field of what a `Stateful` object has seen, no part of its settings.
+state = partial(dataclass_field, init=False, repr=False, compare=False)
 
 
 class Settings:
     """Base of the dataclasses that choose how something is done, such as `GoldenSection`.
 
     Their `repr` is what `from_text` reads, and `to_dict` what `from_dict` reads. Subclasses are
-    known by their names; fields with `init=False` are state, and no part of the settings.
+    known by their names.
 
     >>> from twophase import GoldenSection
     >>> GoldenSection(rtol=1e-3).to_dict()
@@ -30,29 +35,32 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON holds them: the class's name as "type", and all fields.
 
-        Raises:
-            InputError: a field holds what JSON cannot, such as a function.
+        Raises `InputError` where a field holds what JSON cannot, such as a function.
         """
-        names = [f.name for f in fields(self) if f.init]  # type: ignore[arg-type]
-        return {"type": type(self).__name__} | {n: _plain(n, getattr(self, n)) for n in names}
+        content = {name: _plain(name, getattr(self, name)) for name in _names(self)}
+        return {"type": type(self).__name__} | content
+
+
+class Stateful(Settings):
+    """Settings with what was seen as `state`, which no comparison, text or JSON shows."""
+
+    def fresh(self) -> Self:
+        """The same settings with nothing seen yet."""
+        return replace(self)  # type: ignore[type-var]
 
 
 def from_dict(content: Any, field: str = "settings") -> Any:
     """The object that `to_dict` described; lists become tuples, numbers and texts stay.
 
-    Args:
-        content: from JSON.
-        field: what an error calls it.
-
-    Raises:
-        InputError: a type or a field is unknown, or a value is not allowed.
+    Raises `InputError`, which calls the content `field`, where a type or a field is unknown or a
+    value is not allowed.
     """
     if isinstance(content, list):
         return tuple(from_dict(part, field) for part in content)
     if not isinstance(content, dict):
         return content
     given = {name: from_dict(part, name) for name, part in content.items() if name != "type"}
-    return _made(str(content.get("type")), (), given, field)
+    return _made(str(content.get("type")), [], given, field)
 
 
 def from_text(text: str, field: str = "settings") -> Any:
@@ -72,7 +80,7 @@ def from_text(text: str, field: str = "settings") -> Any:
 
 def _value(node: ast.expr, field: str) -> Any:
     if isinstance(node, ast.Name):
-        return _made(node.id, (), {}, field)
+        return _made(node.id, [], {}, field)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         positional = [_value(part, field) for part in node.args]
         named = {str(part.arg): _value(part.value, str(part.arg)) for part in node.keywords}
@@ -80,9 +88,9 @@ def _value(node: ast.expr, field: str) -> Any:
     return ast.literal_eval(node)
 
 
-def _made(name: str, positional: Any, named: dict[str, Any], field: str) -> Any:
+def _made(name: str, positional: list[Any], named: dict[str, Any], field: str) -> Any:
     kind = Settings.kinds[check_choice(field, name, Settings.kinds)]
-    known = [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
+    known = _names(kind)
     for unknown in named.keys() - set(known):
         raise InputError(field, unknown, f"fields of {name}: {', '.join(known) or 'none'}")
     if len(positional) > len(known):
@@ -91,6 +99,10 @@ def _made(name: str, positional: Any, named: dict[str, Any], field: str) -> Any:
         return kind(*positional, **named)
     except TypeError as error:
         raise InputError(field, name, f"arguments that it takes ({error})") from None
+
+
+def _names(settings: Any) -> list[str]:
+    return [part.name for part in fields(settings) if part.init]
 
 
 def _plain(name: str, value: Any) -> Any:

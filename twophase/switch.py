@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, Self
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twophase.errors import InputError, check_integer, check_number
-from twophase.settings import Settings
+from twophase.settings import Settings, Stateful, state
 
 # The median of absolute deviations of a normal distribution, in standard deviations.
 NORMAL_MAD = 0.6745
@@ -25,6 +26,10 @@ class Decision(NamedTuple):
 
 class SwitchRule(Protocol):
     """What the two-phase loop asks of a rule: one update per epoch, and a copy that is new.
+
+    The library's rules are pure objects: they touch neither model nor data, and replay over a
+    recorded trace. All but `FixedEpoch` raise `InputError` where a loss or norm is not finite or a
+    norm below zero.
 
     >>> class LowLoss:
     ...     def update(self, loss, grad_norm):
@@ -45,30 +50,32 @@ class SwitchRule(Protocol):
         ...
 
 
-class _Rule(Settings):
-    """Settings with what was seen as state, which no comparison, text or JSON shows."""
+@dataclass(unsafe_hash=True)
+class FixedEpoch(Stateful):
+    """Switch after a given number of epochs, at least 1, as the paper's Table 1 does."""
 
-    def fresh(self) -> Self:
-        """A rule of the same settings that has seen nothing."""
-        return replace(self)  # type: ignore[type-var]
+    epoch: int
+    seen: int = state(default=0)
+
+    def __post_init__(self) -> None:
+        check_integer("swap_epoch", self.epoch, 1)
+
+    def update(self, loss: float, grad_norm: float) -> Decision:
+        """See `SwitchRule`."""
+        self.seen += 1
+        return Decision(self.seen >= self.epoch, f"epoch {self.seen}, fixed swap at {self.epoch}")
 
 
 @dataclass(unsafe_hash=True)
-class GradientNormPeak(_Rule):
+class GradientNormPeak(Stateful):
     """Algorithm 1 of the paper, literally: switch when the norm falls to `factor` of its maximum.
 
     gn_max ← max(gn, gn_max); switch when gn <= factor · gn_max, with gn the gradient norm of the
-    full training loss at the end of an epoch (loss per unit of parameter). The rule is a pure
-    object: it touches neither model nor data, and replays over a recorded trace. Beware: the small
-    dip of the norm just after the initialisation can satisfy the literal rule.
+    full training loss at the end of an epoch (loss per unit of parameter). Beware: the small dip of
+    the norm just after the initialisation can satisfy the literal rule.
 
-    Args:
-        factor: in (0, 1], the paper's gn_fact; default 0.9, the paper's value. At 1 the rule
-            switches after the first epoch, whose norm is its own peak.
-
-    Raises:
-        InputError: the factor is out of range; in `update`, a loss or norm is not finite or a norm
-            below zero.
+    `factor` in (0, 1] is the paper's gn_fact, and 0.9 its value. At 1 the rule switches after the
+    first epoch, whose norm is its own peak.
 
     >>> rule = GradientNormPeak()
     >>> [rule.update(loss, norm).switch for loss, norm in [(3, 1.0), (2, 2.0), (1, 1.7)]]
@@ -76,20 +83,20 @@ class GradientNormPeak(_Rule):
     """
 
     factor: float = 0.9
-    peak: float = field(default=0.0, init=False, repr=False, compare=False)
+    peak: float = state(default=0.0)
 
     def __post_init__(self) -> None:
         check_number("factor", self.factor, above=0, maximum=1)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """Take one epoch's loss and gradient norm; decide whether to switch now."""
+        """See `SwitchRule`."""
         check_seen(loss, grad_norm)
         self.peak = max(self.peak, grad_norm)
         level = self.factor * self.peak
+        switch = grad_norm <= level
+        where = "at or below" if switch else "above"
         seen = f"gradient norm {grad_norm:.4g}, peak {self.peak:.4g}, level {level:.4g}"
-        if grad_norm <= level:
-            return Decision(True, f"at or below {self.factor:g} of its peak: {seen}")
-        return Decision(False, f"above {self.factor:g} of its peak: {seen}")
+        return Decision(switch, f"{where} {self.factor:g} of its peak: {seen}")
 
 
 @dataclass(frozen=True)
@@ -117,13 +124,6 @@ class PeakTest(Settings):
         share: the same as a share of the peak's place, at least 0. Default 1, as long again as the
             peak took: a higher peak within that time is seen before the switch.
         confidence: standard errors, at least 0. Default 3: one in a thousand.
-
-    Raises:
-        InputError: a value is out of range.
-
-    >>> rise, fall = [1.0, 2.0, 4.0, 8.0], [6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.3]
-    >>> PeakTest()(rise + fall[:4]).switch, PeakTest()(rise + fall).switch
-    (False, True)
     """
 
     factor: float = 0.9
@@ -152,8 +152,8 @@ class PeakTest(Settings):
         seen = f"smoothed norm {math.exp(smooth[-1]):.4g}, peak {peak:.4g} at {place}"
         rise = smooth[top] - smooth[:place].min()
         if rise < math.log(self.rise) + error:
-            needed = f"{self.rise * math.exp(error):.3g} needed"
-            return Decision(False, f"no clear rise: {math.exp(rise):.3g} times, {needed}; {seen}")
+            ratio = f"{math.exp(rise):.3g} times, {self.rise * math.exp(error):.3g} needed"
+            return Decision(False, f"no clear rise: {ratio}; {seen}")
         level = smooth[top] + math.log(self.factor) - error
         below = _trailing(smooth <= level)
         needed = max(self.patience, math.ceil(self.share * place))
@@ -164,68 +164,45 @@ class PeakTest(Settings):
 
 
 @dataclass(unsafe_hash=True)
-class SmoothedNormPeak(_Rule):
+class SmoothedNormPeak(Stateful):
     """Switch when the smoothed gradient norm has risen clearly, peaked and fallen for long enough.
 
-    The robust rule, and the default of `twophase.fit`: `PeakTest` over the epochs, which names the
-    formula. A trace without a clear rise never fires it; then Adam simply goes on. Where the norm
-    peaks within the first epoch (small batches, large data sets), update it more than once per
-    epoch.
+    The robust rule, and the default of `twophase.fit`: `PeakTest`, which names the formula, with
+    its times counted in updates. A trace without a clear rise never fires it; then Adam simply goes
+    on. Where the norm peaks within the first epoch (small batches, large data sets), update it more
+    than once per epoch. Source: the paper, section 3, asks for smoothing where the path zigzags.
 
-    Args:
-        test: thresholds and waiting times, counted in updates; default `PeakTest()`.
-
-    Raises:
-        InputError: in `update`, a number is not finite or a norm below zero.
-
-    Source: the paper, section 3, asks for smoothing where the path zigzags.
-
-    >>> rule = SmoothedNormPeak()
     >>> norms = [2, 1.6, 2, 4, 8, 16, 23, 20, 16, 12, 9, 7, 5, 4, 3, 2, 1.5, 1, 0.7, 0.5, 0.3]
-    >>> first_switch(rule, [(0.0, norm) for norm in norms])
-    19
-    >>> first_switch(GradientNormPeak(), [(0.0, norm) for norm in norms])
-    2
+    >>> trace = [(0.0, norm) for norm in norms]
+    >>> first_switch(SmoothedNormPeak(), trace), first_switch(GradientNormPeak(), trace)
+    (19, 2)
     """
 
     test: PeakTest = PeakTest()
-    norms: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
+    norms: list[float] = state(default_factory=list)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """Take one epoch's loss and gradient norm; decide whether to switch now."""
+        """See `SwitchRule`."""
         check_seen(loss, grad_norm)
         self.norms.append(grad_norm)
         return self.test(self.norms)
 
 
 @dataclass(unsafe_hash=True)
-class NormVersusLoss(_Rule):
+class NormVersusLoss(Stateful):
     """Switch when the gradient norm, as a function of the loss, has peaked and fallen.
 
     `PeakTest` over the norms in the order of falling losses instead of epochs: an epoch that climbs
     back to an earlier loss is compared with what was seen at that loss. The paper's section 3
     recommends it for losses that fluctuate, as those of stochastic methods do. It never
     switches at an epoch whose own loss is in the upper half of those seen.
-
-    Args:
-        test: thresholds and waiting times, counted in updates; default `PeakTest()`.
-
-    Raises:
-        InputError: in `update`, a number is not finite or a norm below zero.
-
-    >>> norms = [1, 2, 4, 8, 2, 6, 4, 3, 2, 1.5, 1, 0.7, 0.5, 0.4, 0.3, 0.2]
-    >>> losses = [9, 8, 7, 6, 8, 5, 4, 3, 2, 1.5, 1, 0.9, 0.8, 0.7, 0.6, 0.5]  # 8 comes twice
-    >>> first_switch(NormVersusLoss(), zip(losses, norms))
-    15
     """
 
     test: PeakTest = PeakTest()
-    seen: list[tuple[float, float]] = field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
+    seen: list[tuple[float, float]] = state(default_factory=list)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """Take one epoch's loss and gradient norm; decide whether to switch now."""
+        """See `SwitchRule`."""
         check_seen(loss, grad_norm)
         self.seen.append((loss, grad_norm))
         ordered = sorted(self.seen, key=lambda pair: -pair[0])
@@ -236,55 +213,14 @@ class NormVersusLoss(_Rule):
         return Decision(decision.switch, f"by falling loss, {decision.reason}")
 
 
-@dataclass(unsafe_hash=True)
-class FixedEpoch(_Rule):
-    """Switch after a given number of epochs, as the paper's Table 1 does.
-
-    Args:
-        epoch: the last epoch of the first phase, at least 1.
-
-    Raises:
-        InputError: `epoch` is below 1.
-
-    """
-
-    epoch: int
-    seen: int = field(default=0, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        check_integer("swap_epoch", self.epoch, 1)
-
-    def update(self, loss: float, grad_norm: float) -> Decision:
-        """Count one epoch; decide whether it was the last of the first phase."""
-        self.seen += 1
-        return Decision(self.seen >= self.epoch, f"epoch {self.seen}, fixed swap at {self.epoch}")
-
-
 def replay(rule: SwitchRule, trace: Iterable[tuple[float, float]]) -> list[Decision]:
-    """The decisions of a rule over a recorded trace, one for each epoch.
-
-    Args:
-        rule: any; a fresh one of its kind sees the trace.
-        trace: the epochs' (loss, gradient norm).
-
-    Raises:
-        InputError: from the rule, for a number that is none.
-
-    >>> [decision.switch for decision in replay(GradientNormPeak(), [(2, 1.0), (1, 0.5)])]
-    [False, True]
-    """
+    """The decisions of a fresh rule over a recorded trace of (loss, gradient norm) per epoch."""
     rule = rule.fresh()
     return [rule.update(loss, grad_norm) for loss, grad_norm in trace]
 
 
 def first_switch(rule: SwitchRule, trace: Iterable[tuple[float, float]]) -> int | None:
-    """The epoch, counted from 1, after which a rule first says switch; None if it never does.
-
-    Args and errors as for `replay`.
-
-    >>> first_switch(GradientNormPeak(), [(3, 1.0), (2, 2.0), (1, 1.7)])
-    3
-    """
+    """The epoch, counted from 1, after which `replay` first says switch; None if it never does."""
     decisions = enumerate(replay(rule, trace), 1)
     return next((epoch for epoch, decision in decisions if decision.switch), None)
 
@@ -298,13 +234,13 @@ def check_seen(loss: float, grad_norm: float) -> None:
         raise InputError("grad_norm", grad_norm, "a norm of at least 0")
 
 
-def _running_median(values: np.ndarray, window: int) -> np.ndarray:
+def _running_median(values: NDArray[Any], window: int) -> NDArray[Any]:
     """The median of each value and up to `window` − 1 before it."""
     padded = np.concatenate([np.full(window - 1, np.nan), values])
     return np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
 
 
-def _noise(logs: np.ndarray) -> float:
+def _noise(logs: NDArray[Any]) -> float:
     """Standard deviation of independent noise on a smooth curve, robustly.
 
     Second differences of the noise have six times its variance; those of the curve are small.
@@ -314,7 +250,7 @@ def _noise(logs: np.ndarray) -> float:
     return float(np.median(np.abs(np.diff(logs, 2)))) / (NORMAL_MAD * math.sqrt(6))
 
 
-def _trailing(below: np.ndarray) -> int:
+def _trailing(below: NDArray[Any]) -> int:
     """How many values at the end are true."""
     above = np.flatnonzero(~below)
     return len(below) - (above[-1] + 1 if len(above) else 0)

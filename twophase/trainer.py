@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from twophase.adam import AdamSettings
 from twophase.device import clock, resolve_device
 from twophase.errors import InputError, NonFiniteError, check_integer
-from twophase.examples import Dataset, Examples
+from twophase.examples import Data, Examples, splits
 from twophase.fallback import Fallback
 from twophase.full_batch import FullBatch
 from twophase.losses import Loss, mse
@@ -21,10 +21,6 @@ from twophase.phases import AdamPhase, DescentPhase, Phase, Work
 from twophase.record import ADAM, SECOND, Record
 from twophase.second_phase import DEFAULT, Descent, Status
 from twophase.switch import FixedEpoch, SmoothedNormPeak, SwitchRule
-
-DEFAULT_ADAM = AdamSettings()
-DEFAULT_SWITCH = SmoothedNormPeak()
-DEFAULT_FALLBACK = Fallback()
 
 
 class Kept(NamedTuple):
@@ -71,12 +67,12 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        data: Dataset | Examples | tuple[Tensor, Tensor],
+        data: Data,
         *,
-        adam: AdamSettings | None = DEFAULT_ADAM,
+        adam: AdamSettings | None = AdamSettings(),
         second: Descent | None = DEFAULT,
-        switch: SwitchRule | int = DEFAULT_SWITCH,
-        fallback: Fallback | None = DEFAULT_FALLBACK,
+        switch: SwitchRule | int = SmoothedNormPeak(),
+        fallback: Fallback | None = Fallback(),
         loss: Loss = mse,
         seed: int = 0,
         device: str | torch.device = "auto",
@@ -88,10 +84,9 @@ class Trainer:
             check_modules(model)
         self.device = resolve_device(device)
         self.model = model.to(self.device)
-        self.objective, self.validation = self._objectives(data, loss, chunk_size)
+        self.objective, self.validation = _objectives(self.model, data, loss, chunk_size)
         self.phases = _phases(self.objective, adam, second, seed)
-        both = len(self.phases) == 2
-        rule = _rule(switch)
+        rule, both = _rule(switch), len(self.phases) == 2
         self.rule = rule if both else None
         self.fallback = fallback.fresh() if both and fallback is not None else None
         self.history: list[Record] = []
@@ -112,23 +107,22 @@ class Trainer:
     def epoch(self) -> Record:
         """Train for one epoch of the current phase and return its record.
 
-        Raises:
-            InputError: the model does not repeat itself, found before the first full-batch epoch.
-            NonFiniteError: the training loss or its gradient is not finite before or after the
-                epoch.
+        Raises `NonFiniteError` where the training loss or its gradient is not finite before or
+        after the epoch, and `InputError` before the first full-batch epoch where the model does not
+        repeat itself.
         """
         number, name = len(self.history) + 1, self._name
         phase = self.phases[name]
         if phase.uses_gradient and self._point is None:
             self._measure(self.objective.vector.read(), f" before epoch {number}")
         monitor_passes = phase.prepare(self._point)
-        if not phase.uses_gradient:
-            monitor_passes += GRADIENT_PASSES
         before, began = self._point, clock(self.device)
         work = phase.epoch(before)
         seconds = clock(self.device) - began
         if phase.uses_gradient:
             seconds += self._point_seconds
+        else:
+            monitor_passes += GRADIENT_PASSES
         work, accuracy = self._settled(work, before, f"epoch {number} ({name})")
         monitor_passes += work.point is not None  # for the accuracy alone
         self.status, self.message = work.status, work.message
@@ -141,8 +135,7 @@ class Trainer:
     def finish(self) -> Record:
         """Give the model its final weights, the second phase's best if Adam ended above them.
 
-        It is for the end of a training: epochs after it would go on from these weights. Returns the
-        record of the weights.
+        Returns their record. Epochs after it would go on from these weights.
         """
         last, best = self.history[-1], self._kept.get("best")
         if best is None or last.train_loss <= best.loss:
@@ -169,8 +162,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; switch rule and fallback are replayed over its records.
 
-        Raises:
-            InputError: the records' phases are not those that these settings would take.
+        Raises `InputError` where the records' phases are not those that these settings would take.
         """
         self.rule = self.rule and self.rule.fresh()
         self.fallback = self.fallback and self.fallback.fresh()
@@ -194,22 +186,6 @@ class Trainer:
             if name in self.phases:
                 # torch's optimizers keep the tensors they are given, and change them in place
                 self.phases[name].load_state_dict(deepcopy(phase))
-
-    def _objectives(
-        self,
-        data: Dataset | Examples | tuple[Tensor, Tensor],
-        loss: Loss,
-        chunk_size: int | None,
-    ) -> tuple[FullBatch, FullBatch | None]:
-        """The mean losses over the training and, where there are any, the validation examples."""
-        dtype = ParameterVector(self.model.parameters()).dtype
-
-        def over(examples: Examples) -> FullBatch:
-            there = examples.to(self.device, dtype)
-            return FullBatch(self.model, loss, there.inputs, there.targets, chunk_size)
-
-        train, validation = _splits(data)
-        return over(train), None if validation is None else over(validation)
 
     def _measure(self, x: Tensor, where: str) -> float | None:
         """Make `x` the current point; return the training accuracy there."""
@@ -249,17 +225,16 @@ class Trainer:
         seconds: float,
     ) -> Record:
         assert self._point is not None
-        validation_loss = validation_accuracy = None
+        validation: tuple[float | None, float | None] = (None, None)
         if self.validation is not None:
             with evaluating(self.model):
-                validation_loss, validation_accuracy = self.validation.score(work.x)
+                validation = self.validation.score(work.x)
         return Record(
             number,
             name,
             self._point.value,
             accuracy,
-            validation_loss,
-            validation_accuracy,
+            *validation,
             norm(self._point.gradient),
             work.step_size,
             work.evaluations,
@@ -329,24 +304,30 @@ def _check_settings(
             raise InputError(field, value, f"a {kind.__name__} or None")
 
 
+def _objectives(
+    model: nn.Module, data: Data, loss: Loss, chunk_size: int | None
+) -> tuple[FullBatch, FullBatch | None]:
+    """The mean losses over the training and, where there are any, the validation examples."""
+    vector = ParameterVector(model.parameters())
+
+    def over(examples: Examples) -> FullBatch:
+        there = examples.to(vector.parameters[0].device, vector.dtype)
+        return FullBatch(model, loss, there.inputs, there.targets, chunk_size)
+
+    train, validation = splits(data)
+    return over(train), None if validation is None else over(validation)
+
+
 def _phases(
     objective: FullBatch, adam: AdamSettings | None, second: Descent | None, seed: int
 ) -> dict[str, Phase]:
+    phases: dict[str, Phase] = {}
     first = None if adam is None else AdamPhase(objective, adam, seed)
-    phases: dict[str, Phase] = {} if first is None else {ADAM: first}
+    if first is not None:
+        phases[ADAM] = first
     if second is not None:
         phases[SECOND] = DescentPhase(objective, second, first)
     return phases
-
-
-def _splits(data: object) -> tuple[Examples, Examples | None]:
-    if isinstance(data, Dataset):
-        return data.train, data.validation
-    if isinstance(data, Examples):
-        return data, None
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
-        return Examples(*data), None
-    raise InputError("data", type(data).__name__, "a Dataset or tensors (inputs, targets)")
 
 
 def _rule(switch: SwitchRule | int) -> SwitchRule:

@@ -6,20 +6,20 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from twophase.adam import AdamSettings
 from twophase.directions import ConjugateDirection
 from twophase.errors import InputError, check_integer
-from twophase.examples import Dataset, Examples
+from twophase.examples import Data
 from twophase.fallback import Fallback
 from twophase.line_search import GoldenSection
 from twophase.losses import Loss, mse
 from twophase.payoff import Payoff, payoffs
 from twophase.record import Record
 from twophase.second_phase import DEFAULT, Descent
-from twophase.switch import FixedEpoch, GradientNormPeak, SwitchRule
-from twophase.trainer import DEFAULT_ADAM, DEFAULT_FALLBACK, DEFAULT_SWITCH, Trainer
+from twophase.switch import FixedEpoch, GradientNormPeak, SmoothedNormPeak, SwitchRule
+from twophase.trainer import Trainer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,13 +80,13 @@ class Fit:
 
 def fit(
     model: nn.Module,
-    data: Dataset | Examples | tuple[Tensor, Tensor],
+    data: Data,
     *,
     epochs: int,
-    adam: AdamSettings | None = DEFAULT_ADAM,
+    adam: AdamSettings | None = AdamSettings(),
     second: Descent | None = DEFAULT,
-    switch: SwitchRule | int = DEFAULT_SWITCH,
-    fallback: Fallback | None = DEFAULT_FALLBACK,
+    switch: SwitchRule | int = SmoothedNormPeak(),
+    fallback: Fallback | None = Fallback(),
     loss: Loss = mse,
     seed: int = 0,
     device: str | torch.device = "auto",

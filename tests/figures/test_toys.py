@@ -1,4 +1,5 @@
-import matplotlib.colors
+"""Figures of toys: what the axes hold, not how it looks."""
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,7 @@ from matplotlib.figure import Figure
 
 from twophase.figures import style
 from twophase.figures import toys as toy_figures
-from twophase.problems import toys
+from twophase.problems import landscape, toys
 
 
 @pytest.fixture(autouse=True)
@@ -33,37 +34,15 @@ def labels(ax):
 
 def quartic():
     """Minima at ±1, convex outside ±1/√3."""
-    return toys.profile(lambda x: (x**2 - 1) ** 2, -2.0, 2.0, points=201)
+    return landscape.profile(lambda x: (x**2 - 1) ** 2, -2.0, 2.0, points=201)
 
 
 def well_and_path():
     well = toys.GaussianWell.tilted(4.0, degrees=0.0)
-    return well, toys.gradient_flow(well, torch.tensor([1.7, 1.15]), points=101)
+    return well, landscape.gradient_flow(well, torch.tensor([1.7, 1.15]), points=101)
 
 
-# ---- style
-
-
-def test_no_text_is_smaller_than_ten_points():
-    texts = ("font.size", "axes.labelsize", "axes.titlesize", "xtick.labelsize")
-    texts += ("ytick.labelsize", "legend.fontsize")
-    assert all(plt.rcParams[name] >= 10 for name in texts)
-
-
-def test_lines_differ_in_dash_as_well_as_in_colour(ax):
-    lines = [ax.plot([0, 1], [k, k])[0] for k in range(len(style.COLORS))]
-    assert len({one.get_color() for one in lines}) == len(lines) == 7
-    assert len({str(one._unscaled_dash_pattern) for one in lines}) == len(lines)
-
-
-def test_neighbouring_colours_differ_in_lightness_and_all_can_be_seen_on_white():
-    rgb = np.array([matplotlib.colors.to_rgb(color) for color in style.COLORS])
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    luminance = linear @ [0.2126, 0.7152, 0.0722]
-    # the WCAG's contrast ratio; 2 is the least that a thick line needs
-    assert ((1.05) / (luminance + 0.05) > 2).all()
-    contrast = (luminance[1:] + 0.05) / (luminance[:-1] + 0.05)
-    assert (np.maximum(contrast, 1 / contrast) > 1.2).all()
+# ---- curves
 
 
 def test_a_figure_of_every_kind_of_line_is_drawn_without_a_warning(tmp_path):
@@ -75,9 +54,6 @@ def test_a_figure_of_every_kind_of_line_is_drawn_without_a_warning(tmp_path):
     axes[1].legend()
     fig.savefig(tmp_path / "figure.png")
     plt.close(fig)
-
-
-# ---- curves
 
 
 def test_convex_parts_are_thick_and_solid_and_the_parts_cover_the_curve_without_gaps(ax):
@@ -102,7 +78,7 @@ def test_the_legend_names_the_curves_and_explains_the_line_styles(ax):
 
 
 def test_profile_losses_shows_every_loss_and_every_minimum(ax):
-    profiles = [quartic(), toys.profile(torch.square, -1.0, 1.0, points=51)]
+    profiles = [quartic(), landscape.profile(torch.square, -1.0, 1.0, points=51)]
     toy_figures.profile_losses(ax, profiles, ["quartic", "square"])
     np.testing.assert_array_equal(line(ax, "quartic").get_ydata(), profiles[0].loss)
     np.testing.assert_array_equal(line(ax, "square").get_xdata(), profiles[1].x)
@@ -115,7 +91,7 @@ def test_profile_losses_shows_every_loss_and_every_minimum(ax):
 
 
 def test_profile_grad_norms_has_the_loss_across_and_the_slopes_size_up(ax):
-    branch = toys.profile(torch.square, -1.0, 1.0, points=51).branch("left")
+    branch = landscape.profile(torch.square, -1.0, 1.0, points=51).branch("left")
     toy_figures.profile_grad_norms(ax, [branch], ["square"])
     drawn = line(ax, "square")
     np.testing.assert_allclose(drawn.get_ydata(), 2 * np.sqrt(drawn.get_xdata()), atol=1e-12)
@@ -134,7 +110,7 @@ def test_profile_regions_shades_every_convex_region_and_marks_every_minimum(ax):
 
 
 def test_profile_regions_of_a_loss_without_minimum_or_convex_region_is_only_the_loss(ax):
-    toy_figures.profile_regions(ax, toys.profile(lambda x: -(x**2), 0.5, 1.0, points=11))
+    toy_figures.profile_regions(ax, landscape.profile(lambda x: -(x**2), 0.5, 1.0, points=11))
     assert [one.get_label() for one in ax.lines] == ["loss"] and not ax.patches
 
 
@@ -182,7 +158,7 @@ def test_path_and_norm_mark_the_same_four_points(ax):
 
 
 def test_a_path_that_never_enters_a_convex_region_has_no_mark_for_it(ax):
-    path = toys.gradient_flow(
+    path = landscape.gradient_flow(
         lambda w: w.sum(dim=-1) - w.square().sum(dim=-1), torch.zeros(2), max_length=1.0
     )
     toy_figures.flow_path(ax, path)

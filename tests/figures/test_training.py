@@ -1,12 +1,13 @@
 """Figures of runs: what the axes hold, not how it looks."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from twophase.figures import training as training_figures
-from twophase.line_search.golden_section import Trial
+from twophase.line_search.line import Trial
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def history():
     return pd.DataFrame(
         {
             "epoch": [1, 2, 3, 4, 5],
-            "phase": ["adam", "adam", "adam", "cg", "cg"],
+            "phase": ["adam", "adam", "adam", "second", "second"],
             "train_loss": [0.09, 0.08, 0.05, 0.03, 0.02],
             "grad_norm": [0.02, 0.10, 0.08, 0.05, 0.01],
         }
@@ -36,10 +37,10 @@ def labels(ax):
 
 def test_grad_norm_over_loss_has_a_part_per_phase_that_meet_at_the_swap(ax, history):
     drawn = lines(training_figures.grad_norm_over_loss(ax, history))
-    adam, cg = drawn["Adam, 3 epochs"], drawn["CG, 2 epochs"]
+    adam, second = drawn["Adam, 3 epochs"], drawn["second phase, 2 epochs"]
     assert adam.get_xdata().tolist() == [0.09, 0.08, 0.05]
-    assert cg.get_xdata().tolist() == [0.05, 0.03, 0.02]
-    assert cg.get_ydata().tolist() == [0.08, 0.05, 0.01]
+    assert second.get_xdata().tolist() == [0.05, 0.03, 0.02]
+    assert second.get_ydata().tolist() == [0.08, 0.05, 0.01]
     assert (drawn["swap"].get_xdata()[0], drawn["swap"].get_ydata()[0]) == (0.05, 0.08)
     assert drawn["after epoch 1"].get_xdata()[0] == 0.09
     assert labels(ax) == ("training loss (training: right to left)", r"gradient norm $\|g\|$")
@@ -50,13 +51,26 @@ def test_grad_norm_over_loss_of_one_phase_has_no_swap(ax, history):
     assert "swap" not in drawn
 
 
-def test_loss_curves_are_logarithmic_and_told_apart_without_colour(ax):
+def test_a_phase_that_comes_back_has_its_own_line_but_one_name(ax, history):
+    history = history.assign(phase=["adam", "second", "second", "adam", "adam"])
+    training_figures.grad_norm_over_loss(ax, history)
+    runs = [line.get_xdata().tolist() for line in ax.lines if line.get_linestyle() != "None"]
+    assert runs == [[0.09], [0.09, 0.08, 0.05], [0.05, 0.03, 0.02]]
+    assert ax.get_legend_handles_labels()[1] == [
+        *("Adam, 3 epochs", "second phase, 2 epochs", "swap", "after epoch 1")
+    ]
+    other = training_figures.grad_norm_over_epochs(Figure().subplots(), history, 0.9, 1)
+    level = lines(other)["0.9 × the peak so far"].get_ydata()
+    assert level == pytest.approx([0.018, np.nan, np.nan, 0.09, 0.09], nan_ok=True)
+
+
+def test_curves_are_logarithmic_and_told_apart_without_colour(ax):
     curves = {name: ([1, 2], [0.1, 0.01]) for name in "abcde"}
-    drawn = lines(training_figures.loss_curves(ax, curves, "passes"))
+    drawn = lines(training_figures.convergence(ax, curves, "passes", "loss"))
     assert list(drawn) == list("abcde")
     assert len({str(line._unscaled_dash_pattern) for line in drawn.values()}) == 5
     assert ax.get_yscale() == "log"
-    assert labels(ax) == ("passes", "training loss (mean squared error)")
+    assert labels(ax) == ("passes", "loss")
 
 
 def test_convergence_leaves_out_zeros(ax):
@@ -79,14 +93,18 @@ def test_line_search_trials_are_numbered_in_their_order(ax):
 
 def test_grad_norm_over_epochs_shows_the_level_of_the_rule(ax, history):
     drawn = lines(training_figures.grad_norm_over_epochs(ax, history, 0.9, swap_epoch=3))
-    assert drawn["0.9 × the peak so far"].get_ydata() == pytest.approx([0.018, 0.09, 0.09])
-    assert drawn["CG"].get_xdata().tolist() == [3, 4, 5]
+    level = drawn["0.9 × the peak so far"].get_ydata()
+    assert level == pytest.approx([0.018, 0.09, 0.09, np.nan, np.nan], nan_ok=True)
+    assert drawn["second phase"].get_xdata().tolist() == [3, 4, 5]
     assert drawn["swap"].get_xdata()[0] == 3
 
 
-def test_a_runs_figure_is_a_whole_png(tmp_path, history):
+@pytest.mark.parametrize(
+    "named", [{"problem": "digits vit-mlp"}, {"dataset": "digits", "model": "vit-mlp"}]
+)
+def test_a_runs_figure_is_a_whole_png(tmp_path, history, named):
     out = tmp_path / "figure.png"
-    summary = {"dataset": "digits", "model": "vit-mlp", "seed": 0}
+    summary = named | {"seed": 0}
     training_figures.save_grad_norm_over_loss(history, summary, out)
     assert out.read_bytes().startswith(b"\x89PNG")
     assert out.read_bytes().endswith(b"IEND\xaeB`\x82")
@@ -106,3 +124,17 @@ def test_losses_over_costs_use_the_papers_axis_passes_and_seconds(history):
         "passes over the training set",
         "seconds",
     ]
+    assert axes[0].get_ylabel() == "training loss (mean squared error)"
+    with pytest.raises(ValueError):
+        training_figures.loss_over_costs(axes[:2], {"run": history}, parts, 2_000, 500)
+
+
+def test_advantages_are_told_apart_by_who_is_better_and_what_was_not_run(ax):
+    rows = [("mnist", "vit-mlp"), ("cifar10", "vit-mlp"), ("digits", "vgg5-max-relu")]
+    frame = pd.DataFrame({"paper": [2.0, 1.5, 3.0], "own": [1.2, np.nan, 0.7]}, index=rows)
+    drawn = lines(training_figures.advantages(ax, frame))
+    assert drawn["paper"].get_xydata().tolist() == [[2.0, 0], [1.5, 1], [3.0, 2]]
+    assert drawn["own: two-phase better"].get_xydata().tolist() == [[1.2, 0]]
+    assert drawn["own: Adam better"].get_xydata().tolist() == [[0.7, 2]]
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [("not run", (1, 1))]
+    assert ax.get_yticklabels()[0].get_text() == "mnist  vit-mlp"

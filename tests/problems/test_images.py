@@ -21,9 +21,9 @@ from sklearn.datasets import load_digits
 from twophase.__main__ import main
 from twophase.errors import DataError, InputError
 from twophase.examples import Dataset, Examples
-from twophase.experiments import files
-from twophase.problems import images
-from twophase.problems.images import DataFile, Source, data_root, download, load
+from twophase.problems import image_files
+from twophase.problems.image_files import DataFile, Source, data_root, download
+from twophase.problems.images import load
 
 IDX_NAMES = [
     "train-images-idx3-ubyte",
@@ -76,13 +76,13 @@ def tiny_source(fetch=no_fetch):
         DataFile(path, len(content), md5(content), len(TINY_GZ[f"{path}.gz"]))
         for path, content in TINY.items()
     )
-    return Source(3, images._read_idx, files, tuple(TINY_GZ), fetch)
+    return Source(3, image_files._read_idx, files, tuple(TINY_GZ), fetch)
 
 
 @pytest.fixture
 def register(monkeypatch):
     """Add a data set to the registry for one test."""
-    return partial(monkeypatch.setitem, images.SOURCES)
+    return partial(monkeypatch.setitem, image_files.SOURCES)
 
 
 @pytest.fixture
@@ -136,7 +136,8 @@ def test_root_is_argument_then_environment_then_checkout_then_working_folder(mon
     assert data_root() == Path("/from/environment")
     monkeypatch.setenv("TWOPHASE_DATA", "")
     assert data_root("~/x") == Path.home() / "x"
-    monkeypatch.setattr(files, "__file__", str(tmp_path / "twophase" / "files.py"))
+    module = tmp_path / "twophase" / "problems" / "image_files.py"
+    monkeypatch.setattr(image_files, "__file__", str(module))
     assert data_root() == Path("data")
     (tmp_path / "pyproject.toml").touch()
     assert data_root() == tmp_path.resolve() / "data"
@@ -226,7 +227,7 @@ def test_cifar_batches_are_read_channel_by_channel(register, tmp_path, label_key
     }
     write(tmp_path, batches)
     files = tuple(DataFile(path, len(c), md5(c)) for path, c in batches.items())
-    register("tiny", Source(5, partial(images._read_cifar, label_key), files))
+    register("tiny", Source(5, partial(image_files._read_cifar, label_key), files))
     loaded = load("tiny", tmp_path, dtype=torch.float64)
     expected = pictures.transpose(0, 3, 1, 2).astype(float)
     for examples, part in ((loaded.train, expected[:4]), (loaded.validation, expected[4:])):
@@ -394,7 +395,7 @@ def test_no_altered_byte_ever_changes_what_is_loaded(tiny, path, where, change):
         pass
     else:  # some bytes of a gzip header, such as the time, mean nothing
         assert path in TINY_GZ
-        original = images._read_idx(list(TINY.values()))
+        original = image_files._read_idx(list(TINY.values()))
         found = undo_standardisation(loaded.validation, original[0][0].astype(float))
         np.testing.assert_allclose(found, original[1][0], atol=1e-9)
     finally:
@@ -416,7 +417,7 @@ def test_altered_pickles_are_never_unpickled(register, tmp_path):
     bomb = pickle.dumps(Bomb(str(mark)))
     (tmp_path / "batch").write_bytes(bomb)
     file = DataFile("batch", len(bomb), md5(b"what it should be"))
-    read = partial(images._read_cifar, "labels")
+    read = partial(image_files._read_cifar, "labels")
     register("tiny", Source(2, read, (file, file)))
     with pytest.raises(DataError, match="batch has a different checksum"):
         load("tiny", tmp_path)
@@ -508,7 +509,7 @@ def test_torchvision_mends_from_a_good_archive_without_the_network(register, tmp
     resources = [(Path(path).name, md5(content)) for path, content in TINY_GZ.items()]
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://not-asked/"])
-    register("tiny", tiny_source(images.SOURCES["mnist"].fetch))
+    register("tiny", tiny_source(image_files.SOURCES["mnist"].fetch))
     write(tmp_path, TINY | TINY_GZ | {TRAIN_IMAGES: b"bad"})
     download("tiny", tmp_path)
     assert contents(tmp_path) == TINY | TINY_GZ
@@ -537,15 +538,15 @@ def test_registry_agrees_with_torchvision():
     sets = torchvision.datasets
     for name, folder in (("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")):
         published = [f"{folder}/raw/{path}" for path, _ in getattr(sets, folder).resources]
-        assert list(images.SOURCES[name].archives) == published
-        assert [f"{file.path}.gz" for file in images.SOURCES[name].files] == published
+        assert list(image_files.SOURCES[name].archives) == published
+        assert [f"{file.path}.gz" for file in image_files.SOURCES[name].files] == published
     for name, cifar in (("cifar10", sets.CIFAR10), ("cifar100", sets.CIFAR100)):
         published = [
             (f"{cifar.base_folder}/{path}", checksum)
             for path, checksum in [*cifar.train_list, *cifar.test_list]
         ]
-        assert [(file.path, file.md5) for file in images.SOURCES[name].files] == published
-        assert images.SOURCES[name].archives == (cifar.filename,)
+        assert [(file.path, file.md5) for file in image_files.SOURCES[name].files] == published
+        assert image_files.SOURCES[name].archives == (cifar.filename,)
 
 
 REAL_ROOT = os.environ.get("TWOPHASE_DATA")
@@ -561,7 +562,7 @@ REAL_ROOT = os.environ.get("TWOPHASE_DATA")
     ],
 )
 def test_real_data(name, train, validation, classes, channels, mean, deviation):
-    first = images.SOURCES[name].files[0].path
+    first = image_files.SOURCES[name].files[0].path
     if not REAL_ROOT or not (Path(REAL_ROOT) / first).parent.is_dir():
         pytest.skip(f"{name} is not below TWOPHASE_DATA")
     loaded = load(name, train_examples=1000)

@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 
 from twophase.adam import AdamSettings
 from twophase.errors import InputError
-from twophase.objective import FullBatch
+from twophase.full_batch import FullBatch
 from twophase.problems import physics
 from twophase.training import fit
 

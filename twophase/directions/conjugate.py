@@ -13,19 +13,15 @@ from twophase.errors import check_choice, check_integer, check_number
 from twophase.objective import Point, dot
 from twophase.settings import Settings
 
-# Hager and Zhang (2013), section 2: the lower bound on their β, in the size of the last direction.
-HAGER_ZHANG_BOUND = 0.4
-
 
 @dataclass(frozen=True)
 class Change:
-    """What a β rule sees: the gradient, the last one and the last direction, as inner products.
+    """What a β rule sees: inner products of g, p, y = g − p and d, named by their two letters.
 
-    Args:
-        gradient, previous, direction: g, the gradient p before it, and the direction d [P] of the
-            step between them.
-        inverse: the diagonal [P] of M⁻¹; None: 1. Gradients are multiplied in M⁻¹, which makes
-            every rule that of the variables in which M is 1.
+    g is the gradient, p ≠ 0 the one before it, d the direction of the step between them, [P] each.
+    With a preconditioner M, of which `inverse` is the diagonal [P] of M⁻¹ (None: 1), g, p and y are
+    multiplied in M⁻¹ and d with itself in M: every rule is then that of the variables in which M
+    is 1.
     """
 
     gradient: Tensor
@@ -33,119 +29,40 @@ class Change:
     direction: Tensor
     inverse: Tensor | None = None
 
-    @cached_property
-    def gg(self) -> float:
-        """g' M⁻¹ g."""
-        return dot(self.gradient, scaled(self.gradient, self.inverse))
-
-    @cached_property
-    def pp(self) -> float:
-        """p' M⁻¹ p."""
-        return dot(self.previous, scaled(self.previous, self.inverse))
-
-    @cached_property
-    def gp(self) -> float:
-        """g' M⁻¹ p."""
-        return dot(self.gradient, scaled(self.previous, self.inverse))
-
-    @cached_property
-    def gy(self) -> float:
-        """g' M⁻¹ (g − p)."""
-        return dot(self.gradient, scaled(self._difference, self.inverse))
-
-    @cached_property
-    def yy(self) -> float:
-        """(g − p)' M⁻¹ (g − p)."""
-        return dot(self._difference, scaled(self._difference, self.inverse))
-
-    @cached_property
-    def dg(self) -> float:
-        """d' g."""
-        return dot(self.direction, self.gradient)
-
-    @cached_property
-    def dp(self) -> float:
-        """d' p."""
-        return dot(self.direction, self.previous)
-
-    @cached_property
-    def dy(self) -> float:
-        """d' (g − p)."""
-        return dot(self.direction, self._difference)
+    gg = cached_property(lambda self: self._dual(self.gradient, self.gradient))
+    pp = cached_property(lambda self: self._dual(self.previous, self.previous))
+    gp = cached_property(lambda self: self._dual(self.gradient, self.previous))
+    gy = cached_property(lambda self: self._dual(self.gradient, self.difference))
+    yy = cached_property(lambda self: self._dual(self.difference, self.difference))
+    dg = cached_property(lambda self: dot(self.direction, self.gradient))
+    dp = cached_property(lambda self: dot(self.direction, self.previous))
+    dy = cached_property(lambda self: dot(self.direction, self.difference))
 
     @cached_property
     def dd(self) -> float:
-        """d' M d."""
         direction = self.direction if self.inverse is None else self.direction / self.inverse
         return dot(self.direction, direction)
 
     @cached_property
-    def _difference(self) -> Tensor:
+    def difference(self) -> Tensor:
         return self.gradient - self.previous
+
+    def _dual(self, a: Tensor, b: Tensor) -> float:
+        return dot(a, scaled(b, self.inverse))
 
 
 BetaRule = Callable[[Change], float]
 
 
-def fletcher_reeves(change: Change) -> float:
-    """β = g'g / p'p with the gradient g and the previous gradient p ≠ 0.
-
-    Fletcher and Reeves (1964); Press et al., Numerical Recipes in C, section 10.6.
-    """
-    return change.gg / change.pp
-
-
-def polak_ribiere(change: Change) -> float:
-    """β = g'(g − p) / p'p with the gradient g and the previous gradient p ≠ 0.
-
-    Polak and Ribière (1969); Press et al., Numerical Recipes in C, section 10.6.
-    """
-    return change.gy / change.pp
-
-
-def polak_ribiere_plus(change: Change) -> float:
-    """β = max(0, Polak–Ribière): a restart wherever Polak–Ribière's β is negative.
-
-    Converges where Polak–Ribière can cycle (Nocedal and Wright, Numerical Optimization, 2nd ed.,
-    section 5.2).
-    """
-    return max(0.0, polak_ribiere(change))
-
-
-def hestenes_stiefel(change: Change) -> float:
-    """β = g'y / d'y with y = g − p, and d the previous direction.
-
-    The next direction is conjugate to d in the mean Hessian between the two points, however
-    inexact the line search (Hestenes and Stiefel, 1952; Nocedal and Wright, equation 5.46).
-    """
-    return _quotient(change.gy, change.dy)
-
-
-def dai_yuan(change: Change) -> float:
-    """β = g'g / d'y with y = g − p: directions descend with any search that has d'y > 0.
-
-    Dai and Yuan (1999); Nocedal and Wright, equation 5.49.
-    """
-    return _quotient(change.gg, change.dy)
-
-
-def hestenes_stiefel_dai_yuan(change: Change) -> float:
-    """β = max(0, min(Hestenes–Stiefel, Dai–Yuan)): the first's speed with the second's descent.
-
-    Dai and Yuan, An efficient hybrid conjugate gradient method (2001).
-    """
-    return max(0.0, min(hestenes_stiefel(change), dai_yuan(change)))
-
-
-def hager_zhang(change: Change) -> float:
-    """β = max((g'y − 2 (y'y / d'y) d'g) / d'y, 0.4 d'p / d'd) with y = g − p.
+def hager_zhang(c: Change) -> float:
+    """β = max((g'y − 2 (y'y / d'y) d'g) / d'y, 0.4 d'p / d'd).
 
     Directions descend by at least 7/8 of g'g with any line search (Hager and Zhang, A new
-    conjugate gradient method with guaranteed descent, 2005); the lower bound, from their limited
-    memory conjugate gradient method (2013), has no scale.
+    conjugate gradient method with guaranteed descent, 2005); the lower bound, from section 2 of
+    their limited memory conjugate gradient method (2013), has no scale.
     """
-    beta = _quotient(change.gy - 2 * change.yy * _quotient(change.dg, change.dy), change.dy)
-    return max(beta, HAGER_ZHANG_BOUND * change.dp / change.dd)
+    beta = _quotient(c.gy - 2 * c.yy * _quotient(c.dg, c.dy), c.dy)
+    return max(beta, 0.4 * c.dp / c.dd)
 
 
 def _quotient(numerator: float, curvature: float) -> float:
@@ -154,12 +71,21 @@ def _quotient(numerator: float, curvature: float) -> float:
 
 
 BETA_RULES: dict[str, BetaRule] = {
-    "FR": fletcher_reeves,
-    "PR": polak_ribiere,
-    "PR+": polak_ribiere_plus,
-    "HS": hestenes_stiefel,
-    "DY": dai_yuan,
-    "HS-DY": hestenes_stiefel_dai_yuan,
+    # Fletcher and Reeves (1964); Press et al., Numerical Recipes in C, section 10.6
+    "FR": lambda c: c.gg / c.pp,
+    # Polak and Ribière (1969); Press et al., section 10.6
+    "PR": lambda c: c.gy / c.pp,
+    # A restart wherever PR is negative: converges where PR can cycle (Nocedal and Wright, Numerical
+    # Optimization, 2nd ed., section 5.2)
+    "PR+": lambda c: max(0.0, c.gy / c.pp),
+    # The next direction is conjugate to d in the mean Hessian between the two points, however
+    # inexact the line search: Hestenes and Stiefel (1952); Nocedal and Wright, equation 5.46
+    "HS": lambda c: _quotient(c.gy, c.dy),
+    # Descends with any search that has d'y > 0: Dai and Yuan (1999); Nocedal and Wright, 5.49
+    "DY": lambda c: _quotient(c.gg, c.dy),
+    # HS's speed with DY's descent: Dai and Yuan, An efficient hybrid conjugate gradient method for
+    # unconstrained optimization (2001)
+    "HS-DY": lambda c: max(0.0, min(_quotient(c.gy, c.dy), _quotient(c.gg, c.dy))),
     "HZ": hager_zhang,
 }
 
@@ -170,7 +96,7 @@ class ConjugateDirection(Settings):
 
     That is where β is not finite, where d does not descend, every `restart_every` iterations, and
     where successive gradients are far from orthogonal: |g'p| >= powell · g'g (Powell, 1977; Nocedal
-    and Wright, section 5.2 and equation 5.52).
+    and Wright, section 5.2 and equation 5.52). Raises `InputError` for a value out of range.
 
     Args:
         beta: a name in `BETA_RULES`. Default "PR+" (Polak–Ribière, never below 0): it has a
@@ -178,9 +104,6 @@ class ConjugateDirection(Settings):
             paper names Fletcher–Reeves and Polak–Ribière, and not its choice.
         restart_every: iterations, at least 1; None: never for their number.
         powell: above 0 (Powell took 0.2); None: never for this reason.
-
-    Raises:
-        InputError: a value is out of range.
     """
 
     beta: str = "PR+"

@@ -52,6 +52,15 @@ class Place:
         """The folder of a run."""
         return self.out / self.name(config)
 
+    def standing_for(self, config: RunConfig) -> RunConfig:
+        """The run whose folder holds a configuration's results, once its trunk is finished.
+
+        Where digests name the folders, runs that take the same course are one.
+        """
+        if config.adam is None or self.name is not digest_name:
+            return config if config.second else config.trunk()
+        return settled(config, trace(runs.read(self.folder(config.trunk()))[0]))
+
     def run(self, config: RunConfig, **branches: Any) -> dict[str, Any]:
         """`twophase.experiments.runs.run` here."""
         return runs.run(config, self.folder(config), self.root, self.device, **branches)
@@ -233,13 +242,12 @@ def _run_member(config: RunConfig, place: Place, error: str) -> Done:
     if error:
         return Done(config, folder, error)
     try:
-        if config.adam is None:
-            place.run(config)
-        else:
-            same = settled(config, trace(runs.read(place.folder(config.trunk()))[0]))
-            folder = place.folder(same)
-            if same.second is not None:
-                place.run(same, branch_from=state_for(config, place))
+        same = place.standing_for(config)
+        folder = place.folder(same)
+        if same.adam is None:
+            place.run(same)
+        elif same.second is not None:
+            place.run(same, branch_from=state_for(config, place))
     except TwoPhaseError as failed:
         return Done(config, folder, str(failed))
     return Done(config, folder)

@@ -1,7 +1,7 @@
 """The convexity audit of recorded trajectories: curvature along Adam's path, and after a swap.
 
-`traces.record` keeps the weights at some epochs; here their Hessians are asked whether the
-loss is convex there. The results are small tables, so that figures need no training.
+`traces.record` keeps the weights at some epochs; their Hessians tell whether the loss is convex
+there. The results are small tables, so that figures need no training.
 """
 
 import logging
@@ -18,7 +18,7 @@ from twophase.errors import InputError, check_number
 from twophase.experiments import runs, traces
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import project_folder, write_atomically
-from twophase.experiments.hessian import audit
+from twophase.experiments.hessian import Hessian
 from twophase.objective import Objective, evaluate
 from twophase.second_phase import Status, iterate
 from twophase.switch import SmoothedNormPeak, first_switch
@@ -37,11 +37,7 @@ KEY = ["dataset", "model", "seed", "phase", "epoch", "iteration"]
 
 
 class Checkpoint(NamedTuple):
-    """A point of a trajectory: so many epochs of Adam, and so many iterations of CG from there.
-
-    >>> Checkpoint(14, 0).phase, Checkpoint(14, 5).phase
-    ('adam', 'cg')
-    """
+    """A point of a trajectory: so many epochs of Adam, and so many iterations of CG from there."""
 
     epoch: int
     iteration: int
@@ -58,21 +54,12 @@ def checkpoints(
     """Where a trajectory is audited: all kept epochs of Adam, and CG from a swap.
 
     The swap is the first kept epoch at which `SmoothedNormPeak` has fired; the last one if it never
-    fires.
-
-    Args:
-        trace: of Adam alone, columns loss and grad_norm.
-        kept: epochs whose weights are there, ascending.
-        cg_iterations: iterations after the swap.
-
-    >>> trace = pd.DataFrame({"loss": [3.0, 2.0, 1.0], "grad_norm": [1.0, 2.0, 1.0]})
-    >>> checkpoints(trace, [1, 3], cg_iterations=[5])
-    [Checkpoint(epoch=1, iteration=0), Checkpoint(epoch=3, iteration=0), Checkpoint(epoch=3, ...)]
+    fires. `trace` is of Adam alone, with columns loss and grad_norm; `kept` are the epochs whose
+    weights are there, ascending.
     """
     fired = first_switch(SmoothedNormPeak(), zip(trace.loss, trace.grad_norm, strict=True))
     swap = next((epoch for epoch in kept if fired and epoch >= fired), kept[-1])
-    path = [Checkpoint(epoch, 0) for epoch in kept]
-    return path + [Checkpoint(swap, iteration) for iteration in cg_iterations]
+    return [Checkpoint(epoch, 0) for epoch in kept] + [Checkpoint(swap, n) for n in cg_iterations]
 
 
 def audit_recording(
@@ -89,11 +76,9 @@ def audit_recording(
     curvatures along Adam's next epoch and along CG's third step from there, too.
 
     Args:
-        config: of a run that `twophase.experiments.traces.record` has finished.
-        out: the folder of all recordings.
-        root, device: see `twophase.experiments.runs.run`.
-        epochs: of Adam, as far as their weights were kept; default eight, about doubling.
-        cg_iterations: see `checkpoints`.
+        config, out: of a run that `traces.record` has finished; the folder of all recordings.
+        root, device: see `runs.run`.
+        epochs, cg_iterations: of Adam, as far as their weights were kept; of CG after the swap.
 
     Returns:
         Columns `KEY`, the fields of `twophase.experiments.hessian.Curvature` (with `along_adam` and
@@ -102,14 +87,6 @@ def audit_recording(
     Raises:
         InputError: the recording is not finished.
         NonFiniteError: a loss or a product of its Hessian is not finite.
-
-    >>> import tempfile
-    >>> config = traces.configs("smoke", networks=["vit-nomlp-wkewq-wvwo1"], seeds=1)[0]
-    >>> with tempfile.TemporaryDirectory() as out:
-    ...     recorded = traces.record([config], Path(out), device="cpu")
-    ...     table = audit_recording(config, Path(out), device="cpu", cg_iterations=[1])
-    >>> table.epoch.tolist(), table.phase.unique().tolist()
-    ([1, 3, 7, 7], ['adam', 'cg'])
     """
     folder = traces.folder(out, config)
     trace = traces.collect([config], out)
@@ -131,17 +108,7 @@ def audit_recording(
 
 
 def committed() -> pd.DataFrame:
-    """The audits of the recorded traces, `reports/reference/convexity-audit/audit.csv`.
-
-    Returns:
-        The columns of `audit_recording`.
-
-    Raises:
-        InputError: the package does not run from its source tree.
-
-    >>> committed().phase.unique().tolist()
-    ['adam', 'cg']
-    """
+    """The source tree's audits of the recorded traces; `InputError` where there is none."""
     tree = project_folder()
     if tree is None:
         raise InputError("audit", None, "the source tree, whose reports folder holds it")
@@ -151,11 +118,7 @@ def committed() -> pd.DataFrame:
 def clearly_negative(audits: pd.DataFrame, level: float = 1e-2) -> pd.Series:
     """Whether the smallest eigenvalue is below −`level` times the largest absolute one, row by row.
 
-    Certain even where the eigenvalue has not converged, since it is an upper bound; see
-    `twophase.experiments.hessian.Curvature.convexity`, which gives the reason for the default.
-
-    >>> clearly_negative(pd.DataFrame({"smallest": [-1.0, -0.001], "largest": 1.0})).tolist()
-    [True, False]
+    Certain even before convergence, by an upper bound; see `hessian.Curvature.convexity`.
     """
     check_number("level", level, above=0, below=1)
     return audits.smallest < -level * audits[["smallest", "largest"]].abs().max(axis=1)
@@ -164,18 +127,7 @@ def clearly_negative(audits: pd.DataFrame, level: float = 1e-2) -> pd.Series:
 def turning_epoch(audits: pd.DataFrame, level: float = 1e-2) -> float:
     """Adam's first audited epoch from which on no smallest eigenvalue is clearly negative.
 
-    Args:
-        audits: of one trajectory, columns phase, epoch, smallest and largest.
-        level: see `clearly_negative`.
-
-    Returns:
-        The epoch; inf where the loss is clearly non-convex at the last one.
-
-    >>> path = pd.DataFrame({"phase": "adam", "epoch": [1, 5, 9], "largest": 1.0})
-    >>> turning_epoch(path.assign(smallest=[-1.0, -0.001, -0.002]))
-    5.0
-    >>> turning_epoch(path.assign(smallest=[-1.0, -0.001, -0.002]), level=1e-3)
-    inf
+    It is inf where there is none. `audits` are of one trajectory; for `level`: `clearly_negative`.
     """
     path = audits[audits.phase == "adam"].sort_values("epoch")
     later = path.epoch[clearly_negative(path, level)]
@@ -189,20 +141,19 @@ def _row(trainer: Trainer, checkpoint: Checkpoint, seed: int) -> dict[str, objec
     x = objective.vector.read()
     directions = {}
     if checkpoint.iteration:
-        x = _last(_cg_path(objective, x, checkpoint.iteration))
+        *_, x = _cg_path(objective, x, checkpoint.iteration)
     else:
-        path = _cg_path(objective, x, CG_STEPS)
-        before = x
-        for after in path:
-            before, directions["cg"] = after, after - before
+        # where CG finds no step the difference is 0
+        *_, before, after = x, x, *_cg_path(objective, x, CG_STEPS)
         objective.vector.write(x)
         trainer.epoch()
-        directions["adam"] = objective.vector.read() - x
+        directions = {"cg": after - before, "adam": objective.vector.read() - x}
     moved = {name: step for name, step in directions.items() if step.any()}
-    found = audit(objective, x, directions=moved, seed=seed)
-    row = found._asdict() | {f"along_{name}": found.along.get(name) for name in ("adam", "cg")}
-    del row["along"]
+    found = Hessian(objective, x).audit(directions=moved, seed=seed)
+    row = found._asdict()
+    along = row.pop("along")
     return row | {
+        **{f"along_{name}": along.get(name) for name in ("adam", "cg")},
         "convexity": str(found.convexity()),
         "seconds": round(clock(trainer.device) - began, 2),
     }
@@ -217,8 +168,3 @@ def _cg_path(objective: Objective, x: Tensor, iterations: int) -> Iterator[Tenso
             return
         point, state = evaluate(objective, iteration.x), iteration.state
         yield point.x
-
-
-def _last(path: Iterator[Tensor]) -> Tensor:
-    *_, last = path
-    return last

@@ -1,14 +1,14 @@
 """What a comparison comes to: costs to a target, performance profiles, verdicts."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from twophase.errors import InputError, check_choice
-from twophase.experiments.competitors import METHODS
-from twophase.training import GRADIENT_PASSES
+from twophase.experiments.comparison import METHODS
+from twophase.experiments.statistics import Ratio, ratio_of
+from twophase.objective import GRADIENT_PASSES
 
 # what one problem instance is known by in the tables of `twophase.experiments.comparison`
 SETTING = (
@@ -25,15 +25,11 @@ def cost_to(curve: pd.DataFrame, target: float, cost: str = "passes_spent") -> f
     Args:
         curve: rows of one run in their order, with columns `loss` and `cost`.
         target: a loss.
-        cost: "passes_spent" or "seconds", both since the shared prefix.
+        cost: one of `COSTS`, both since the shared prefix.
 
     Returns:
-        The cost, in the column's unit, of the first point of the curve that is low enough. Points
-        lie 2 % apart, in saved tables another 4 %, so that it is up to that much too high.
-
-    >>> curve = pd.DataFrame({"passes_spent": [0, 3, 6], "loss": [1.0, 0.5, 0.2]})
-    >>> cost_to(curve, 0.3), cost_to(curve, 0.1)
-    (6.0, inf)
+        The cost of the first point of the curve that is low enough. Points lie 2 % apart, in saved
+        tables another 4 %, so that it is up to that much too high.
     """
     check_choice("cost", cost, COSTS)
     reached = curve.loss.to_numpy() <= target
@@ -41,16 +37,7 @@ def cost_to(curve: pd.DataFrame, target: float, cost: str = "passes_spent") -> f
 
 
 def loss_at(curve: pd.DataFrame, budget: float, cost: str = "passes_spent") -> float:
-    """The lowest loss of a run within a budget.
-
-    Args:
-        curve, cost: see `cost_to`; the curve begins at cost 0.
-        budget: at least 0, in the unit of the cost.
-
-    >>> curve = pd.DataFrame({"passes_spent": [0, 3, 6], "loss": [1.0, 0.5, 0.2]})
-    >>> loss_at(curve, 5)
-    0.5
-    """
+    """The lowest loss of a run within a budget of at least 0; the rest is as in `cost_to`."""
     return float(curve.loss[(curve[cost] <= budget).to_numpy()].iloc[-1])
 
 
@@ -75,12 +62,6 @@ def costs(
 
     Raises:
         InputError: a setting lacks Adam, or Adam has not spent the passes.
-
-    >>> adam = pd.DataFrame({"method": "adam", "passes_spent": [0, 3, 6], "loss": [1.0, 0.5, 0.2]})
-    >>> other = adam.assign(method="default", loss=[1.0, 0.2, 0.1])
-    >>> curves = pd.concat([adam, other]).assign(seconds=0.0, **dict.fromkeys(SETTING, 0))
-    >>> costs(curves, 6)[["method", "cost", "ratio"]].values.tolist()
-    [['adam', 6.0, 1.0], ['default', 3.0, 0.5]]
     """
     rows = []
     for values, of in curves.groupby(list(SETTING), sort=False, dropna=False):
@@ -89,18 +70,20 @@ def costs(
         if REFERENCE not in runs or runs[REFERENCE].passes_spent.max() <= passes - GRADIENT_PASSES:
             there = list(runs)
             raise InputError("curves", there, f"curves of adam over {passes} passes and others")
-        equal = [name for name in runs if name not in METHODS or METHODS[name].times == 1]
-        within = {name: runs[name][runs[name].passes_spent <= (budget or passes)] for name in equal}
-        target = loss_at(runs[REFERENCE], passes)
-        own = cost_to(runs[REFERENCE], target, cost)
-        seconds = runs[REFERENCE].seconds[runs[REFERENCE].passes_spent <= passes].max()
-        for name, run in within.items():
-            spent = cost_to(run, target, cost)
+        adam = runs[REFERENCE]
+        target = loss_at(adam, passes)
+        own = cost_to(adam, target, cost)
+        seconds = adam.seconds[adam.passes_spent <= passes].max()
+        for name, run in runs.items():
+            if name in METHODS and METHODS[name].times != 1:
+                continue
+            within = run[run.passes_spent <= (budget or passes)]
+            spent = cost_to(within, target, cost)
             rows.append(
                 dict(zip(SETTING, values, strict=True))
                 | {"method": name, "target": target, "cost": spent}
-                | {"ratio": _quotient(spent, own), "loss": run.loss.min()}
-                | {"timed_loss": loss_at(runs[name], seconds, "seconds")}
+                | {"ratio": _quotient(spent, own), "loss": within.loss.min()}
+                | {"timed_loss": loss_at(run, seconds, "seconds")}
             )
     return pd.DataFrame(rows)
 
@@ -136,84 +119,10 @@ def performance_profile(found: pd.DataFrame, factors: Sequence[float]) -> pd.Dat
         raise InputError("methods", ", ".join(partial), "methods that ran on every setting")
     table = table[list(dict.fromkeys(found.method))]
     lowest = table.min(axis=1).clip(lower=np.finfo(float).tiny)
-    shares = {
-        method: [
-            float(((spent <= factor * lowest) & np.isfinite(spent)).mean()) for factor in factors
-        ]
-        for method, spent in table.items()
-    }
-    return pd.DataFrame(shares, index=pd.Index(factors, name="factor"))
-
-
-def ratio_text(value: float) -> str:
-    """A ratio with two decimals, or two digits where that is less; "a miss" for inf.
-
-    >>> ratio_text(0.5), ratio_text(0.0123), ratio_text(float("inf"))
-    ('0.50', '0.012', 'a miss')
-    """
-    if np.isinf(value):
-        return "a miss"
-    return f"{value:.2f}" if 0.095 <= value < 9.95 else f"{value:.2g}"
-
-
-class Ratio(NamedTuple):
-    """A ratio of costs over seeds: median, lowest, highest (inf: a miss), seeds and misses.
-
-    >>> Ratio(0.5, 0.4, float("inf"), 3, 1).decided
-    False
-    """
-
-    median: float
-    low: float
-    high: float
-    seeds: int
-    missed: int = 0
-
-    @property
-    def decided(self) -> bool:
-        """Whether all seeds are on one side of 1."""
-        return self.high < 1 or self.low >= 1
-
-    @property
-    def text(self) -> str:
-        """The median and the range, as in "0.5 (0.4 to 0.6)", or how many seeds missed.
-
-        >>> Ratio(0.5, 0.4, float("inf"), 3, 1).text
-        '0.50 (0.40 to a miss)'
-        >>> Ratio(0.5, 0.5, 0.5, 1).text
-        '0.50 (one seed)'
-        """
-        if self.missed == self.seeds:
-            return "missed"
-        if np.isinf(self.median):
-            return f"missed on {self.missed} of {self.seeds} seeds ({ratio_text(self.low)} at best)"
-        if self.seeds == 1:
-            return f"{ratio_text(self.median)} (one seed)"
-        return f"{ratio_text(self.median)} ({ratio_text(self.low)} to {ratio_text(self.high)})"
-
-
-def ratio_of(ratios: Sequence[float]) -> Ratio:
-    """The ratio over seeds; a miss counts as infinite, also in the median.
-
-    >>> ratio_of([0.5, float("inf"), 0.7]).median
-    0.7
-    """
-    values = np.sort(np.asarray(ratios, dtype=float))
-    # between a number and inf numpy's median is nan
-    middle = [values[(len(values) - 1) // 2], values[len(values) // 2]]
-    missed = int(np.isinf(values).sum())
-    return Ratio(float(sum(middle) / 2), float(values[0]), float(values[-1]), len(values), missed)
-
-
-def as_ratio(row: pd.Series) -> Ratio:
-    """The `Ratio` in a row of `ratios`.
-
-    >>> as_ratio(ratios(pd.DataFrame({"method": "a", "ratio": [0.5]}), ["method"]).iloc[0]).seeds
-    1
-    """
-    return Ratio(
-        *(float(row[name]) for name in ("median", "low", "high")), int(row.seeds), int(row.missed)
-    )
+    solved = table.where(np.isfinite(table))
+    shares = [solved.le(factor * lowest, axis=0).mean() for factor in factors]
+    index = pd.Index(factors, name="factor")
+    return pd.DataFrame(shares, index=index).rename_axis(columns=None)
 
 
 def ratios(found: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -225,10 +134,6 @@ def ratios(found: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     Returns:
         Columns `by`, and the fields and the `text` of the `Ratio`.
-
-    >>> found = pd.DataFrame({"method": "a", "ratio": [0.5, 0.7, 0.6]})
-    >>> ratios(found, ["method"]).text[0]
-    '0.60 (0.50 to 0.70)'
     """
     rows = []
     for values, of in found.groupby(list(by), sort=False, dropna=False):
@@ -237,10 +142,16 @@ def ratios(found: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def as_ratio(row: pd.Series) -> Ratio:
+    """The `Ratio` in a row of `ratios`."""
+    median, low, high, seeds, missed = row[list(Ratio._fields)]
+    return Ratio(float(median), float(low), float(high), int(seeds), int(missed))
+
+
 def against(
     curves: pd.DataFrame, passes: int, method: str = "default", rival: str = "torch-lbfgs"
 ) -> Ratio:
-    """Passes of a method to the lowest loss of another one, in parts of that one's.
+    """Passes of a method to the lowest loss of a rival within `passes`, in parts of the rival's.
 
     Args:
         curves: from `comparison`, with runs of both on every setting.
@@ -249,18 +160,13 @@ def against(
 
     Returns:
         The ratio over the settings; a target that the method misses counts as infinite.
-
-    >>> rival = pd.DataFrame({"method": "torch-lbfgs", "passes_spent": [0, 4], "loss": [1.0, 0.5]})
-    >>> own = pd.DataFrame({"method": "default", "passes_spent": [0, 3], "loss": [1.0, 0.4]})
-    >>> against(pd.concat([own, rival]).assign(**dict.fromkeys(SETTING, 0)), 6).median
-    0.75
     """
-    ratios = []
+    found = []
     for _, of in curves.groupby(list(SETTING), dropna=False):
         own, other = (of[of.method == name] for name in (method, rival))
         target = loss_at(other, passes)
-        ratios.append(cost_to(own, target) / max(cost_to(other, target), 1))
-    return ratio_of(ratios)
+        found.append(cost_to(own, target) / max(cost_to(other, target), 1))
+    return ratio_of(found)
 
 
 def overview(curves: pd.DataFrame, passes: int, by: Sequence[str]) -> pd.DataFrame:
@@ -274,11 +180,6 @@ def overview(curves: pd.DataFrame, passes: int, by: Sequence[str]) -> pd.DataFra
         Columns `by`; the lowest loss within the passes, and within no more than the seconds that
         Adam took for them, each as the median over the seeds and the range; the ratio of passes and
         of seconds to Adam's, to the loss that Adam ends with.
-
-    >>> adam = pd.DataFrame({"method": "adam", "passes_spent": [0, 3, 6], "loss": [1.0, 0.5, 0.2]})
-    >>> adam = adam.assign(seconds=adam.passes_spent / 3, **dict.fromkeys(SETTING, 0))
-    >>> overview(adam, 6, ["method"]).iloc[0, 1:].tolist()
-    ['0.2 (0.2 to 0.2)', '0.2 (0.2 to 0.2)', '1.00 (one seed)', '1.00 (one seed)']
     """
     found = costs(curves, passes)
     # the same rows in the same order, counted otherwise
@@ -298,18 +199,10 @@ def overview(curves: pd.DataFrame, passes: int, by: Sequence[str]) -> pd.DataFra
 
 
 def verdict(ratio: Ratio, unit: str = "passes") -> str:
-    """Whether a method pays, in a sentence's second half.
-
-    Args:
-        ratio: of its cost to Adam's.
-        unit: of the cost.
+    """Whether a method pays, in a sentence's second half, by the ratio of its cost to Adam's.
 
     >>> verdict(Ratio(0.5, 0.4, 0.6, 3))
     "yes: it needs 0.50 (0.40 to 0.60) times Adam's passes"
-    >>> verdict(Ratio(float("inf"), float("inf"), float("inf"), 3, 3))
-    'no: it does not get there'
-    >>> verdict(Ratio(0.9, 0.8, float("inf"), 3), "seconds")
-    "not on every seed: it needs 0.90 (0.80 to a miss) times Adam's seconds"
     """
     if np.isinf(ratio.low):
         return "no: it does not get there"

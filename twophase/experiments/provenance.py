@@ -1,20 +1,17 @@
-"""What a result stands on: package versions, the revision of the code, the device, the time."""
+"""What a result stands on: package versions, the revision of the code, the time."""
 
 import platform
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from twophase.experiments.files import project_folder
 
 PACKAGES = ("twophase", "torch", "torchvision", "numpy", "pandas", "scikit-learn")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on.
-
-    >>> sorted(versions())[:3]
-    ['numpy', 'pandas', 'python']
-    """
+    """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -25,25 +22,25 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit of the code, with "-dirty" after it where files differ; None without git.
+    """The commit of the source tree that runs, with "-dirty" after it where files differ.
 
-    >>> revision = git_revision()
-    >>> revision is None or len(revision) >= 40
-    True
+    None without git, and for a copy inside somebody else's repository.
     """
-    folder = Path(__file__).parent
-    describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    tree = project_folder()
+    if tree is None:
+        return None
+    # with its own folder given, git does not go up to a repository that holds the tree
+    git = ["git", f"--git-dir={tree / '.git'}", f"--work-tree={tree}", "describe"]
+    options = ["--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        done = subprocess.run(describe, cwd=folder, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            [*git, *options], cwd=tree, capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def now() -> str:
-    """The time in UTC, to the second, as ISO 8601.
-
-    >>> now()[10]
-    'T'
-    """
+    """The time in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -126,7 +126,7 @@ def read_curve(folder: Path) -> pd.DataFrame:
     """
     try:
         finished = _read_json(folder / "summary.json")
-        curve = pd.read_csv(folder / CURVE, float_precision="round_trip")
+        curve = pd.read_csv(folder / CURVE)
     except (FileNotFoundError, NotADirectoryError, pd.errors.ParserError, pd.errors.EmptyDataError):
         finished = {}
     if not finished:

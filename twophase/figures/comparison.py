@@ -9,7 +9,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.lines import Line2D
 
 from twophase.experiments.comparison import METHODS
-from twophase.experiments.profiles import SETTING, loss_at, ratio_text
+from twophase.experiments.profiles import SETTING, loss_at
+from twophase.experiments.statistics import ratio_text
 from twophase.figures.style import COLORS, GREY, plain_ticks
 
 BLUE, _, GREEN, SKY, VERMILION, PURPLE, BLACK = COLORS

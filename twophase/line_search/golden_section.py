@@ -41,15 +41,13 @@ class GoldenSection(Settings):
     Failures are data: status `no descent` (the loss rises however short the step), `not finite`,
     `resolution` (what the step gains is below the resolution of the arithmetic), or `evaluation
     limit` before any lower loss was found; after that the best step is returned with it.
+    `InputError` for a value out of range.
 
     Args:
         rtol: relative tolerance of the step, in (0, 1). Default 1e-2: about 14 forward passes a
             search, and the paper names none; a tight one, 1e-8, comes close to an exact search.
         max_evaluations: bound on the forward passes of a search, at least 3. Default 100, twice
             what the tightest tolerance needs from a sensible first step.
-
-    Raises:
-        InputError: a value is out of range.
 
     >>> import torch
     >>> from twophase.objective import FunctionObjective
@@ -64,7 +62,7 @@ class GoldenSection(Settings):
     rtol: float = 1e-2
     max_evaluations: int = 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_number("rtol", self.rtol, above=0, below=1)
         check_integer("max_evaluations", self.max_evaluations, 3)
 

@@ -1,6 +1,6 @@
 """A loss along a line: trial steps, what they cost, and how a search along it ends.
 
-Every search has one signature, `search(line, first_step) -> SearchResult`, so that CG takes any.
+All searches are called alike, `search(line, first_step) -> SearchResult`.
 """
 
 import math
@@ -34,9 +34,6 @@ class SearchResult(NamedTuple):
 
     A search that has evaluated the gradient at its step hands on the `point` there, so that nobody
     computes it again; one that only compares losses has none.
-
-    >>> SearchResult(0.5, 1.0, 14, SearchStatus.MINIMUM).descended
-    True
     """
 
     step: float
@@ -52,29 +49,16 @@ class SearchResult(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A step that was tried and the loss found there (inf: not finite).
+    """A step that was tried and the loss there (inf: not finite).
 
-    >>> min(Trial(0.0, 2.0), Trial(0.5, 1.0), Trial(4.0, math.inf), key=lambda t: t.value)
-    Trial(step=0.5, value=1.0)
+    A trial with the gradient has the loss's slope along the line, too, and the whole point, unless
+    one of them is not finite: then loss and slope are inf, as on a wall that rises.
     """
 
     step: float
     value: float
-
-
-class GradientTrial(NamedTuple):
-    """A step that was tried with loss, slope along the line and the whole point there.
-
-    Where loss or slope is not finite, both are inf, as on a wall that rises; `point` is then None.
-
-    >>> GradientTrial(0.5, 1.0, -2.0, None)._replace(step=1.0).step
-    1.0
-    """
-
-    step: float
-    value: float
-    slope: float
-    point: Point | None
+    slope: float = math.nan
+    point: Point | None = None
 
 
 class Line:
@@ -87,15 +71,6 @@ class Line:
         slope: the gradient at x times the direction, below 0.
         scale: the largest absolute loss so far; tells rounding errors from a wrong gradient.
         relative_resolution: of the loss at x; None: the objective's present one.
-
-    >>> from twophase.objective import FunctionObjective
-    >>> objective = FunctionObjective(lambda x: (x**2).sum())
-    >>> x = torch.ones(1, dtype=torch.float64)
-    >>> line = Line(objective, x, -2 * x, value=1.0, slope=-4.0)
-    >>> line.trial(0.5)
-    Trial(step=0.5, value=0.0)
-    >>> line.smallest_step < 1e-14, line.resolution < 1e-14
-    (True, True)
     """
 
     def __init__(
@@ -109,7 +84,7 @@ class Line:
         relative_resolution: float | None = None,
     ):
         self.objective, self.x, self.direction = objective, x, direction
-        self.start = Trial(0.0, value)
+        self.start = Trial(0.0, value, slope)
         self.slope = slope
         self.scale = max(scale, abs(value))
         # a gradient trial measures the objective's anew; one search goes by one
@@ -138,22 +113,20 @@ class Line:
         value = self.objective.value(torch.add(self.x, self.direction, alpha=step))
         return Trial(step, value if math.isfinite(value) else math.inf)
 
-    def gradient_trial(self, step: float) -> GradientTrial:
+    def gradient_trial(self, step: float) -> Trial:
         """The loss, slope and gradient at a step: one forward and backward pass."""
         self.evaluations += 1
-        wall = GradientTrial(step, math.inf, math.inf, None)
+        wall = Trial(step, math.inf, math.inf)
         if step > torch.finfo(self.x.dtype).max:
             return wall
         point = observe(self.objective, torch.add(self.x, self.direction, alpha=step))
         slope = dot(point.gradient, self.direction)
-        if not (math.isfinite(point.value) and math.isfinite(slope)):
-            return wall
-        return GradientTrial(step, point.value, slope, point)
+        finite = math.isfinite(point.value) and math.isfinite(slope)
+        return Trial(step, point.value, slope, point) if finite else wall
 
-    def result(self, best: Trial | GradientTrial, status: SearchStatus) -> SearchResult:
+    def result(self, best: Trial, status: SearchStatus) -> SearchResult:
         """What a search returns that ends with the trial `best`."""
-        point = best.point if isinstance(best, GradientTrial) else None
-        return SearchResult(best.step, best.value, self.evaluations, status, point)
+        return SearchResult(best.step, best.value, self.evaluations, status, best.point)
 
     def failure(self, status: SearchStatus) -> SearchResult:
         """What a search returns that found no lower loss: step 0."""
@@ -161,7 +134,7 @@ class Line:
 
 
 class LineSearch(Protocol):
-    """What CG asks of a line search.
+    """What the second phase asks of a line search.
 
     `first_step` is where to try first; the result's loss is not above that of the start, but for
     the resolution of the loss in a search that follows slopes.
@@ -193,13 +166,18 @@ def why_no_descent(line: Line, trial: Trial, broken: float) -> SearchStatus:
 
 
 def contraction(line: Line, trial: Trial) -> tuple[float, float]:
-    """A shorter step, and the gain promised there.
-
-    It is the vertex of the parabola through the start, its slope and the trial, within bounds.
-    """
+    """A shorter step, at the parabola's vertex within bounds, and the gain promised there."""
     low, high = CONTRACTION
-    excess = trial.value - line.start.value - line.slope * trial.step
-    part = -line.slope * trial.step / (2 * excess) if excess > 0 else 0.0
+    part = vertex(line, trial) or 0.0
     step = trial.step * min(max(part, low), high)
     trusted = part >= low and step > line.smallest_step
     return step, abs(line.slope) * step / 2 if trusted else 0.0
+
+
+def vertex(line: Line, trial: Trial) -> float | None:
+    """Where the parabola through the start, its slope and a trial is lowest, in parts of its step.
+
+    None: the parabola has no minimum.
+    """
+    excess = trial.value - line.start.value - line.slope * trial.step
+    return -line.slope * trial.step / (2 * excess) if excess > 0 else None

@@ -7,13 +7,13 @@ from twophase.errors import check_integer, check_number
 from twophase.line_search.line import (
     CLEAR,
     CONTRACTION,
-    GradientTrial,
     Line,
     LineSearch,
     SearchResult,
     SearchStatus,
     Trial,
     contraction,
+    vertex,
     why_no_descent,
 )
 from twophase.settings import Settings
@@ -41,38 +41,28 @@ class StrongWolfe(Settings):
 
     Failures are data: status `no descent`, `not finite` and `resolution` as for `GoldenSection`,
     and `evaluation limit` where no trial satisfied both conditions within the bound; the lowest
-    step that satisfied the first then comes with it, if there is one.
+    step that satisfied the first then comes with it, if there is one. `InputError` for a value out
+    of range.
 
     Args:
         c1: sufficient decrease, in (0, 1/2). Default 1e-4 (Nocedal and Wright, section 3.1).
         c2: curvature, in (c1, 1). Default 0.9, their choice for quasi-Newton directions; conjugate
             gradient wants 0.1 to 0.4.
         max_evaluations: bound on the trials of a search, at least 1. Default 30.
-
-    Raises:
-        InputError: a value is out of range.
-
-    >>> import torch
-    >>> from twophase.objective import FunctionObjective
-    >>> objective = FunctionObjective(lambda x: ((x - 3) ** 2).sum() + 1)
-    >>> x = torch.zeros(1, dtype=torch.float64)
-    >>> line = Line(objective, x, torch.full_like(x, 6), value=10.0, slope=-36.0)
-    >>> result = StrongWolfe(c2=0.1)(line, first_step=0.1)
-    >>> f"{result.step:.2f} {result.evaluations} {result.point.gradient.item():.0e}"
-    '0.50 2 -3e-15'
     """
 
     c1: float = 1e-4
     c2: float = 0.9
     max_evaluations: int = 30
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_number("c1", self.c1, above=0, below=0.5)
         check_number("c2", self.c2, above=self.c1, below=1)
         check_integer("max_evaluations", self.max_evaluations, 1)
 
     def __call__(self, line: Line, first_step: float) -> SearchResult:
-        low, high = GradientTrial(0.0, line.start.value, line.slope, None), None
+        low = line.start
+        high: Trial | None = None
         # a first step that no parameter can take would prove nothing
         step = max(first_step, line.smallest_step)
         width, promised, broken = math.inf, 0.0, 0.0
@@ -89,51 +79,31 @@ class StrongWolfe(Settings):
                 step = _growth(line, before, low)
                 continue
             if low.step == 0 and high.value > line.start.value:
-                step, promised = contraction(line, Trial(high.step, high.value))
+                step, promised = contraction(line, high)
             elif abs(high.step - low.step) > SHRINKAGE * width:
                 step = (low.step + high.step) / 2
             else:
                 step = _interpolation(line, low, high)
             width = abs(high.step - low.step)
             if _is_lost(line, low, high, step):
-                return self._ended(line, low, high, broken)
-        return self._out_of_trials(line, low, high, broken)
+                return _ended(line, low, high, broken)
+        return _out_of_trials(line, low, high, broken)
 
-    def _decreases(self, line: Line, trial: GradientTrial) -> bool:
+    def _decreases(self, line: Line, trial: Trial) -> bool:
         wanted = line.start.value + self.c1 * trial.step * line.slope
         return trial.value <= wanted + line.resolution
 
-    def _is_flat(self, line: Line, trial: GradientTrial) -> bool:
+    def _is_flat(self, line: Line, trial: Trial) -> bool:
         return abs(trial.slope) <= self.c2 * abs(line.slope)
 
     def _narrow(
-        self, line: Line, low: GradientTrial, high: GradientTrial | None, trial: GradientTrial
-    ) -> tuple[GradientTrial, GradientTrial | None]:
+        self, line: Line, low: Trial, high: Trial | None, trial: Trial
+    ) -> tuple[Trial, Trial | None]:
         """The interval from a low end, from which the loss falls, to a high end, with a minimum."""
         falls = trial.slope < 0 and self._decreases(line, trial)
         if falls and trial.value <= low.value + line.resolution:
             return trial, high
         return low, trial
-
-    def _ended(
-        self, line: Line, low: GradientTrial, high: GradientTrial, broken: float
-    ) -> SearchResult:
-        """What an interval without a step left in it comes to."""
-        best = _lowest(low, high)
-        if line.start.value - best.value > line.resolution:
-            return line.result(best, SearchStatus.MINIMUM)
-        return line.failure(why_no_descent(line, Trial(high.step, high.value), broken))
-
-    def _out_of_trials(
-        self, line: Line, low: GradientTrial, high: GradientTrial | None, broken: float
-    ) -> SearchResult:
-        best = _lowest(low, high)
-        if best.value < line.start.value:
-            return line.result(best, SearchStatus.LIMIT)
-        if high is None:
-            return line.failure(SearchStatus.LIMIT)
-        why = why_no_descent(line, Trial(high.step, high.value), broken)
-        return line.failure(SearchStatus.LIMIT if why is SearchStatus.RESOLUTION else why)
 
 
 @dataclass(frozen=True)
@@ -148,15 +118,6 @@ class ParabolaFirst(Settings):
     Args:
         search: what searches from the vertex. Default `StrongWolfe(c2=0.4)`: conjugate gradient
             wants a step closer to the minimum than quasi-Newton directions do.
-
-    >>> import torch
-    >>> from twophase.objective import FunctionObjective
-    >>> objective = FunctionObjective(lambda x: ((x - 3) ** 2).sum() + 1)
-    >>> x = torch.zeros(1, dtype=torch.float64)
-    >>> line = Line(objective, x, torch.full_like(x, 6), value=10.0, slope=-36.0)
-    >>> result = ParabolaFirst()(line, first_step=0.1)
-    >>> f"{result.step:.2f}", objective.passes.total
-    ('0.50', 4)
     """
 
     search: LineSearch = StrongWolfe(c2=0.4)
@@ -172,24 +133,39 @@ def _vertex_step(line: Line, step: float) -> float:
     trial = line.trial(step)
     if math.isinf(trial.value):
         return CONTRACTION[0] * step
-    excess = trial.value - line.start.value - line.slope * step
-    # ** would raise where a float overflows
-    vertex = -line.slope * step / (2 * excess) * step if excess > 0 else math.inf
-    return min(max(vertex, CONTRACTION[0] * step), GROWTH[1] * step)
+    part = vertex(line, trial)
+    best = math.inf if part is None else part * step
+    return min(max(best, CONTRACTION[0] * step), GROWTH[1] * step)
 
 
-def _lowest(low: GradientTrial, high: GradientTrial | None) -> GradientTrial:
+def _ended(line: Line, low: Trial, high: Trial, broken: float) -> SearchResult:
+    """What an interval without a step left in it comes to."""
+    best = _lowest(low, high)
+    if line.start.value - best.value > line.resolution:
+        return line.result(best, SearchStatus.MINIMUM)
+    return line.failure(why_no_descent(line, high, broken))
+
+
+def _out_of_trials(line: Line, low: Trial, high: Trial | None, broken: float) -> SearchResult:
+    best = _lowest(low, high)
+    if best.value < line.start.value:
+        return line.result(best, SearchStatus.LIMIT)
+    why = None if high is None else why_no_descent(line, high, broken)
+    return line.failure(why if why and why is not SearchStatus.RESOLUTION else SearchStatus.LIMIT)
+
+
+def _lowest(low: Trial, high: Trial | None) -> Trial:
     return high if high is not None and high.value < low.value else low
 
 
-def _growth(line: Line, before: GradientTrial, low: GradientTrial) -> float:
+def _growth(line: Line, before: Trial, low: Trial) -> float:
     """A longer step: where the secant of the last two slopes is zero, within bounds."""
     least, most = (low.step + (factor - 1) * (low.step - before.step) for factor in GROWTH)
     secant = _secant(before, low)
     return most if secant is None else min(max(secant, least), most)
 
 
-def _interpolation(line: Line, low: GradientTrial, high: GradientTrial) -> float:
+def _interpolation(line: Line, low: Trial, high: Trial) -> float:
     """A step between two: the minimum of a cubic or a secant's zero, clear of both ends."""
     width = high.step - low.step
     if math.isinf(high.value):
@@ -203,7 +179,7 @@ def _interpolation(line: Line, low: GradientTrial, high: GradientTrial) -> float
     return min(max(step, low.step + MARGIN * width), high.step - MARGIN * width)
 
 
-def _secant(a: GradientTrial, b: GradientTrial) -> float | None:
+def _secant(a: Trial, b: Trial) -> float | None:
     """Where the line through two slopes is zero; None where it has no such minimum."""
     curvature = (b.slope - a.slope) / (b.step - a.step)
     if not 0 < curvature < math.inf:
@@ -211,7 +187,7 @@ def _secant(a: GradientTrial, b: GradientTrial) -> float | None:
     return b.step - b.slope / curvature
 
 
-def _cubic(a: GradientTrial, b: GradientTrial) -> float | None:
+def _cubic(a: Trial, b: Trial) -> float | None:
     """The minimum of the cubic through two values and slopes (Nocedal and Wright, 3.59)."""
     width = b.step - a.step
     mean = a.slope + b.slope - 3 * (b.value - a.value) / width
@@ -225,7 +201,7 @@ def _cubic(a: GradientTrial, b: GradientTrial) -> float | None:
     return b.step - width * (b.slope + root - mean) / bottom
 
 
-def _is_lost(line: Line, low: GradientTrial, high: GradientTrial, step: float) -> bool:
+def _is_lost(line: Line, low: Trial, high: Trial, step: float) -> bool:
     """Whether nothing is left between the ends that arithmetic could tell from them."""
     inside = low.step < step < high.step
     return not inside or high.step - low.step <= line.smallest_step

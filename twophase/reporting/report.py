@@ -9,15 +9,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import nbformat
 import papermill
+from filelock import FileLock
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
@@ -25,87 +26,17 @@ from twophase.device import device_name, resolve_device
 from twophase.errors import InputError, TwoPhaseError, check_choice
 from twophase.experiments import provenance
 from twophase.experiments.files import project_folder, write_atomically, write_json
-from twophase.experiments.progress import PROGRESS_VARIABLE, Progress, read_progress, show_status
+from twophase.experiments.progress import PROGRESS_VARIABLE, read_progress, show_status
 from twophase.reporting.html import contents_html, opening, page_html
-from twophase.reporting.notebook import assignments, resolve_preset
+from twophase.reporting.notebook import assigned, resolve_preset
 
-# a busy machine with a cold disk can take minutes to import what a kernel needs
-_KERNEL_START_SECONDS = 300
 _RECORDS = "index.json"
+# in the temporary folder of a notebook
+_UNFINISHED, _LOG, _PROGRESS = "notebook.ipynb", "kernel.log", "progress.json"
 
 
 class ReportError(TwoPhaseError):
-    """At least one notebook failed; the message says which, in which cell, and why.
-
-    >>> issubclass(ReportError, TwoPhaseError)
-    True
-    """
-
-
-def build(
-    preset: str = "quick",
-    out: str | os.PathLike[str] | None = None,
-    notebooks: Sequence[str] | None = None,
-    parameters: Mapping[str, object] | None = None,
-    device: str = "auto",
-    project: str | os.PathLike[str] | None = None,
-) -> Path:
-    """Execute the numbered notebooks and leave `index.html` and a page for each.
-
-    A notebook runs in this Python environment, in its own folder, into a temporary file. Its
-    page, the executed notebook (in `out/notebooks`) and the index are replaced in one step when
-    they are whole. Where a notebook fails its old page stays, the index says so, and the others
-    still run. Progress goes to stderr; the time left is known where a notebook has run with this
-    preset before, or gives it in its metadata: `"twophase": {"seconds": {"quick": 90}}`.
-
-    Args:
-        preset: smoke, quick, paper, or auto (see `twophase.reporting.notebook.resolve_preset`).
-        out: the folder for the reports; by default `reports` in the project's folder.
-        notebooks: which to run, by number ("03") or name ("03-images"); by default all.
-        parameters: other parameters to set, each in the notebooks that have it.
-        device: auto, cpu or cuda; set in the notebooks that have such a parameter.
-        project: the folder that holds `notebooks`; by default the source tree that this package
-            lies in, and without one the working directory.
-
-    Returns:
-        The path of the index.
-
-    Raises:
-        InputError: the preset, a notebook, a parameter, the device or a folder is not allowed;
-            nothing has run.
-        ReportError: at least one notebook failed; the others have run.
-
-    >>> build(preset="fast")
-    Traceback (most recent call last):
-    ...
-    twophase.errors.InputError: preset: 'fast' is not allowed; use one of auto, smoke, quick, paper
-    """
-    preset = resolve_preset(preset)
-    resolve_device(device)
-    root = _project_folder(project)
-    sources = [_read(path) for path in _numbered_notebooks(root / "notebooks")]
-    chosen = _choose(sources, notebooks)
-    wanted = dict(parameters or {})
-    _check_parameters(chosen, wanted)
-    folder = _output_folder(root / "reports" if out is None else Path(out))
-
-    # its log repeats, in more lines, what the status and the index say
-    logging.getLogger("papermill").addHandler(logging.NullHandler())
-    job = _Job(folder, preset, wanted, device)
-    records = _load_records(folder)
-    with TemporaryDirectory(prefix=".unfinished-", dir=folder) as scratch:
-        for number, source in enumerate(chosen, 1):
-            task = _Task(
-                source.name,
-                position=f"[{number}/{len(chosen)}]",
-                began=time.monotonic(),
-                expected=[_expected_seconds(preset, s, records) for s in chosen[number - 1 :]],
-            )
-            record = records.get(source.name, _Record())
-            records[source.name] = _run(job, source, record, task, Path(scratch))
-            _write_contents(folder, sources, records)
-    _raise_for_failures({source.name: records[source.name].failure for source in chosen})
-    return folder / "index.html"
+    """At least one notebook failed; the message says which, in which cell, and why."""
 
 
 @dataclass(frozen=True)
@@ -125,79 +56,106 @@ class _Source:
 
 
 @dataclass(frozen=True)
+class _Record:
+    """A notebook's last good report, and a failure since, with `when`, `preset` and `error`."""
+
+    finished: str = ""
+    preset: str = ""
+    seconds: float = 0.0
+    failure: dict[str, str] | None = None
+
+    @property
+    def took(self) -> str:
+        return _duration(self.seconds)
+
+
+@dataclass(frozen=True)
 class _Job:
-    """What one call of `build` asks for, the same for all notebooks."""
+    """What one call of `build` asks for. `device` is in words; `sources` are for the index."""
 
     folder: Path
     preset: str
     parameters: Mapping[str, object]
     device: str
+    sources: Sequence[_Source]
+
+    def injected(self, source: _Source) -> dict[str, object]:
+        given = {name: v for name, v in self.parameters.items() if name in source.parameters}
+        return {"preset": self.preset} | given
+
+    def expected_seconds(self, source: _Source) -> float | None:
+        record = _load_records(self.folder).get(source.name, _Record())
+        known = record.finished and record.preset == self.preset
+        return record.seconds if known else source.expected.get(self.preset)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    when: str
-    preset: str
-    error: str
+def build(
+    preset: str = "quick",
+    out: str | os.PathLike[str] | None = None,
+    notebooks: Sequence[str] | None = None,
+    parameters: Mapping[str, object] | None = None,
+    device: str = "auto",
+    project: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Execute the numbered notebooks, leave a page for each and an index; return the index.
 
+    A notebook runs in this Python environment, in its own folder, into a temporary file. Its
+    page, the executed notebook (in `out/notebooks`) and the index are replaced in one step when
+    they are whole. Where a notebook fails its old page stays, the index says so, and the others
+    still run. Progress goes to stderr; the time left is known where a notebook has run with this
+    preset before, or gives it in its metadata: `"twophase": {"seconds": {"quick": 90}}`.
 
-@dataclass(frozen=True)
-class _Record:
-    """What the index knows of one notebook: its last good report, and a failure since."""
+    Args:
+        preset: smoke, quick, paper, or auto (see `twophase.reporting.notebook.resolve_preset`).
+        out: the folder for the reports; by default `reports` in the project's folder.
+        notebooks: which to run, by number ("03") or name ("03-images"); by default all.
+        parameters: other parameters to set, each in the notebooks that have it.
+        device: auto, cpu or cuda; set in the notebooks that have such a parameter.
+        project: the folder with `notebooks`; by default this source tree, else the working folder.
 
-    finished: str = ""
-    preset: str = ""
-    seconds: float = 0.0
-    failure: _Failure | None = None
+    Raises:
+        InputError, OSError: an argument is not allowed, `out` cannot be written to; nothing ran.
+        ReportError: at least one notebook failed; the others have run.
+    """
+    preset = resolve_preset(preset)
+    where = device_name(resolve_device(device))
+    root = Path(project or project_folder() or Path()).resolve()
+    sources = [_read(path) for path in sorted(root.glob("notebooks/[0-9][0-9]-*.ipynb"))]
+    if not sources:
+        allowed = "a folder with notebooks/NN-name.ipynb (run it in the source tree)"
+        raise InputError("project", str(root), allowed)
+    chosen = _choose(sources, notebooks)
+    wanted = dict(parameters or {})
+    known = sorted(frozenset().union(*(source.parameters for source in chosen)) - {"preset"})
+    for name in wanted:
+        check_choice("parameter", name, known)
+    if device != "auto":
+        wanted["device"] = device
+    folder = (root / "reports" if out is None else Path(out)).resolve()
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
 
-
-@dataclass(frozen=True)
-class _Task:
-    """The notebook that runs now, for the line on the terminal."""
-
-    name: str
-    position: str
-    began: float
-    # seconds for this notebook and each one after it; None where that is not known
-    expected: Sequence[float | None]
-
-
-# -- before anything runs
-
-
-def _project_folder(project: str | os.PathLike[str] | None) -> Path:
-    if project is not None:
-        return Path(project).resolve()
-    return project_folder() or Path.cwd()
-
-
-def _numbered_notebooks(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("[0-9][0-9]-*.ipynb"))
-    if not found:
-        raise InputError(
-            "notebooks", str(folder), "a folder with NN-name.ipynb (run it in the source tree)"
-        )
-    return found
+    # its log repeats, in more lines, what the status and the index say
+    logging.getLogger("papermill").addHandler(logging.NullHandler())
+    job = _Job(folder, preset, wanted, where, sources)
+    errors = [_run(job, chosen, position) for position in range(len(chosen))]
+    failed = [f"{s.name}, {error}" for s, error in zip(chosen, errors, strict=True) if error]
+    if failed:
+        raise ReportError(f"{len(failed)} of {len(chosen)} notebooks failed: {'; '.join(failed)}")
+    return folder / "index.html"
 
 
 def _read(path: Path) -> _Source:
     try:
         notebook = nbformat.read(path, as_version=4)
-        declared = {
-            name
-            for cell in notebook.cells
-            if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", ())
-            for name, _ in assignments(cell.source)
-        }
+        tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+        declared = frozenset(name for cell in tagged for name in assigned(cell.source))
     except Exception as error:  # nbformat lets through whatever a malformed file provokes
         raise InputError("notebook", path.name, "a Jupyter notebook that can be read") from error
     if "preset" not in declared:
-        raise InputError(
-            "notebook", path.name, "one with a cell tagged 'parameters' that sets preset"
-        )
-    about = opening(notebook, path.stem)
+        allowed = "one with a cell tagged 'parameters' that sets preset"
+        raise InputError("notebook", path.name, allowed)
     expected = notebook.metadata.get("twophase", {}).get("seconds", {})
-    return _Source(path, about.title, about.question, frozenset(declared), expected)
+    return _Source(path, *opening(notebook, path.stem), declared, expected)
 
 
 def _choose(sources: list[_Source], names: Sequence[str] | None) -> list[_Source]:
@@ -208,90 +166,66 @@ def _choose(sources: list[_Source], names: Sequence[str] | None) -> list[_Source
     return [source for source in sources if wanted & {source.name, source.name[:2]}]
 
 
-def _check_parameters(sources: Sequence[_Source], parameters: Mapping[str, object]) -> None:
-    known = sorted(frozenset().union(*(source.parameters for source in sources)) - {"preset"})
-    for name in parameters:
-        check_choice("parameter", name, known)
-
-
-def _output_folder(folder: Path) -> Path:
-    folder = folder.resolve()
-    try:
-        (folder / "notebooks").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("out", str(folder), f"a folder to write in ({error.strerror})") from error
-    return folder
-
-
-# -- one notebook
-
-
-def _run(job: _Job, source: _Source, record: _Record, task: _Task, scratch: Path) -> _Record:
-    """Run one notebook and put its page in place; what went wrong is data for the index."""
-    unfinished = scratch / source.path.name
-    progress_file = scratch / f"{source.name}.json"
+def _run(job: _Job, chosen: Sequence[_Source], position: int) -> str | None:
+    """Run one notebook and put its page in place; return what went wrong, in one line."""
+    source = chosen[position]
+    label = f"[{position + 1}/{len(chosen)}] {source.name}"
     failed = job.folder / "notebooks" / f"{source.name}.failed.ipynb"
-    with show_status(lambda: _status(task, read_progress(progress_file)), sys.stderr) as say:
-        try:
-            notebook = _execute(job, source, unfinished, progress_file)
-            done = replace(
-                record,
-                finished=_now(),
-                preset=job.preset,
-                seconds=time.monotonic() - task.began,
-                failure=None,
-            )
-            _publish(job, source, done, notebook)
-        # one notebook's trouble, whatever it is, must not cost the reports of the others
-        except Exception as error:
-            failure = _Failure(_now(), job.preset, _one_line(error, unfinished.with_suffix(".log")))
-            if unfinished.exists():
-                os.replace(unfinished, failed)
-            say(f"{task.position} {source.name} failed, {failure.error}")
-            return replace(record, failure=failure)
-        failed.unlink(missing_ok=True)
-        say(f"{task.position} {source.name}: done in {_duration(done.seconds)}")
-        return done
+    expected = [job.expected_seconds(source) for source in chosen[position:]]
+    began = time.monotonic()
+    with TemporaryDirectory(prefix=".unfinished-", dir=job.folder) as name:
+        scratch = Path(name)
+        status = partial(_status, label, began, expected, scratch / _PROGRESS)
+        with show_status(status, sys.stderr) as say:
+            try:
+                notebook = _execute(job, source, scratch)
+                done = _Record(_now(), job.preset, time.monotonic() - began)
+                _publish(job, source, done, notebook)
+            # one notebook's trouble, whatever it is, must not cost the reports of the others
+            except Exception as error:
+                reason = _one_line(error, scratch / _LOG)
+                if (scratch / _UNFINISHED).exists():
+                    os.replace(scratch / _UNFINISHED, failed)
+                failure = {"when": _now(), "preset": job.preset, "error": reason}
+                _update_index(job, source, failure=failure)
+                say(f"{label} failed, {reason}")
+                return reason
+            failed.unlink(missing_ok=True)
+            _update_index(job, source, **asdict(done))
+            say(f"{label}: done in {done.took}")
+            return None
 
 
-def _execute(job: _Job, source: _Source, target: Path, progress_file: Path) -> NotebookNode:
+def _execute(job: _Job, source: _Source, scratch: Path) -> NotebookNode:
     environment = {
         # torch's waiting threads shall sleep: spinning ones slow a busy machine down many times
         "OMP_WAIT_POLICY": "passive",
         **os.environ,
-        PROGRESS_VARIABLE: str(progress_file),
+        PROGRESS_VARIABLE: str(scratch / _PROGRESS),
         # a person's own choice of windows for figures is of no use here
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
-    with open(target.with_suffix(".log"), "w") as log:
+    with (scratch / _LOG).open("w") as log:
+        launch = {"env": environment, "cwd": source.path.parent, "stdout": log, "stderr": log}
         return papermill.execute_notebook(
-            str(source.path),
-            str(target),
-            parameters=_injected(job, source),
+            source.path,
+            scratch / _UNFINISHED,
+            parameters=job.injected(source),
             kernel_name="python3",
             language="python",
             progress_bar=False,
-            start_timeout=_KERNEL_START_SECONDS,
+            # a busy machine with a cold disk can take minutes to import what a kernel needs
+            start_timeout=300,
             shutdown_kernel="immediate",
-            kernel_manager_class=_kernel_manager(
-                env=environment, cwd=str(source.path.parent), stdout=log, stderr=log
-            ),
+            kernel_manager_class=_kernel_manager(launch),
         )
 
 
-def _injected(job: _Job, source: _Source) -> dict[str, object]:
-    wanted = {**job.parameters, **({} if job.device == "auto" else {"device": job.device})}
-    known = {name: value for name, value in wanted.items() if name in source.parameters}
-    return {"preset": job.preset} | known
-
-
-def _kernel_manager(**launch: object) -> type[AsyncKernelManager]:
+def _kernel_manager(launch: Mapping[str, object]) -> type[AsyncKernelManager]:
     """A manager for kernels of this very interpreter, whatever kernels the user has installed."""
 
     class Manager(AsyncKernelManager):
-        @property
-        def kernel_spec(self) -> KernelSpec:
-            return KernelSpec(**get_kernel_dict())
+        kernel_spec = KernelSpec(**get_kernel_dict())
 
         async def start_kernel(self, **options: object) -> None:
             await super().start_kernel(**options, **launch)
@@ -300,15 +234,13 @@ def _kernel_manager(**launch: object) -> type[AsyncKernelManager]:
 
 
 def _publish(job: _Job, source: _Source, record: _Record, notebook: NotebookNode) -> None:
-    device = device_name(resolve_device(job.device))
-    took = _duration(record.seconds)
-    summary = f"{record.finished} · preset {record.preset} · {took} · {device}"
+    summary = f"{record.finished} · preset {record.preset} · {record.took} · {job.device}"
+    injected = ", ".join(f"{name} = {value}" for name, value in job.injected(source).items())
     facts = {
-        "Notebook": f"{source.path.name}, with {_listed(_injected(job, source), ' = ')}",
-        "Finished": f"{record.finished}, after {took}",
-        "Device": device,
+        "Notebook": f"{source.path.name}, with {injected}",
+        "Device": job.device,
         "System": platform.platform(),
-        "Versions": _listed(provenance.versions(), " "),
+        "Versions": ", ".join(" ".join(pair) for pair in provenance.versions().items()),
         "Revision": provenance.git_revision() or "not known",
     }
     page = page_html(notebook, source.title, source.path.parent, summary, facts)
@@ -322,90 +254,48 @@ def _publish(job: _Job, source: _Source, record: _Record, notebook: NotebookNode
 
 def _one_line(error: Exception, log: Path) -> str:
     if isinstance(error, PapermillExecutionError):
-        cell = f"cell [{error.exec_count}] {_first_line(error.source)!r}"
-        return f"{cell}: {error.ename}: {_first_line(error.evalue)}".rstrip(": ")
-    what = f"{type(error).__name__}: {_first_line(str(error))}".rstrip(": ")
-    if isinstance(error, DeadKernelError):
-        what = "the kernel died (out of memory?)"
-    return ": ".join([what, *_last_words(log)])
-
-
-def _last_words(log: Path) -> list[str]:
-    """The last line that a kernel wrote to its own stderr, but for its remarks on the network."""
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return [line.strip() for line in lines if line.strip() and "[IPKernelApp]" not in line][-1:]
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[0]
-
-
-def _raise_for_failures(failures: Mapping[str, _Failure | None]) -> None:
-    failed = {name: failure.error for name, failure in failures.items() if failure}
-    if failed:
-        listed = "; ".join(f"{name}, {error}" for name, error in failed.items())
-        raise ReportError(f"{len(failed)} of {len(failures)} notebooks failed: {listed}")
-
-
-# -- the index
+        cell = error.source.strip().partition("\n")[0]
+        parts = [f"cell [{error.exec_count}] {cell!r}", error.ename, error.evalue]
+    else:
+        # the last line that the kernel wrote to its own stderr, but for its remarks on the network
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        last = [line for line in lines if line.strip() and "[IPKernelApp]" not in line][-1:]
+        parts = [type(error).__name__, str(error), *last]
+    return ": ".join(part.strip().partition("\n")[0] for part in parts if part.strip())
 
 
 def _load_records(folder: Path) -> dict[str, _Record]:
     try:
         stored = json.loads((folder / _RECORDS).read_text(encoding="utf-8"))
-        return {
-            name: _Record(**fields | {"failure": failure and _Failure(**failure)})
-            for name, fields in stored.items()
-            for failure in [fields["failure"]]
-        }
+        return {name: _Record(**fields) for name, fields in stored.items()}
     # without a readable one the index starts anew; the pages are there all the same
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _write_contents(
-    folder: Path, sources: Sequence[_Source], records: Mapping[str, _Record]
-) -> None:
-    rows = [
-        {
-            **asdict(source),
-            **asdict(record),
-            "name": source.name,
-            "duration": _duration(record.seconds) if record.finished else "",
-        }
-        for source in sources
-        for record in [records.get(source.name, _Record())]
-    ]
-    stored = {name: asdict(record) for name, record in records.items()}
-    write_json(folder / _RECORDS, stored)
-    write_atomically(folder / "index.html", contents_html(rows, _now()))
+def _update_index(job: _Job, source: _Source, **changes: object) -> None:
+    """Note what became of a notebook; other calls of `build` may write to the same folder."""
+    with FileLock(job.folder / ".lock"):
+        records = _load_records(job.folder)
+        records[source.name] = replace(records.get(source.name, _Record()), **changes)
+        stored = {name: asdict(record) for name, record in records.items()}
+        write_json(job.folder / _RECORDS, stored)
+        rows = [(each, records.get(each.name, _Record())) for each in job.sources]
+        write_atomically(job.folder / "index.html", contents_html(rows, _now()))
 
 
-# -- words
-
-
-def _status(task: _Task, progress: Progress | None) -> str:
-    elapsed = time.monotonic() - task.began
-    parts = [f"{task.position} {task.name}"]
-    if progress:
-        total = "" if progress.total is None else f"/{progress.total}"
-        parts.append(f"{progress.label or 'step'} {progress.done}{total}")
-    parts.append(f"{_duration(elapsed)} so far")
-    step_left = progress.left if progress else None
-    if None not in task.expected:
-        this, *rest = task.expected
-        left = max(this - elapsed, step_left or 0.0) + sum(rest)
-        parts.append(f"about {_duration(left)} left")
+def _status(label: str, began: float, expected: Sequence[float | None], progress: Path) -> str:
+    """The line on the terminal; `expected` are the notebook's seconds and those of the rest."""
+    elapsed = time.monotonic() - began
+    state = read_progress(progress)
+    step_left = state.left if state else None
+    words = [label, *([str(state)] if state else []), f"{_duration(elapsed)} so far"]
+    if None not in expected:
+        left = max(expected[0] - elapsed, step_left or 0.0) + sum(expected[1:])
+        words.append(f"about {_duration(left)} left")
     elif step_left is not None:
-        parts.append(f"about {_duration(step_left)} left in this step")
-    return " · ".join(parts)
-
-
-def _expected_seconds(preset: str, source: _Source, records: Mapping[str, _Record]) -> float | None:
-    record = records.get(source.name, _Record())
-    if record.finished and record.preset == preset:
-        return record.seconds
-    return source.expected.get(preset)
+        words.append(f"about {_duration(step_left)} left in this step")
+    return " · ".join(words)
 
 
 def _duration(seconds: float) -> str:
@@ -413,10 +303,6 @@ def _duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _listed(facts: Mapping[str, object], between: str) -> str:
-    return ", ".join(f"{name}{between}{value}" for name, value in facts.items())
 
 
 def _now() -> str:

@@ -1,6 +1,7 @@
 """Parameters are checked by name and type; figures and tables are plain, complete HTML."""
 
 import base64
+import html
 import re
 from html.parser import HTMLParser
 
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from twophase.errors import InputError
 from twophase.reporting import notebook
-from twophase.reporting.notebook import PRESET_VARIABLE, assignments, parameters, resolve_preset
+from twophase.reporting.notebook import PRESET_VARIABLE, assigned, parameters, resolve_preset
 
 TABLES = {
     "smoke": {"epochs": 2, "rates": [0.1]},
@@ -119,14 +120,14 @@ def test_an_unknown_injected_parameter_is_an_error_that_names_a_near_match():
     with pytest.raises(InputError) as caught:
         check({"epochs": 3} | injected("epochs = 3\nepoch = 5\n"), epochs=int)
     message = str(caught.value)
-    assert message.startswith("parameter epoch: 5 is not allowed; use one of the parameters")
-    assert "did you mean 'epochs'?" in message
+    assert message.startswith("parameter: 'epoch' is not allowed; use one of preset, epochs")
+    assert "did you mean 'epochs'?" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("value", ["float('nan')", "-1", "[1, 2]", "{'a': None}", "1e-3"])
 def test_every_value_that_papermill_writes_is_understood(value):
     assert check({"x": [1]} | injected(f"x = {value}"), x=list).x == [1]
-    with pytest.raises(InputError, match="^parameter y: "):
+    with pytest.raises(InputError, match="^parameter: 'y'"):
         check({"x": [1]} | injected(f"y = {value}"), x=list)
 
 
@@ -152,13 +153,37 @@ def test_the_names_that_papermill_writes_are_those_that_are_checked():
 
     values = {"epochs": 3, "rate": 1e-3, "nothing": None, "deep": {"a": [True, "x"]}}
     source = PythonTranslator.codify(values, "Parameters")
-    assert notebook._is_injected(source)
-    assert dict(assignments(source)) == values
+    assert assigned(source) == list(values)
+    namespace = values | {"In": [source]}
+    with pytest.raises(InputError, match="^parameter: 'nothing'"):
+        check(namespace, epochs=int, rate=float)
 
 
-def test_assignments_see_annotations_that_papermill_does_not():
-    source = "a: int | None = None  # b = 3\nc = d = 'x'\nif a:\n    e = 1\nf: int\n"
-    assert dict(assignments(source)) == {"a": None, "c": "x", "d": "x"}
+def test_assignments_are_seen_that_papermills_inspection_drops():
+    source = "a: int | None = None  # b = 3\nc: str = 'Peak(factor=0.9)'\nd = e = max(1, 2)\n"
+    assert assigned(source) == ["a", "c", "d", "e"]
+
+
+def peak(text):
+    """A toy of the library's notation."""
+    found = re.fullmatch(r"Peak\(factor=([\d.]+)\)", text)
+    if not found:
+        raise InputError("rule", text, "Peak(factor=...)")
+    return float(found[1])
+
+
+def test_a_function_makes_the_value_from_a_text():
+    assert check({"rule": "Peak(factor=0.9)"}, rule=peak).rule == 0.9
+    tables = {"smoke": {"rule": "Peak(factor=0.8)"}}
+    namespace = {"preset": "smoke", "rule": "preset"}
+    assert parameters(namespace, tables, rule=peak).rule == 0.8
+
+
+@pytest.mark.parametrize("value", ["Peak()", "", "preset", 0.9, None, ["Peak(factor=0.9)"]])
+def test_what_the_function_refuses_and_what_is_no_text_is_an_error_with_the_fields_name(value):
+    with pytest.raises(InputError, match="^rule: ") as caught:
+        check({"rule": value}, rule=peak)
+    assert caught.value.field == "rule" and "\n" not in str(caught.value)
 
 
 # -- what is shown
@@ -186,60 +211,82 @@ class Tags(HTMLParser):
             self.texts.setdefault(self.open[-1], []).append(data)
 
 
+@pytest.fixture
 def shown(monkeypatch):
+    """What a notebook would display."""
     calls = []
     monkeypatch.setattr(notebook, "display", calls.append)
     return calls
 
 
-def test_say_shows_markdown(monkeypatch):
-    calls = shown(monkeypatch)
+def test_say_shows_markdown(shown):
     notebook.say("**2** epochs")
-    assert calls[0]._repr_markdown_() == "**2** epochs"
+    assert shown[0]._repr_markdown_() == "**2** epochs"
 
 
-def test_a_figure_is_shown_once_with_its_caption_as_alternative_text(monkeypatch):
-    calls = shown(monkeypatch)
+def test_a_figure_is_shown_once_with_its_caption_as_alternative_text(shown):
     fig, _ = plt.subplots(figsize=(4, 3))
     notebook.figure(fig, 'Where $a<b$ & "c", for `vit-mlp`.')
     assert not plt.fignum_exists(fig.number)
-    tags = Tags(calls[0].data)
+    tags = Tags(shown[0].data)
     (image,) = tags.attributes["img"]
     assert image["alt"] == 'Where a<b & "c", for vit-mlp.'
-    assert "".join(tags.texts["figcaption"]) == 'Where $a<b$ & "c", for .'
+    assert "".join(tags.texts["figcaption"]) == 'Where  & "c", for .'
     assert tags.texts["code"] == ["vit-mlp"]
+    assert (tags.texts["mi"], tags.texts["mo"]) == (["a", "b"], ["<"])
     picture = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
     assert picture.startswith(b"\x89PNG")
     assert 300 < int(image["width"]) < 400, "about four inches of 96 pixels"
+    assert int.from_bytes(picture[16:20]) // 2 == int(image["width"]), "twice as many dots"
 
 
-def test_a_figure_that_pyplot_does_not_know(monkeypatch):
-    calls = shown(monkeypatch)
+def test_a_figure_that_pyplot_does_not_know(shown):
     fig = Figure(figsize=(2, 2))
     fig.add_subplot()
     notebook.figure(fig, "Empty.")
-    assert len(calls) == 1
+    assert len(shown) == 1
 
 
-def rows(frame, caption="Caption."):
-    tags = Tags(notebook._table_html(frame, caption))
-    return tags, tags.texts["th"], tags.texts.get("td", [])
+@pytest.fixture
+def rows(shown):
+    """A table's headings and cells, and how each column is aligned."""
+
+    def parsed(frame):
+        notebook.table(frame, "Caption.")
+        markup = shown[-1].data
+        tags = Tags(markup)
+        assert tags.texts["caption"] == ["Caption."]
+        sides = re.findall(r"\.col\d+ {\s+text-align: (\w+)", markup)
+        texts = [re.sub("<[^>]+>", "", cell) for cell in re.findall("<td.*?</td>", markup)]
+        return tags.texts["th"], [html.unescape(text) for text in texts], sides
+
+    return parsed
 
 
-def test_a_table_keeps_text_and_aligns_numbers_to_the_right():
-    frame = pd.DataFrame({"model <1>": ["a", "b"], "P": [154058, 2], "share": ["1.5 %", "–"]})
-    tags, head, cells = rows(frame)
+def test_a_table_keeps_text_and_aligns_numbers_to_the_right(rows):
+    frame = pd.DataFrame({"model <1>": ["a_b_", "b*"], "P": [154058, 2], "share": ["1.5 %", "–"]})
+    head, cells, sides = rows(frame)
     assert head == ["model <1>", "P", "share"]
-    assert cells == ["a", "154058", "1.5 %", "b", "2", "–"]
-    aligned = [re.search(r"left|right", cell["style"])[0] for cell in tags.attributes["td"]]
-    assert aligned == ["left", "right", "right"] * 2
+    assert cells == ["a_b_", "154058", "1.5 %", "b*", "2", "–"]
+    assert sides == ["left", "right", "right"]
 
 
-def test_an_index_that_says_something_is_a_column():
+def test_an_index_that_says_something_is_a_column(rows):
     named = pd.DataFrame({"loss": [1.5]}, index=pd.Index(["adam"], name="method"))
-    assert rows(named)[1:] == (["method", "loss"], ["adam", "1.5"])
+    assert rows(named)[:2] == (["method", "loss"], ["adam", "1.5"])
     twofold = pd.DataFrame({("loss", "train"): [1.0]}, index=[7])
-    assert rows(twofold)[1:] == (["index", "loss train"], ["7", "1"])
+    assert rows(twofold)[:2] == (["index", "loss", "train"], ["7", "1"])
+
+
+def test_the_same_table_has_the_same_html(shown):
+    for _ in range(2):
+        notebook.table(pd.DataFrame({"a": [1]}), "Caption.")
+    assert shown[0].data == shown[1].data
+
+
+@pytest.mark.parametrize("column", [[], ["x", None], [1.0, 2.0]])
+def test_any_column_can_be_shown(rows, column):
+    assert len(rows(pd.DataFrame({"a": pd.Categorical(column)}))[1]) == len(column)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +297,8 @@ def test_an_index_that_says_something_is_a_column():
         (1234.5678, "1235"),
         (12345.678, "12,346"),
         (-12345.678, "−12,346"),
-        (1.2e-9, "1.2×10<sup>−9</sup>"),
-        (-3.25e12, "−3.25×10<sup>12</sup>"),
+        (1.2e-9, "1.2×10−9"),
+        (-3.25e12, "−3.25×1012"),
         (0.0, "0"),
         (np.float32(0.25), "0.25"),
         (float("nan"), "–"),
@@ -261,8 +308,8 @@ def test_an_index_that_says_something_is_a_column():
         (512, "512"),
     ],
 )
-def test_how_a_number_reads(value, text):
-    assert notebook._text(value) == text
+def test_how_a_number_reads(rows, value, text):
+    assert rows(pd.DataFrame({"a": [value]}))[1] == [text]
 
 
 @given(st.floats(min_value=1e-300, max_value=1e300))

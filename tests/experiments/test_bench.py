@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from twophase import ConjugateDirection, Descent, ParabolaFirst, StrongWolfe
 from twophase.__main__ import main
-from twophase.cg import CGSettings
 from twophase.experiments import bench
-from twophase.line_search.golden_section import LINE_SEARCHES, resolve
+from twophase.experiments.bench import LINE_SEARCHES
 from twophase.objective import FunctionObjective
 from twophase.problems import images, networks
+
+
+def conjugate(line_search):
+    return Descent(ConjugateDirection("PR+"), line_search)
 
 
 def valley(x):
@@ -45,7 +49,7 @@ class Tape(FunctionObjective):
 def test_passes_are_one_per_value_and_three_per_gradient(name):
     tape = Tape(valley)
     x = torch.tensor([-1.2, 1.0], dtype=torch.float64)
-    path = bench.descend(tape, x, CGSettings("PR+", resolve(name)), iterations=6)
+    path = bench.descend(tape, x, conjugate(LINE_SEARCHES[name]), iterations=6)
     assert len(path.passes) == len(path.losses) == 6
     # the gradient at the start belongs to no iteration
     asked = [kind for kind, _ in tape.asked[1:]]
@@ -60,17 +64,17 @@ def test_passes_are_one_per_value_and_three_per_gradient(name):
 def test_a_quadratic_takes_the_passes_that_one_works_out_by_hand():
     """On |x|² the vertex of the first step's parabola, which ends at loss 0, is the minimum."""
     tape = Tape(bowl)
-    path = bench.descend(tape, torch.ones(2).double(), CGSettings("PR+", resolve("wolfe")), 1)
+    path = bench.descend(tape, torch.ones(2).double(), conjugate(StrongWolfe()), 1)
     assert path.passes == [3] and path.losses[0] == pytest.approx(0)
     parabola = Tape(lambda x: bowl(x) + 1)
-    path = bench.descend(parabola, torch.ones(2).double(), CGSettings("PR+"), 1)
+    path = bench.descend(parabola, torch.ones(2).double(), conjugate(ParabolaFirst()), 1)
     # a forward trial, then a gradient at the vertex, which is the next iteration's
     assert path.passes == [1 + 3] and path.losses[0] == pytest.approx(1)
 
 
 def test_a_descent_goes_on_to_the_target_but_not_for_ever():
     x = torch.tensor([-1.2, 1.0], dtype=torch.float64)
-    settings = CGSettings("PR+", resolve("wolfe"))
+    settings = conjugate(StrongWolfe())
     short = bench.descend(FunctionObjective(valley), x, settings, 2)
     longer = bench.descend(FunctionObjective(valley), x, settings, 2, short.losses[-1] / 2)
     assert len(longer.passes) > 2 and longer.losses[-1] <= short.losses[-1] / 2 < longer.losses[-2]
@@ -79,7 +83,7 @@ def test_a_descent_goes_on_to_the_target_but_not_for_ever():
 
 
 def test_passes_to_a_loss_are_those_of_the_iterations_up_to_it():
-    path = bench.Descent([17, 16, 15], [0.9, 0.4, 0.1])
+    path = bench.Course([17, 16, 15], [0.9, 0.4, 0.1])
     assert [path.passes_to(t) for t in (0.9, 0.5, 0.4, 0.1)] == [17, 33, 33, 48]
     assert math.isnan(path.passes_to(0.01))
 

@@ -13,19 +13,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twophase.errors import InputError, NonFiniteError
-from twophase.experiments import hessian
-from twophase.experiments.hessian import (
-    Convexity,
-    Curvature,
-    Krylov,
-    Spectrum,
-    along,
-    audit,
-    extremes,
-    negative_share,
-)
+from twophase.experiments.hessian import Convexity, Curvature, Hessian
+from twophase.full_batch import FullBatch
 from twophase.losses import mse
-from twophase.objective import FullBatch, FunctionObjective, Passes
+from twophase.objective import FunctionObjective, Passes
 from twophase.problems import networks
 from twophase.problems.toys import rosenbrock
 
@@ -192,7 +183,7 @@ def test_extremes_of_networks_are_those_of_the_dense_hessian(network, scale):
     x = scale * objective.vector.read()
     hessian = dense(objective, x)
     exact = torch.linalg.eigvalsh(hessian)
-    result = extremes(objective, x, **TIGHT)
+    result = Hessian(objective, x).extremes(**TIGHT)
     assert result.converged and exact[0] < 0
     assert result.smallest == pytest.approx(exact[0].item(), rel=1e-6)
     assert result.largest == pytest.approx(exact[-1].item(), rel=1e-6)
@@ -210,7 +201,7 @@ def test_extremes_of_the_rosenbrock_function(x):
     a, b = x.tolist()
     by_hand = [[1200 * a * a - 400 * b + 2, -400 * a], [-400 * a, 200.0]]
     exact = np.linalg.eigvalsh(by_hand)
-    result = extremes(FunctionObjective(rosenbrock()), x)
+    result = Hessian(FunctionObjective(rosenbrock()), x).extremes()
     assert result.smallest == pytest.approx(exact[0], rel=1e-9)
     assert result.largest == pytest.approx(exact[1], rel=1e-9)
     assert result.products == 2
@@ -228,7 +219,9 @@ def test_extremes_of_the_rosenbrock_function(x):
 )
 def test_extremes_of_any_symmetric_matrix(values, seed):
     objective, matrix = with_eigenvalues(values, seed)
-    result = extremes(objective, torch.zeros(len(values), dtype=torch.float64), **TIGHT, seed=seed)
+    result = Hessian(objective, torch.zeros(len(values), dtype=torch.float64)).extremes(
+        **TIGHT, seed=seed
+    )
     scale = max(map(abs, values))
     assert result.converged
     assert result.smallest == pytest.approx(min(values), rel=0, abs=1e-7 * scale)
@@ -238,10 +231,10 @@ def test_extremes_of_any_symmetric_matrix(values, seed):
 @pytest.mark.parametrize("value", [-3.0, 0.0, 2.0])
 def test_one_parameter(value):
     objective, _ = quadratic([[value]])
-    result = extremes(objective, torch.ones(1, dtype=torch.float64))
+    result = Hessian(objective, torch.ones(1, dtype=torch.float64)).extremes()
     assert (result.smallest, result.largest, result.products) == (value, value, 1)
     assert result.converged
-    share = negative_share(objective, torch.ones(1, dtype=torch.float64))
+    share = Hessian(objective, torch.ones(1, dtype=torch.float64)).negative_share()
     assert (share.share, share.error) == (float(value < 0), 0)
 
 
@@ -249,13 +242,13 @@ def test_a_product_of_two_is_a_saddle():
     """Random signs as a start would be an eigenvector of [[0, 1], [1, 0]] and miss the other."""
     objective = FunctionObjective(lambda x: x[0] * x[1])
     for seed in range(5):
-        result = extremes(objective, torch.zeros(2, dtype=torch.float64), seed=seed)
+        result = Hessian(objective, torch.zeros(2, dtype=torch.float64)).extremes(seed=seed)
         assert (result.smallest, result.largest) == pytest.approx((-1, 1), rel=1e-12)
 
 
 def test_equal_eigenvalues_end_the_run():
     objective, _ = quadratic(-4 * torch.eye(200))
-    result = extremes(objective, torch.zeros(200, dtype=torch.float64))
+    result = Hessian(objective, torch.zeros(200, dtype=torch.float64)).extremes()
     assert (result.smallest, result.largest) == pytest.approx((-4, -4), rel=1e-12)
     assert result.products == 1 and result.converged
 
@@ -263,9 +256,9 @@ def test_equal_eigenvalues_end_the_run():
 def test_restarts_find_what_one_basis_does_not():
     objective, matrix = with_eigenvalues(np.linspace(-1, 30, 400))
     x = torch.zeros(400, dtype=torch.float64)
-    early = extremes(objective, x, tolerance=1e-6)
+    early = Hessian(objective, x).extremes(tolerance=1e-6)
     assert early.products == 48 and not early.converged
-    result = extremes(objective, x, **TIGHT)
+    result = Hessian(objective, x).extremes(**TIGHT)
     assert result.products > 48 and result.converged
     assert result.smallest == pytest.approx(-1, rel=1e-6)
     assert result.largest == pytest.approx(30, rel=1e-6)
@@ -274,7 +267,7 @@ def test_restarts_find_what_one_basis_does_not():
 @pytest.mark.parametrize("seed", range(5))
 def test_small_negative_eigenvalues_are_found_beside_many_zeros(seed):
     objective, _ = with_eigenvalues(network_like())
-    result = extremes(objective, torch.zeros(400, dtype=torch.float64), seed=seed)
+    result = Hessian(objective, torch.zeros(400, dtype=torch.float64)).extremes(seed=seed)
     assert result.converged and result.products < 48
     assert result.smallest == pytest.approx(-0.3, rel=1e-2)
     assert result.smallest - result.smallest_error <= -0.3 <= result.smallest + 1e-12
@@ -290,9 +283,12 @@ def test_a_crowd_near_zero_does_not_pass_for_the_smallest_eigenvalue(smallest, s
     weights = torch.from_numpy(values)
     objective = FunctionObjective(lambda x: (weights * x * x).sum() / 2)
     x = torch.zeros(len(values), dtype=torch.float64)
-    early = extremes(objective, x, max_products=7, seed=seed)
+    early = Hessian(objective, x).extremes(max_products=7, seed=seed)
     assert early.smallest > smallest / 2 and not early.converged
-    for result in (extremes(objective, x, seed=seed), audit(objective, x, seed=seed)):
+    for result in (
+        Hessian(objective, x).extremes(seed=seed),
+        Hessian(objective, x).audit(seed=seed),
+    ):
         assert result.converged
         assert result.smallest == pytest.approx(smallest, rel=0.05)
 
@@ -303,7 +299,7 @@ def test_an_eigenvalue_lies_within_the_error_whenever_the_run_ends(products, see
     objective, matrix = with_eigenvalues(np.linspace(-1, 1, 100) ** 3)
     exact = torch.linalg.eigvalsh(matrix)
     x = torch.zeros(100, dtype=torch.float64)
-    result = extremes(objective, x, tolerance=1e-3, max_products=products, seed=seed)
+    result = Hessian(objective, x).extremes(tolerance=1e-3, max_products=products, seed=seed)
     assert result.products <= products
     assert (exact - result.smallest).abs().min() <= result.smallest_error
     assert (exact - result.largest).abs().min() <= result.largest_error
@@ -327,7 +323,7 @@ def test_scipy_finds_the_same_with_no_fewer_products():
     options = dict(k=2, which="BE", ncv=48, tol=1e-6, v0=start, return_eigenvectors=False)
     low, high = eigsh(operator, **options)
     x = torch.zeros(400, dtype=torch.float64)
-    result = extremes(objective, x, tolerance=1e-8, max_products=500)
+    result = Hessian(objective, x).extremes(tolerance=1e-8, max_products=500)
     assert result.smallest == pytest.approx(low, rel=1e-6)
     assert result.largest == pytest.approx(high, rel=1e-6)
     assert result.products <= products
@@ -336,7 +332,7 @@ def test_scipy_finds_the_same_with_no_fewer_products():
 def test_float32_comes_with_an_error_that_holds():
     exact = torch.linalg.eigvalsh(dense(objective := full_batch(), objective.vector.read()))
     single = full_batch(dtype=torch.float32)
-    result = extremes(single, single.vector.read(), tolerance=1e-5)
+    result = Hessian(single, single.vector.read()).extremes(tolerance=1e-5)
     assert result.smallest_vector.dtype == torch.float32 and result.converged
     assert abs(result.smallest - exact[0].item()) <= result.smallest_error
     assert abs(result.largest - exact[-1].item()) <= result.largest_error
@@ -351,24 +347,9 @@ def test_the_share_is_exact_with_as_many_steps_as_parameters(network, power):
     objective = network()
     x = objective.vector.read()
     exact = share_of(torch.linalg.eigvalsh(dense(objective, x)), power)
-    result = negative_share(objective, x, power=power, steps=len(x))
+    result = Hessian(objective, x).negative_share(power=power, steps=len(x))
     assert 0.01 < exact < 0.99
     assert result.share == pytest.approx(exact, rel=1e-6)
-
-
-@pytest.mark.parametrize("power", [1, 2])
-def test_the_share_over_an_orthonormal_basis_is_exact(power):
-    """Σ_i e_i'f(H)e_i is the trace, whatever the basis: the quadrature has no other error."""
-    values = torch.tensor([-3.0, -1.0, -0.5, 0.25, 1.0, 2.0, 8.0], dtype=torch.float64)
-    objective, matrix = with_eigenvalues(values)
-    runs = []
-    for start in torch.eye(7, dtype=torch.float64):
-        run = Krylov(lambda v: matrix @ v, start, 7)
-        run.converge(0.0, 7)
-        runs.append(run.matrix[: run.size, : run.size])
-    result = Spectrum(np.empty(0), runs, True, 7).negative_share(power)
-    assert result.share == pytest.approx(share_of(values, power), rel=1e-9)
-    assert result.truncation == 0
 
 
 @pytest.mark.parametrize("power", [1, 2])
@@ -378,7 +359,7 @@ def test_the_error_of_the_share_is_the_one_stated(power):
     objective, _ = with_eigenvalues(values)
     x = torch.zeros(200, dtype=torch.float64)
     exact = share_of(values, power)
-    results = [negative_share(objective, x, power=power, seed=seed) for seed in range(200)]
+    results = [Hessian(objective, x).negative_share(power=power, seed=seed) for seed in range(200)]
     assert max(result.truncation for result in results) < 1e-9
     ratios = np.array([(result.share - exact) / result.deviation for result in results])
     # each root mean square of 200 has a relative deviation of 1/20; the bound is 2 ‖f(H)‖²
@@ -390,7 +371,7 @@ def test_more_probes_make_the_share_more_certain():
     values = torch.tensor([-2.0, -1.0, 1.0, 3.0]).repeat(50)
     objective, _ = with_eigenvalues(values)
     x = torch.zeros(200, dtype=torch.float64)
-    one, many = (negative_share(objective, x, probes=count).deviation for count in (1, 16))
+    one, many = (Hessian(objective, x).negative_share(probes=count).deviation for count in (1, 16))
     assert many == pytest.approx(one / 4, rel=0.2)
 
 
@@ -400,34 +381,17 @@ def test_the_share_of_a_spectrum_like_a_networks(power, bound):
     objective, _ = with_eigenvalues(values)
     exact = share_of(values, power)
     for seed in range(5):
-        result = negative_share(
-            objective, torch.zeros(400, dtype=torch.float64), power=power, steps=24, seed=seed
+        result = Hessian(objective, torch.zeros(400, dtype=torch.float64)).negative_share(
+            power=power, steps=24, seed=seed
         )
         assert abs(result.share - exact) <= 4 * result.error + 1e-9
         assert result.error < bound
 
 
-@pytest.mark.parametrize("power", [1, 2])
-def test_truncation_is_the_largest_change_over_the_last_quarter_of_the_steps(power):
-    matrix = (
-        np.diag([1.0, -2, 3, -4, 1, 2, -3, 4]) + np.diag(np.ones(7), 1) + np.diag(np.ones(7), -1)
-    )
-
-    def share(steps):
-        values, vectors = np.linalg.eigh(matrix[:steps, :steps])
-        sizes = vectors[0] ** 2 * np.abs(values) ** power
-        return sizes[values < 0].sum() / sizes.sum()
-
-    result = Spectrum(np.empty(0), [matrix], False, 100).negative_share(power)
-    expected = max(abs(share(7) - share(8)), abs(share(6) - share(8)))
-    assert result.truncation == pytest.approx(expected, rel=1e-9) and expected > 0
-    assert Spectrum(np.empty(0), [matrix], True, 100).negative_share(power).truncation == 0
-
-
 @pytest.mark.parametrize("sign, share", [(1, 0), (-1, 1)])
 def test_definite_hessians_have_the_share_0_or_1(sign, share):
     objective, _ = with_eigenvalues(sign * np.geomspace(1e-3, 10, 60))
-    result = negative_share(objective, torch.zeros(60, dtype=torch.float64))
+    result = Hessian(objective, torch.zeros(60, dtype=torch.float64)).negative_share()
     assert result.share == share
 
 
@@ -441,29 +405,33 @@ def test_curvature_along_a_direction_is_its_definition(network):
     direction = torch.randn(len(x), dtype=x.dtype)
     exact = direction @ dense(objective, x) @ direction / (direction @ direction)
     for length in (1e-20, 1, 1e20):
-        assert along(objective, x, length * direction) == pytest.approx(exact.item(), rel=1e-9)
+        assert Hessian(objective, x).along(length * direction) == pytest.approx(
+            exact.item(), rel=1e-9
+        )
 
 
 def test_curvature_in_float32_does_not_depend_on_the_rounding_of_a_norm():
     bowl = FunctionObjective(lambda x: x @ x)
     for direction in torch.randn(5, 1000):
-        assert along(bowl, torch.zeros(1000), direction) == pytest.approx(2, rel=1e-14)
+        assert Hessian(bowl, torch.zeros(1000)).along(direction) == pytest.approx(2, rel=1e-14)
 
 
 def test_curvature_along_a_float64_direction_of_a_float32_model():
     objective = full_batch(dtype=torch.float32)
     x = objective.vector.read()
     direction = torch.randn(len(x), dtype=torch.float64)
-    assert along(objective, x, direction) == pytest.approx(along(objective, x, direction.float()))
+    assert Hessian(objective, x).along(direction) == pytest.approx(
+        Hessian(objective, x).along(direction.float())
+    )
 
 
 @pytest.mark.parametrize("direction", [torch.zeros(2), torch.ones(3), torch.tensor([1, math.nan])])
 def test_a_direction_without_a_direction_is_refused(direction):
     bowl = FunctionObjective(lambda x: x @ x)
     with pytest.raises(InputError, match="direction: .* a vector of shape \\[2\\]"):
-        along(bowl, torch.ones(2), direction)
+        Hessian(bowl, torch.ones(2)).along(direction)
     with pytest.raises(InputError, match="step: .* a vector of shape \\[2\\]"):
-        audit(bowl, torch.ones(2), directions={"step": direction})
+        Hessian(bowl, torch.ones(2)).audit(directions={"step": direction})
     assert bowl.passes.total == 0
 
 
@@ -474,13 +442,15 @@ def test_the_audit_agrees_with_its_parts():
     objective = full_batch()
     x = objective.vector.read()
     direction = torch.ones_like(x)
-    result = audit(objective, x, directions={"step": direction}, **TIGHT, steps=len(x))
+    result = Hessian(objective, x).audit(directions={"step": direction}, **TIGHT, steps=len(x))
     exact = torch.linalg.eigvalsh(dense(objective, x))
     value, gradient = objective.value_and_gradient(x)
     assert (result.loss, result.gradient_norm) == pytest.approx((value, gradient.norm().item()))
     assert result.smallest == pytest.approx(exact[0].item(), rel=1e-6)
     assert result.largest == pytest.approx(exact[-1].item(), rel=1e-6)
-    assert result.along == {"step": pytest.approx(along(objective, x, direction), rel=1e-12)}
+    assert result.along == {
+        "step": pytest.approx(Hessian(objective, x).along(direction), rel=1e-12)
+    }
     assert result.converged
     for share, error, power in (
         (result.negative_share, result.negative_share_error, 1),
@@ -492,7 +462,7 @@ def test_the_audit_agrees_with_its_parts():
 def test_the_audit_counts_its_products():
     objective, _ = with_eigenvalues(network_like())
     x = torch.zeros(400, dtype=torch.float64)
-    result = audit(objective, x, directions={"a": x + 1, "b": x - 1}, probes=2, steps=11)
+    result = Hessian(objective, x).audit(directions={"a": x + 1, "b": x - 1}, probes=2, steps=11)
     assert objective.passes == Passes(1, 1, result.products)
     assert 22 + 2 < result.products <= 48 + 22 + 2
 
@@ -501,14 +471,15 @@ def test_a_probe_that_sees_beyond_the_first_run_is_believed():
     """With one product the first run sees nothing; the probe, with enough, sees the extremes."""
     objective, _ = with_eigenvalues(np.linspace(-2, 5, 20))
     x = torch.zeros(20, dtype=torch.float64)
-    result = audit(objective, x, max_products=1, steps=20)
+    result = Hessian(objective, x).audit(max_products=1, steps=20)
     assert (result.smallest, result.largest) == pytest.approx((-2, 5), rel=1e-6)
     assert result.converged
 
 
 def test_convexity_is_the_sign_beyond_level_and_error():
-    def point(smallest, error, largest=10.0):
-        return Curvature(1, 1, smallest, largest, error, 0, True, 0, 0, 0, 0, {}, 1).convexity()
+    def point(smallest, error, largest=10.0, level=1e-2):
+        found = Curvature(1, 1, smallest, largest, error, 0, True, 0, 0, 0, 0, {}, 1)
+        return found.convexity(level)
 
     assert point(-0.11, 5.0) is Convexity.NEGATIVE  # a Ritz value is an upper bound
     assert point(-0.05, 0.04) is Convexity.NOT_NEGATIVE
@@ -516,11 +487,15 @@ def test_convexity_is_the_sign_beyond_level_and_error():
     assert point(0.3, 0.5) is Convexity.UNDECIDED
     assert point(0.0, 0.0, largest=0.0) is Convexity.NOT_NEGATIVE
     assert point(-5.0, 0.0, largest=-1.0) is Convexity.NEGATIVE
+    assert point(-0.05, 0.04, level=1e-3) is Convexity.NEGATIVE
+    for level in (0.0, 1.0, math.nan):
+        with pytest.raises(InputError, match="^level: "):
+            point(-0.05, 0.04, level=level)
 
 
 def test_a_hessian_of_zeros():
     flat = FunctionObjective(lambda x: x.sum())
-    result = audit(flat, torch.ones(100, dtype=torch.float64))
+    result = Hessian(flat, torch.ones(100, dtype=torch.float64)).audit()
     assert (result.smallest, result.largest, result.negative_share) == (0, 0, 0)
     assert result.converged and result.convexity() is Convexity.NOT_NEGATIVE
 
@@ -530,7 +505,7 @@ def test_a_seed_gives_the_same_audit_and_another_one_another(dtype):
     objective = attention(dtype=dtype)
     x = objective.vector.read()
     options = dict(max_products=6, steps=6)
-    first, again, other = (audit(objective, x, **options, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (Hessian(objective, x).audit(**options, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first.smallest != other.smallest
     assert first.negative_share != other.negative_share
@@ -538,10 +513,11 @@ def test_a_seed_gives_the_same_audit_and_another_one_another(dtype):
 
 def test_the_global_generator_stays_as_it_is():
     state = torch.get_rng_state()
-    audit(FunctionObjective(lambda x: x @ x), torch.ones(5))
+    Hessian(FunctionObjective(lambda x: x @ x), torch.ones(5)).audit()
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_memory_is_a_few_dozen_vectors():
     """All live tensors of length P, counted at every product."""
     size, most = 3000, 0
@@ -563,26 +539,29 @@ def test_memory_is_a_few_dozen_vectors():
     objective = Bowl(lambda x: (weights * x * x).sum() / 2)
     gc.collect()
     x = torch.zeros(size, dtype=torch.float64)
-    audit(objective, x, tolerance=1e-9, max_products=300, probes=2)
+    Hessian(objective, x).audit(tolerance=1e-9, max_products=300, probes=2)
     assert objective.passes.hessian_vector == 300 + 40
     assert most < 49 + 2 * 21 + 10
 
 
 # ---- errors -------------------------------------------------------------------------------------
 
-CALLS = [extremes, negative_share, audit, lambda f, x: along(f, x, torch.ones_like(x))]
+CALLS = [
+    *(Hessian.extremes, Hessian.negative_share, Hessian.audit),
+    lambda hessian: hessian.along(torch.ones_like(hessian.x)),
+]
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_loss_that_is_no_number_is_an_error(call):
     with pytest.raises(NonFiniteError, match="loss: nan"):
-        call(FunctionObjective(lambda x: (x * math.nan).sum()), torch.ones(3))
+        call(Hessian(FunctionObjective(lambda x: (x * math.nan).sum()), torch.ones(3)))
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_an_infinite_second_derivative_is_an_error(call):
     with pytest.raises(NonFiniteError, match="Hessian–vector product"):
-        call(FunctionObjective(lambda x: (x**1.5).sum()), torch.zeros(3))
+        call(Hessian(FunctionObjective(lambda x: (x**1.5).sum()), torch.zeros(3)))
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -591,26 +570,26 @@ def test_a_model_that_does_not_repeat_itself_is_refused(call):
     inputs = torch.ones(5, 4, dtype=torch.float64)
     objective = FullBatch(model, mse, inputs, torch.zeros(5, dtype=torch.int64))
     with pytest.raises(InputError, match="Dropout in training mode"):
-        call(objective, objective.vector.read())
+        call(Hessian(objective, objective.vector.read()))
 
 
 @pytest.mark.parametrize(
     "call, option, value",
     [
-        (extremes, "tolerance", 0.0),
-        (extremes, "max_products", 0),
-        (extremes, "seed", -1),
-        (negative_share, "power", 3),
-        (negative_share, "probes", 0),
-        (negative_share, "steps", 0),
-        (audit, "tolerance", math.nan),
-        (audit, "probes", 0),
+        (Hessian.extremes, "tolerance", 0.0),
+        (Hessian.extremes, "max_products", 0),
+        (Hessian.extremes, "seed", -1),
+        (Hessian.negative_share, "power", 3),
+        (Hessian.negative_share, "probes", 0),
+        (Hessian.negative_share, "steps", 0),
+        (Hessian.audit, "tolerance", math.nan),
+        (Hessian.audit, "probes", 0),
     ],
 )
 def test_options_out_of_range_are_named(call, option, value):
     bowl = FunctionObjective(lambda x: x @ x)
     with pytest.raises(InputError, match=f"^{option}: "):
-        call(bowl, torch.ones(3), **{option: value})
+        call(Hessian(bowl, torch.ones(3)), **{option: value})
     assert bowl.passes.total == 0
 
 
@@ -621,14 +600,6 @@ def test_a_gpu_sees_the_same_curvature():
     there.model.cuda()
     there.inputs, there.targets = there.inputs.cuda(), there.targets.cuda()
     x = here.vector.read()
-    ours, theirs = audit(here, x), audit(there, x.cuda())
+    ours, theirs = Hessian(here, x).audit(), Hessian(there, x.cuda()).audit()
     assert theirs.smallest == pytest.approx(ours.smallest, rel=1e-6)
     assert theirs.negative_share == pytest.approx(ours.negative_share, rel=1e-6)
-
-
-def test_the_random_vectors_are_uniform_on_the_sphere():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.zeros(3, dtype=torch.float64)
-    draws = torch.stack([hessian.random_unit(x, generator) for _ in range(20000)])
-    covariance = draws.T @ draws / len(draws)
-    torch.testing.assert_close(covariance, torch.eye(3).double() / 3, rtol=0, atol=0.01)

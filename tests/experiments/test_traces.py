@@ -15,7 +15,9 @@ def test_the_committed_traces_are_complete():
     recorded = traces.committed()
     assert tuple(recorded.columns) == traces.COLUMNS
     groups = recorded.groupby(traces.KEY)
-    expected = {(c.dataset, c.model, c.seed): c.epochs for c in traces.configs("paper")}
+    expected = {
+        (c.problem.dataset, c.problem.model, c.seed): c.epochs for c in traces.configs("paper")
+    }
     assert {key: len(trace) for key, trace in groups} == expected
     assert recorded.model.nunique() >= 5 and recorded.dataset.nunique() >= 2
     assert np.isfinite(recorded[["loss", "grad_norm"]]).all(axis=None)
@@ -70,7 +72,7 @@ def test_recording_resumes_and_keeps_the_weights_of_some_epochs(tmp_path, capsys
     assert main([*command, "--out", str(tmp_path), "--device", "cpu"]) == 0
     written = pd.read_csv(tmp_path / "grad_norm_traces.csv")
     assert written.groupby("seed").epoch.max().tolist() == [12, 12]
-    (config, _) = traces.configs("smoke", networks=["vit-nomlp-wkewq-wvwo1"], seeds=2)
+    (config, _) = traces.configs("smoke", models=["vit-nomlp-wkewq-wvwo1"], seeds=2)
     kept = sorted(p.name for p in traces.folder(tmp_path, config).glob("branch-epoch-*.ckpt"))
     assert len(kept) == sum(epoch <= 12 for epoch in traces.KEPT_EPOCHS)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")}

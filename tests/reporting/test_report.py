@@ -1,32 +1,28 @@
-"""Reports: pages are whole and self-contained; what fails or stops never costs an old page."""
+"""Reports: what fails, stops or runs at the same time never costs a page or an index entry."""
 
 import json
-import re
 import signal
 import sys
-from html.parser import HTMLParser
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
 
-import matplotlib.pyplot as plt
 import nbformat
-import pandas as pd
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from twophase.errors import InputError
 from twophase.experiments.progress import Progress
-from twophase.reporting import notebook as shown
 from twophase.reporting import report
-from twophase.reporting.html import contents_html, formula_html, opening, page_html
 from twophase.reporting.notebook import PRESET_VARIABLE
 from twophase.reporting.report import ReportError, build
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = 'preset: str = "auto"  # smoke, quick or paper\nepochs: int = 3\n'
 
 
-def code(source, *tags, outputs=()):
-    cell = new_code_cell(source, outputs=list(outputs))
+def code(source, *tags):
+    cell = new_code_cell(source)
     cell.metadata["tags"] = list(tags)
     return cell
 
@@ -38,7 +34,16 @@ def write(project, name, *cells, prose="# A title\n\nWhat is asked?"):
 
 
 def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    found = (path for path in folder.rglob("[!.]*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in found)
+
+
+def visible(page):
+    """The text that is neither folded away nor style."""
+    soup = BeautifulSoup(page, "html.parser")
+    for part in soup(["style", "details"]):
+        part.decompose()
+    return soup.get_text()
 
 
 @pytest.fixture
@@ -75,12 +80,12 @@ def test_a_build_leaves_a_page_for_each_notebook_and_an_index(project, monkeypat
     expected = ["01-first.html", "index.html", "index.json", "notebooks/01-first.ipynb"]
     assert files(reports) == expected
     page = (reports / "01-first.html").read_text(encoding="utf-8")
-    visible = Page(page).visible
-    assert "preset smoke epochs 7" in visible
-    assert "clutter" not in visible
+    text = visible(page)
+    assert "preset smoke epochs 7" in text
+    assert "clutter" not in text
     assert "<title>The first C &amp; more · twophase</title>" in page
     for word in ("preset smoke", "Device", "torch 2", "python 3"):
-        assert word in visible
+        assert word in text
     listed = index.read_text(encoding="utf-8")
     assert 'href="01-first.html"' in listed and "done" in listed
     assert "02-second" in listed and "not made yet" in listed
@@ -120,7 +125,7 @@ def test_a_failure_keeps_the_old_page_and_lets_the_others_run(project, capfd):
     write(project, "01-first", "print('mended')")
     build("smoke", project=project)
     assert "mended" in (reports / "01-first.html").read_text(encoding="utf-8")
-    assert "ailed" not in Page((reports / "index.html").read_text(encoding="utf-8")).visible
+    assert "ailed" not in visible((reports / "index.html").read_text(encoding="utf-8"))
     assert not (reports / "notebooks" / "01-first.failed.ipynb").exists()
 
 
@@ -148,9 +153,36 @@ def test_an_interrupted_run_leaves_everything_whole(project, ctrl_c):
 
 
 def test_a_kernel_that_dies_is_a_failure_like_others(project):
-    write(project, "01-first", "import os\nos._exit(1)")
-    with pytest.raises(ReportError, match="01-first, the kernel died"):
+    write(project, "01-first", "import os\nos.write(2, b'last words\\n')\nos._exit(1)")
+    with pytest.raises(ReportError, match="01-first, DeadKernelError: Kernel died: last words$"):
         build("smoke", project=project)
+
+
+def test_two_builds_into_one_folder_keep_both_entries(project, monkeypatch):
+    """The second runs, start to end, while the first one's notebook runs."""
+    write(project, "01-first")
+    write(project, "02-second")
+    execute = report.papermill.execute_notebook
+
+    def with_another_build(path, *others, **options):
+        monkeypatch.setattr(report.papermill, "execute_notebook", execute)
+        build("smoke", notebooks=["02"], project=project)
+        return execute(path, *others, **options)
+
+    monkeypatch.setattr(report.papermill, "execute_notebook", with_another_build)
+    build("smoke", notebooks=["01"], project=project)
+    listed = (project / "reports" / "index.html").read_text(encoding="utf-8")
+    assert 'href="01-first.html"' in listed and 'href="02-second.html"' in listed
+    assert "not made yet" not in listed
+
+
+def test_entries_that_are_written_at_the_same_time_are_all_kept(project):
+    sources = [report._Source(project / f"{i:02}-x.ipynb", "T", "", {}, {}) for i in range(20)]
+    job = report._Job(project, "smoke", {}, "cpu", sources)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(partial(report._update_index, job, finished="now"), sources))
+    assert set(report._load_records(project)) == {source.name for source in sources}
+    assert (project / "index.html").read_text(encoding="utf-8").count("href=") == 20
 
 
 # -- what is refused before anything runs
@@ -198,200 +230,40 @@ def test_a_file_that_is_no_notebook_is_refused(project, text):
 
 
 def test_a_folder_without_notebooks_and_one_that_cannot_be_written(project):
-    with pytest.raises(InputError, match=r"notebooks: .* use a folder with NN-name.ipynb"):
+    with pytest.raises(InputError, match=r"project: .* use a folder with notebooks/NN-name.ipynb"):
         build("smoke", project=project)
     write(project, "01-first")
     (project / "file").write_text("")
-    with pytest.raises(InputError, match="out: .*use a folder to write in"):
+    with pytest.raises(OSError, match="Not a directory") as caught:
         build("smoke", out=project / "file", project=project)
-
-
-# -- a page
-
-
-class Page(HTMLParser):
-    """Collects what a page would load, its images and the text that is not folded away."""
-
-    def __init__(self, markup):
-        super().__init__()
-        self.tags, self.loads, self.images, self.visible, self.folded = [], [], [], "", ""
-        self._open = []
-        self.feed(markup)
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append(tag)
-        self._open.append(tag)
-        self.loads += [
-            value
-            for name, value in attributes.items()
-            if name in ("src", "srcset", "data", "poster") or (tag == "link" and name == "href")
-        ]
-        if tag == "img":
-            self.images.append(attributes)
-        if tag in ("img", "meta", "br"):
-            self._open.pop()
-
-    def handle_endtag(self, tag):
-        while self._open and self._open.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if "style" in self._open:
-            return
-        if "details" in self._open:
-            self.folded += data
-        else:
-            self.visible += data
-
-
-@pytest.fixture(scope="module")
-def page():
-    fig, axes = plt.subplots()
-    axes.set(xlabel="loss")
-    picture = shown._figure_html(fig, "The norm $\\|g\\|$ of `vit`.")
-    plt.close(fig)
-    table = shown._table_html(
-        pd.DataFrame({"$P$": [3], "cost": ["5 $"]}), "Counts $Q$, `$HOME/$PATH`."
-    )
-    outputs = [
-        new_output("stream", name="stdout", text="printed <text>"),
-        new_output("stream", name="stderr", text="a warning"),
-        new_output("display_data", data={"text/html": picture, "text/plain": "<HTML>"}),
-        new_output("display_data", data={"text/html": table, "text/plain": "<HTML>"}),
-        new_output("display_data", data={"text/markdown": "So $\\beta=2$, **really**."}),
-        new_output("display_data", data={"text/html": "<b>$1 and $2</b>"}),
-        new_output("execute_result", data={"text/plain": "{'a': 1}"}),
-    ]
-    prose = (
-        "# Who & why\n\nWhat of $\\alpha_k$?\n\n$$\\frac{1}{2}$$\n\nIt is `$5 and $6` in code.\n\n"
-        "```python\nprice = '$7 or $8'\n```\n"
-    )
-    cells = [
-        new_markdown_cell(prose),
-        code(PARAMETERS, "parameters"),
-        code("# Parameters\nepochs = 3", "injected-parameters"),
-        code("secret = 'folded away'", outputs=outputs),
-    ]
-    notebook = new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
-    return page_html(notebook, "Who & why", Path("."), "a <summary>", {"Term": "A <description>"})
-
-
-def test_a_page_loads_nothing(page):
-    assert "script" not in Page(page).tags
-    assert "link" not in Page(page).tags
-    assert all(source.startswith("data:") for source in Page(page).loads)
-    assert not re.search(r"@import|url\(", page)
-
-
-def test_a_page_shows_prose_and_output_and_folds_code(page):
-    parsed = Page(page)
-    assert "folded away" in parsed.folded and "folded away" not in parsed.visible
-    assert "Parameters of this run" in parsed.folded
-    assert "printed <text>" in parsed.visible
-    assert "{'a': 1}" in parsed.visible
-    assert "a <summary>" in parsed.visible and "A <description>" in parsed.visible
-    assert "a warning" not in page
-    assert parsed.tags.count("h1") == 1
-    assert "<title>Who &amp; why · twophase</title>" in page
-    assert 'class="highlight' in page
-
-
-def test_formulas_are_mathml_and_code_is_left_alone(page):
-    parsed = Page(page)
-    assert parsed.tags.count("math") == 6, "two of prose, two captions, a heading, a sentence"
-    assert page.count('<div class="formula"><math') == 1
-    for kept in ("$5 and $6", "$1 and $2", "5 $", "$HOME/$PATH"):
-        assert kept in parsed.visible
-    assert "$7 or $8" in parsed.visible
-    assert "not-typeset" not in re.sub(r"(?s)<style>.*?</style>", "", page)
-
-
-def test_figures_have_an_alternative_text(page):
-    (image,) = Page(page).images
-    assert image["alt"] == "The norm \\|g\\| of vit."
-
-
-def test_the_index_lists_title_question_and_status():
-    common = {"question": "Is $x$ > 1 & **why**?", "duration": "3 s", "preset": "quick"}
-    good = {"name": "01-a", "title": "A `b`", "finished": "today", "failure": None} | common
-    html = contents_html([good], "now")
-    parsed = Page(html)
-    assert "A b" in parsed.visible and "why" in parsed.visible and "now" in parsed.visible
-    assert 'href="01-a.html"' in html
-    assert {"math", "strong", "code"} <= set(parsed.tags)
-    assert "script" not in parsed.tags and not parsed.loads
+    assert str(project / "file") in caught.value.filename, "the command line's one line names it"
 
 
 # -- parts
 
 
 @pytest.mark.parametrize(
-    ("prose", "title", "question"),
-    [
-        ("# T\n\n**Question.** How\nfar?\n\nMore?", "T", "How\nfar?"),
-        ("# T\nAn answer.\n\nWhy?", "T", "Why?"),
-        ("# T\n\nOnly a statement.\n\nAnd one more.", "T", "Only a statement."),
-        ("No title here.", "01-name", "No title here."),
-        ("# T", "T", ""),
-        ("", "01-name", ""),
-    ],
-)
-def test_a_notebook_opens_with_its_title_and_question(prose, title, question):
-    notebook = new_notebook(cells=[code("x = '# no'"), new_markdown_cell(prose)])
-    about = opening(notebook, "01-name")
-    assert (about.title, about.question) == (title, question)
-
-
-@pytest.mark.parametrize("latex", [r"\frac{1}{", r"\unknowncommand{x}", "", r"a & b", "x_{"])
-def test_a_formula_that_cannot_be_typeset_stays_readable(latex):
-    assert formula_html(latex).startswith('<code class="not-typeset">')
-
-
-@pytest.mark.parametrize(
-    ("latex", "part"),
-    [
-        ("x = -1", '<mo>=</mo><mo form="prefix">−</mo>'),
-        ("a - b", "</mi><mo>−</mo>"),
-        ("f(x) - b", ")</mo><mo>−</mo>"),
-        ("U(-1, -2)", ',</mo><mo form="prefix">−</mo>'),
-        (r"x \sim U", "<mo>∼</mo>"),
-        (r"\tanh h", '<mi>tanh</mi><mspace width="0.167em" /><mi>h</mi>'),
-        (r"\tanh(h)", '<mi>tanh</mi><mo stretchy="false">('),
-        (r"a < b", "<mo>&lt;</mo>"),
-        (r"L''(p)", '<mi>L</mi><mo lspace="0" rspace="0">″</mo><mo stretchy="false">('),
-        (r"a / b", '<mo lspace="0" rspace="0">/</mo>'),
-        (r"\begin{aligned} a &= b \\ c &= d \end{aligned}", "<mtable"),
-    ],
-)
-def test_what_the_converter_gets_wrong_is_mended(latex, part):
-    assert part in formula_html(latex)
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_formula_in_the_notebooks_can_be_typeset(path):
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = []
-    page = page_html(notebook, opening(notebook, path.stem).title, path.parent, "", {})
-    assert not re.findall(r'<code class="not-typeset">(.*?)</code>', page)
-
-
-@pytest.mark.parametrize(
     ("expected", "progress", "words"),
     [
         ([None], None, "[2/3] 02-x · 10 s so far"),
-        ([None], Progress("adam", 5, 20, 4.0), "adam 5/20 · 10 s so far · about 12 s left in this"),
+        (
+            [None],
+            Progress("adam", 5, 20, 4.0),
+            "adam 5/20 · 10 s so far · about 12 s left in this",
+        ),
         ([60.0, 90.0], None, "10 s so far · about 2 min 20 s left"),
         ([12.0, 90.0], Progress("cg", 5, 20, 4.0), "cg 5/20 · 10 s so far · about 1 min 42 s left"),
         ([12.0, None], Progress("", 0, None, 0.0), "[2/3] 02-x · step 0 · 10 s so far"),
     ],
 )
-def test_the_status_tells_notebook_epoch_and_time_left(monkeypatch, expected, progress, words):
+def test_the_status_tells_notebook_epoch_and_time_left(
+    tmp_path, monkeypatch, expected, progress, words
+):
     monkeypatch.setattr(report.time, "monotonic", lambda: 110.0)
-    task = report._Task("02-x", "[2/3]", 100.0, expected)
-    assert words in report._status(task, progress)
+    file = tmp_path / "progress.json"
+    if progress:
+        file.write_text(json.dumps(asdict(progress)))
+    assert words in report._status("[2/3] 02-x", 100.0, expected, file)
 
 
 @pytest.mark.parametrize(

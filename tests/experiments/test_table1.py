@@ -8,18 +8,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from twophase import PAPER
 from twophase.__main__ import main
 from twophase.errors import InputError, TwoPhaseError
 from twophase.experiments import runs, table1
-from twophase.experiments.config import RunConfig
-from twophase.problems import images
+from twophase.problems import image_files, images
 
 TINY = table1.protocol("smoke", epochs=3, swap_epoch=1, train_examples=16)
 NETWORK = ["vit-nomlp-wkewq-wvwo1"]
 
 
 def chosen(**arguments):
-    return table1.pairs(TINY, networks=NETWORK, **arguments)
+    return table1.configs(TINY, models=NETWORK, **arguments)
+
+
+def run(configs, out, root=None):
+    return table1.run(configs, table1.place(out, root, "cpu"))
+
+
+def folders(out, config):
+    """Of Adam alone, and of Adam, then CG."""
+    return out / table1.folder_name(config.trunk()), out / table1.folder_name(config)
 
 
 def test_the_list_has_the_papers_q_to_every_digit(capsys):
@@ -40,32 +49,36 @@ def test_the_papers_table_has_its_thirty_rows():
 
 
 def test_the_papers_protocol_is_the_papers():
-    for pair in table1.pairs(table1.PROTOCOLS["paper"]):
-        epochs, swap = (700, 210) if pair.model == "vit-mlp" else (1000, 300)
-        adam, both = pair.config("adam"), pair.config("adam+cg")
-        assert (adam.epochs, both.epochs, both.swap_epoch) == (epochs, epochs, swap)
-        assert (adam.batch_size, adam.train_examples, adam.swap_epoch) == (512, None, None)
+    for config in table1.configs(table1.PROTOCOLS["paper"]):
+        epochs, swap = (700, 210) if config.problem.model == "vit-mlp" else (1000, 300)
+        assert (config.epochs, config.swap_epoch) == (epochs, swap)
+        assert (config.adam.batch_size, config.problem.train_examples) == (512, None)
+        assert (config.second, config.fallback) == (PAPER["second"], None)
+        assert config.trunk().epochs == epochs
 
 
-def test_choices_are_fields_of_a_run_or_said_to_be_none():
-    config = chosen()[0].config("adam+cg")
-    for name, (value, reason) in table1.CHOICES.items():
-        assert len(reason) > 20
-        if value is not None:
-            assert getattr(config, name) == value
+def test_by_the_rule_it_is_the_papers():
+    assert chosen(swap="rule")[0].switch == PAPER["switch"]
+
+
+def test_choices_are_those_of_the_runs_and_have_a_reason():
+    config = chosen()[0]
+    assert table1.CHOICES["learning rate"][0] == config.adam.learning_rate
+    assert table1.CHOICES["direction"][0] == config.second.direction
+    assert table1.CHOICES["line search"][0] == config.second.line_search
+    assert all(len(reason) > 20 for _, reason in table1.CHOICES.values())
 
 
 def test_a_table_is_measured_or_not_run(tmp_path):
-    two = table1.pairs(TINY, networks=["vit-nomlp", *NETWORK])
-    frame = table1.run(two[1:], tmp_path)
+    two = table1.configs(TINY, models=["vit-nomlp", *NETWORK])
+    frame = run(two[1:], tmp_path)
     assert frame.seeds.tolist() == [1, 1]
     whole = table1.table(two, tmp_path)
     assert whole.seeds.tolist() == [0, 0, 1, 1]
     assert whole[list(table1.METRICS)].isna().all(axis=1).tolist() == [True, True, False, False]
     assert whole.paper_train_loss.isna().all(), "the paper has no digits"
     assert "not run" in table1.as_text(whole)
-    pair = two[1]
-    _, summary = runs.read(pair.folder(tmp_path, "adam+cg"))
+    _, summary = runs.read(folders(tmp_path, two[1])[1])
     row = whole.iloc[3]
     assert row.train_loss == summary["train_loss"]
     assert row.validation_top5_accuracy == summary["validation_top5_accuracy"]
@@ -74,10 +87,10 @@ def test_a_table_is_measured_or_not_run(tmp_path):
 
 
 def test_finished_rows_are_not_trained_again(tmp_path, monkeypatch):
-    first = table1.run(chosen(), tmp_path)
+    first = run(chosen(), tmp_path)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
     monkeypatch.setattr(runs, "train", None)
-    again = table1.run(chosen(), tmp_path)
+    again = run(chosen(), tmp_path)
     pd.testing.assert_frame_equal(first, again)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == files
     written = pd.read_csv(tmp_path / "table1.csv")
@@ -86,28 +99,30 @@ def test_finished_rows_are_not_trained_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("swap", table1.SWAPS)
 def test_both_runs_share_adams_epochs(tmp_path, swap):
-    (pair,) = chosen(swap=swap)
-    table1.run([pair], tmp_path)
-    adam, _ = runs.read(pair.folder(tmp_path, "adam"))
-    both, summary = runs.read(pair.folder(tmp_path, "adam+cg"))
+    (config,) = chosen(swap=swap)
+    run([config], tmp_path)
+    (adam, _), (both, summary) = map(runs.read, folders(tmp_path, config))
     shared = both[both.phase == "adam"]
     # seconds are measured anew in every training: equal ones were not trained twice
     assert shared.seconds.tolist() == adam.seconds[: len(shared)].tolist()
-    assert summary["swap_epoch"] == (1 if swap == "fixed" else summary["swap_epoch"])
+    if swap == "fixed":
+        assert summary["swap_epoch"] == 1
 
 
 def test_both_kinds_of_swap_branch_off_one_adam_run(tmp_path):
-    table1.run(chosen(swap="fixed"), tmp_path)
-    adam = chosen()[0].folder(tmp_path, "adam")
+    run(chosen(swap="fixed"), tmp_path)
+    adam, _ = folders(tmp_path, chosen()[0])
     before = (adam / "summary.json").stat().st_mtime_ns
-    table1.run(chosen(swap="rule"), tmp_path)
+    run(chosen(swap="rule"), tmp_path)
     assert (adam / "summary.json").stat().st_mtime_ns == before
     assert (adam.parent / "adam+cg-fixed").is_dir() and (adam.parent / "adam+cg-rule").is_dir()
 
 
 def test_several_seeds_have_a_mean_and_an_interval(tmp_path):
-    frame = table1.run(chosen(seeds=3), tmp_path)
-    losses = [runs.read(pair.folder(tmp_path, "adam"))[1]["train_loss"] for pair in chosen(seeds=3)]
+    frame = run(chosen(seeds=3), tmp_path)
+    losses = [
+        runs.read(folders(tmp_path, config)[0])[1]["train_loss"] for config in chosen(seeds=3)
+    ]
     row = frame.iloc[0]
     assert row.seeds == 3
     assert row.train_loss == pytest.approx(np.mean(losses), rel=1e-12)
@@ -116,12 +131,12 @@ def test_several_seeds_have_a_mean_and_an_interval(tmp_path):
     assert row.train_loss < row.train_loss_high <= max(losses) * (1 + 1e-12)
 
 
-def test_a_pair_that_fails_does_not_stop_the_others(tmp_path, caplog):
-    pairs = table1.pairs(TINY, datasets=["mnist", "digits"], networks=NETWORK)
-    with pytest.raises(TwoPhaseError, match="1 of 2 pairs failed; first mnist .* is missing"):
-        table1.run(pairs, tmp_path / "out", root=tmp_path)
-    assert table1.table(pairs, tmp_path / "out").seeds.tolist() == [0, 0, 1, 1]
-    assert "mnist vit-nomlp-wkewq-wvwo1 seed 0 failed" in caplog.text
+def test_a_row_that_fails_does_not_stop_the_others(tmp_path, caplog):
+    two = table1.configs(TINY, datasets=["mnist", "digits"], models=NETWORK)
+    with pytest.raises(TwoPhaseError, match="1 of 2 runs failed; first mnist .* is missing"):
+        run(two, tmp_path / "out", root=tmp_path)
+    assert table1.table(two, tmp_path / "out").seeds.tolist() == [0, 0, 1, 1]
+    assert "mnist vit-nomlp-wkewq-wvwo1 adam+second seed 0 failed" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -133,7 +148,7 @@ def test_a_pair_that_fails_does_not_stop_the_others(tmp_path, caplog):
         (["--seeds", "0"], "seeds: 0 is not allowed"),
         (["--swap", "auto"], "swap: 'auto' is not allowed; use one of fixed, rule"),
         (["--epochs", "0"], "epochs: 0 is not allowed"),
-        (["--swap-epoch", "100"], "swap_epoch: 100 is not allowed; use an epoch below"),
+        (["--swap-epoch", "100"], "switch: 100 is not allowed; use an epoch below"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
@@ -147,13 +162,13 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
 def test_sizes_are_those_of_the_data():
     root = os.environ.get("TWOPHASE_DATA")
     known = ["digits"]
-    for name, source in images.SOURCES.items():
+    for name, source in image_files.SOURCES.items():
         if root and source.files and (Path(root) / source.files[0].path).parent.is_dir():
             known.append(name)
     for name in known:
-        loaded = images.load(name)
-        sizes = table1.TrainingSet(len(loaded.train), loaded.channels, loaded.classes)
-        assert sizes == table1.TRAINING_SETS[name]
+        loaded, source = images.load(name), image_files.SOURCES[name]
+        sizes = (len(loaded.train), loaded.channels, loaded.classes)
+        assert sizes == (source.examples, source.channels, source.classes)
 
 
 def test_a_table_needs_the_source_tree(monkeypatch):
@@ -162,8 +177,10 @@ def test_a_table_needs_the_source_tree(monkeypatch):
         table1.paper_table()
 
 
-def test_configurations_of_a_pair_differ_in_the_strategy_only():
-    (pair,) = chosen()
-    adam, both = pair.config("adam").to_dict(), pair.config("adam+cg").to_dict()
-    assert {name for name in adam if adam[name] != both[name]} == {"strategy", "swap_epoch"}
-    assert isinstance(pair.config("adam"), RunConfig)
+def test_the_committed_rows_on_mnist_are_read():
+    """They were written when configurations were texts; their results are as good as today's."""
+    out = Path(__file__).parents[2] / "reports" / "reference" / "table1-mnist-2048"
+    protocol = table1.protocol("paper", epochs=60, swap_epoch=18, train_examples=2048)
+    table = table1.table(table1.configs(protocol, ["mnist"]), out)
+    assert table.seeds.tolist() == [1] * 10
+    assert table.paper_train_loss.notna().all()

@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 
 from twophase.errors import InputError
 from twophase.experiments import profiles
-from twophase.experiments.profiles import (
-    SETTING,
-    Ratio,
-    cost_to,
-    costs,
-    performance_profile,
-    ratio_of,
-)
+from twophase.experiments.profiles import SETTING, cost_to, costs, loss_at, performance_profile
+from twophase.experiments.statistics import Ratio, ratio_of
 
 COST = st.floats(0.1, 1e6) | st.just(math.inf)
 
@@ -45,6 +39,8 @@ def test_the_cost_to_a_target_is_that_of_the_first_point_at_or_below_it(losses, 
     found = cost_to(curve, target)
     reached = [3 * n for n, loss in enumerate(lowest) if loss <= target]
     assert found == (reached[0] if reached else math.inf)
+    assert loss_at(curve, 3 * len(losses) - 1) == lowest[-1]
+    assert loss_at(curve, 2.9) == lowest[0]
 
 
 def test_costs_are_counted_to_the_loss_that_adam_ends_with():
@@ -98,16 +94,6 @@ def test_a_performance_profile_is_dolan_and_mores(table):
         assert found[method].is_monotonic_increasing
 
 
-@given(st.lists(COST, min_size=1, max_size=7))
-def test_a_miss_counts_as_infinite_in_the_median(values):
-    found, ordered = ratio_of(values), sorted(values)
-    assert (found.low, found.high, found.seeds) == (ordered[0], ordered[-1], len(values))
-    assert found.missed == values.count(math.inf)
-    middle = len(values) // 2
-    expected = ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-    assert found.median == expected
-
-
 @pytest.mark.parametrize(
     ("ratio", "word"),
     [
@@ -135,6 +121,21 @@ def test_losses_at_equal_seconds_are_those_within_adams_seconds():
     assert text.loc["default", "loss at equal passes"] == "0.1 (0.1 to 0.1)"
     assert text.loc["default", "passes / Adam's"].startswith("0.67")
     assert text.loc["default", "seconds / Adam's"].startswith("0.93")
+
+
+def test_ratios_are_those_over_the_seeds():
+    values = [0.5, 0.7, math.inf]
+    found = profiles.ratios(pd.DataFrame({"method": "a", "ratio": values}), ["method"])
+    assert found.method.tolist() == ["a"] and found.text[0] == "0.70 (0.50 to a miss)"
+    assert profiles.as_ratio(found.iloc[0]) == ratio_of(values)
+    assert profiles.as_ratio(found.drop(columns=["method", "text"]).iloc[0]) == ratio_of(values)
+
+
+def test_a_rivals_lowest_loss_is_the_target():
+    table = curves(torch_lbfgs=[1, 0.9, 0.5, 0.1], default=[1, 0.4, 0.05])
+    assert profiles.against(table, 8).median == 0.5
+    assert profiles.against(table, 9).median == pytest.approx(2 / 3)
+    assert profiles.against(table, 6, "torch-lbfgs", "default").missed == 1
 
 
 def test_a_method_with_twice_the_budget_is_not_compared():

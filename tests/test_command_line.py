@@ -1,4 +1,4 @@
-"""Runs and the command line: folders, repeatability, errors in one line with exit code 2."""
+"""The command line: what it leaves, every setting by name, errors in one line with exit code 2."""
 
 import json
 import os
@@ -9,19 +9,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from twophase.__main__ import main
-from twophase.adam import AdamSettings
-from twophase.cg import CGSettings
+import twophase as tp
+from twophase.__main__ import _config, build_parser, main
 from twophase.errors import InputError
-from twophase.experiments import runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.runs import run
-from twophase.line_search.golden_section import GoldenSection
-from twophase.problems import images, networks
-from twophase.switch import GradientNormPeak
-from twophase.training import fit
+from twophase.problems import networks
+from twophase.problems.problem import ImageProblem, PhysicsProblem
+from twophase.settings import from_dict
 
-QUICK = ["--train-examples", "64", "--epochs", "4", "--swap-epoch", "2"]
+QUICK = ["--train-examples", "64", "--epochs", "4", "--switch", "2"]
 
 
 def twophase(capsys, *arguments):
@@ -45,11 +42,12 @@ def test_a_run_leaves_config_history_and_summary(tmp_path, capsys):
     assert code == 0
     assert visible(out) == ["config.json", "history.csv", "summary.json", "weights.pt"]
     config = json.loads((out / "config.json").read_text())
-    assert config.pop("format") == 3
-    assert RunConfig(**config) == RunConfig(train_examples=64, epochs=4, swap_epoch=2, seed=3)
+    assert config.pop("format") == 4
+    problem = ImageProblem(train_examples=64)
+    assert from_dict(config) == RunConfig(problem, 4, switch=tp.FixedEpoch(2), seed=3)
     table = history(out)
     assert table.epoch.tolist() == [1, 2, 3, 4]
-    assert table.phase.tolist() == ["adam", "adam", "cg", "cg"]
+    assert table.phase.tolist() == ["adam", "adam", "second", "second"]
     assert {"train_loss", "grad_norm", "passes", "seconds"} <= set(table.columns)
     summary = json.loads((out / "summary.json").read_text())
     last = table.iloc[-1]
@@ -99,23 +97,26 @@ def test_a_loss_that_turns_nan_leaves_nothing_that_looks_finished(tmp_path, caps
     ("option", "value", "allowed"),
     [
         ("--model", "vit-mpl", "did you mean 'vit-mlp'?"),
-        ("--dataset", "minst", "digits, mnist, fashion-mnist, cifar10, cifar100"),
-        ("--strategy", "adam+sgd", "one of adam, cg, adam+cg"),
+        ("--problem", "minst", "digits, mnist, fashion-mnist, cifar10, cifar100, poisson"),
+        ("--strategy", "adam+sgd", "one of adam, second, adam+second"),
         ("--epochs", "0", "a whole number of at least 1"),
         ("--epochs", "-3", "a whole number of at least 1"),
         ("--epochs", "ten", "a whole number"),
         ("--seed", "-1", "a whole number of at least 0"),
         ("--seed", "99999999999999999999", "a whole number of at least 0"),
-        ("--factor", "1.5", "above 0 and of at most 1"),
-        ("--factor", "nan", "a finite number"),
-        ("--tolerance", "0", "above 0 and below 1"),
         ("--batch-size", "0", "a whole number of at least 1"),
         ("--learning-rate", "-1", "above 0"),
-        ("--swap-epoch", "4", "below the number of epochs, 4"),
-        ("--restart-every", "0", "a whole number of at least 1"),
+        ("--switch", "4", "below the number of epochs, 4"),
+        ("--switch", "Armijo", "one of "),
+        ("--switch", "GoldenSection", "a switch rule"),
         ("--train-examples", "5000", "from 1 to 1437"),
-        ("--beta", "CD", "one of FR, PR, PR+"),
-        ("--line-search", "armijo", "one of golden, golden-tight"),
+        ("--second", "cg", "one of default, paper"),
+        ("--direction", "GoldenSection", "a direction rule"),
+        ("--line-search", "LBFGSDirection", "a line search"),
+        ("--line-search", "5", "a line search"),
+        ("--preconditioner", "None", "AdamMoments() or Identity()"),
+        ("--fallback", "20", "a Fallback or None"),
+        ("--dtype", "float16", "one of float32, float64"),
         ("--device", "tpu", "auto, cpu or cuda"),
     ],
 )
@@ -132,12 +133,73 @@ def test_bad_input_is_one_line_with_field_value_and_what_is_allowed(
     assert not out.exists()
 
 
-def test_one_phase_takes_no_swap_epoch(tmp_path, capsys):
-    code, _, errors = twophase(
-        capsys, "run", "--strategy", "cg", "--swap-epoch", "2", "--out", str(tmp_path)
-    )
+@pytest.mark.parametrize(
+    ("option", "value", "field"),
+    [
+        ("--switch", "GradientNormPeak(1.5)", "factor: 1.5"),
+        ("--switch", "GradientNormPeak(factor=float('nan'))", "float"),
+        ("--line-search", "GoldenSection(rtol=0)", "rtol: 0"),
+        ("--line-search", "GoldenSection(tolerance=1e-2)", "tolerance"),
+        ("--direction", "ConjugateDirection('CD')", "beta: 'CD'"),
+        ("--direction", "ConjugateDirection(restart_every=0)", "restart_every: 0"),
+        ("--direction", "SelfScaledBFGSDirection(", "direction: 'SelfScaledBFGSDirection('"),
+    ],
+)
+def test_a_bad_part_of_the_method_is_one_line_that_names_it(tmp_path, capsys, option, value, field):
+    out = tmp_path / "run"
+    code, _, errors = twophase(capsys, "run", *QUICK, option, value, "--out", str(out))
     assert (code, len(errors)) == (2, 1)
-    assert "swap_epoch: 2 is not allowed; use none with strategy cg" in errors[0]
+    assert field in errors[0]
+    assert not out.exists()
+
+
+def config(*arguments):
+    return _config(build_parser().parse_args(["run", "--out", "x", *arguments]))
+
+
+def test_without_options_a_run_is_the_librarys_default():
+    assert config() == RunConfig()
+
+
+def test_the_paper_by_name():
+    assert config("--second", "paper") == RunConfig(**tp.PAPER)
+    other = config("--second", "paper", "--switch", "7", "--fallback", "Fallback(trial=3)")
+    assert other.second == tp.PAPER["second"]
+    assert (other.switch, other.fallback) == (tp.FixedEpoch(7), tp.Fallback(trial=3))
+
+
+def test_every_part_of_the_method_can_be_chosen():
+    given = config(
+        *("--direction", "ConjugateDirection('FR', restart_every=9)"),
+        *("--line-search", "ParabolaFirst(StrongWolfe(c2=0.2))", "--preconditioner", "Identity"),
+        *("--switch", "NormVersusLoss(PeakTest(0.7))", "--fallback", "None"),
+        *("--batch-size", "64", "--learning-rate", "0.01", "--seed", "5", "--dtype", "float64"),
+    )
+    second = tp.Descent(
+        tp.ConjugateDirection("FR", restart_every=9), tp.ParabolaFirst(tp.StrongWolfe(c2=0.2))
+    )
+    assert given == RunConfig(
+        adam=tp.AdamSettings(0.01, 64),
+        second=second,
+        switch=tp.NormVersusLoss(tp.PeakTest(0.7)),
+        fallback=None,
+        seed=5,
+        dtype="float64",
+    )
+
+
+def test_strategies_and_problems_by_name():
+    assert config("--strategy", "adam").second is None
+    assert config("--strategy", "second").adam is None
+    poisson = config("--problem", "poisson")
+    assert (poisson.problem, poisson.adam.batch_size) == (PhysicsProblem("poisson"), None)
+
+
+def test_the_version_is_there(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("twophase ")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +221,7 @@ def test_the_command_line_is_explained_in_one_line(capsys, arguments, message):
 
 def test_a_missing_data_set_names_the_file_and_the_mend(tmp_path, capsys):
     code, _, errors = twophase(
-        capsys, "run", "--dataset", "mnist", "--data", str(tmp_path), "--out", str(tmp_path / "run")
+        capsys, "run", "--problem", "mnist", "--data", str(tmp_path), "--out", str(tmp_path / "run")
     )
     assert (code, len(errors)) == (2, 1)
     assert "train-images-idx3-ubyte" in errors[0]
@@ -201,30 +263,6 @@ def test_plot_draws_a_finished_run(tmp_path, capsys):
     assert (out / "grad_norm_over_loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_setting_reaches_the_run(tmp_path, monkeypatch):
-    """What Trainer is given, for a configuration that differs from every default."""
-    given = {}
-    monkeypatch.setattr(runs, "Trainer", lambda *args, **settings: given.update(settings) or args)
-    config = RunConfig(
-        model="vit-nomlp",
-        seed=5,
-        rule="norm-peak",
-        factor=0.7,
-        batch_size=64,
-        learning_rate=0.01,
-        beta="FR",
-        line_search="golden-tight",
-        tolerance=1e-3,
-        restart_every=9,
-    )
-    runs._trainer(config, images.load("digits", train_examples=20), "cpu")
-    assert given["strategy"] == "adam+cg"
-    assert given["switch"] == GradientNormPeak(0.7)
-    assert given["adam"] == AdamSettings(0.01, 64)
-    assert given["cg"] == CGSettings("FR", GoldenSection(1e-3), restart_every=9)
-    assert (given["seed"], given["device"]) == (5, "cpu")
-
-
 @pytest.mark.parametrize("name", ["summary.json", "history.csv", "weights.pt"])
 def test_files_of_somebody_else_are_left_alone(tmp_path, name):
     (tmp_path / name).write_text("mine")
@@ -257,21 +295,7 @@ def test_the_same_command_runs_on_the_real_mnist(tmp_path, capsys):
     if not root or not (Path(root) / "MNIST").is_dir():
         pytest.skip("TWOPHASE_DATA names no folder with MNIST")
     code, printed, _ = twophase(
-        capsys, "run", *QUICK, "--dataset", "mnist", "--out", str(tmp_path / "run")
+        capsys, "run", *QUICK, "--problem", "mnist", "--out", str(tmp_path / "run")
     )
     assert code == 0
     assert "completed after 4 epochs" in printed
-
-
-def test_the_default_second_phase_is_there_by_name(tmp_path):
-    config = RunConfig(
-        train_examples=32, epochs=6, swap_epoch=2, batch_size=16, beta="none", line_search="wolfe"
-    )
-    run(config, tmp_path, device="cpu")
-    history, _ = runs.read(tmp_path)
-    dataset = images.load("digits", train_examples=32)
-    model = networks.build(config.model, dataset.channels, dataset.classes, 0)
-    expected = fit(
-        model, dataset, epochs=6, switch=2, adam=AdamSettings(batch_size=16), seed=0, device="cpu"
-    )
-    assert history.train_loss.tolist() == expected.history.train_loss.tolist()

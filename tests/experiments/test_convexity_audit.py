@@ -8,16 +8,17 @@ import torch
 from twophase.errors import InputError
 from twophase.experiments import convexity_audit, runs, traces
 from twophase.experiments.convexity_audit import Checkpoint
-from twophase.objective import FullBatch
+from twophase.experiments.hessian import Hessian
+from twophase.full_batch import FullBatch
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
     out = tmp_path_factory.mktemp("audit")
-    (config,) = traces.configs("smoke", networks=["vit-nomlp-wkewq-wvwo1"], seeds=1)
+    (config,) = traces.configs("smoke", models=["vit-nomlp-wkewq-wvwo1"], seeds=1)
     traces.record([config], out, device="cpu")
     table = convexity_audit.audit_recording(
-        config, out, device="cpu", epochs=(2, 5), cg_iterations=(1,)
+        config, out, device="cpu", epochs=(2, 5, 150), cg_iterations=(1,)
     )
     return config, out, table
 
@@ -32,6 +33,7 @@ def rayleigh(full: FullBatch, x, v):
     return (v @ full.hessian_vector(x, v)).item() / (v @ v).item()
 
 
+@pytest.mark.slow
 def test_a_row_is_the_audit_of_its_weights(recording):
     table = recording[2]
     assert table[["phase", "epoch", "iteration"]].to_numpy().tolist() == [
@@ -47,6 +49,7 @@ def test_a_row_is_the_audit_of_its_weights(recording):
     assert table.loss.iloc[2] < table.loss.iloc[1], "CG lowers the loss"
 
 
+@pytest.mark.slow
 def test_curvature_along_adam_is_that_of_its_next_epoch(recording):
     trainer = state(recording, 5)
     x = trainer.objective.vector.read()
@@ -56,6 +59,7 @@ def test_curvature_along_adam_is_that_of_its_next_epoch(recording):
     assert row.along_adam == pytest.approx(rayleigh(trainer.objective, x, step), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_extremes_bound_the_curvature_of_any_vector(recording):
     trainer = state(recording, 5)
     x = trainer.objective.vector.read()
@@ -67,10 +71,11 @@ def test_the_extremes_bound_the_curvature_of_any_vector(recording):
         assert row.smallest - row.smallest_error <= found <= row.largest + row.largest_error
 
 
+@pytest.mark.slow
 def test_what_is_audited_is_not_audited_again(recording, monkeypatch):
     config, out, table = recording
     settings = {"device": "cpu", "epochs": (2, 5), "cg_iterations": (1,)}
-    monkeypatch.setattr(convexity_audit, "audit", lambda *_, **__: pytest.fail("audited again"))
+    monkeypatch.setattr(Hessian, "audit", lambda *_, **__: pytest.fail("audited again"))
     again = convexity_audit.audit_recording(config, out, **settings)
     assert again.drop(columns="seconds").round(6).equals(table.drop(columns="seconds").round(6))
 
@@ -116,6 +121,6 @@ def test_the_committed_audit_belongs_to_the_committed_traces():
 
 
 def test_an_unfinished_recording_is_named(tmp_path):
-    (config,) = traces.configs("smoke", networks=["vit-mlp"], seeds=1)
+    (config,) = traces.configs("smoke", models=["vit-mlp"], seeds=1)
     with pytest.raises(InputError, match="^run: .* use the folder of a finished run"):
         convexity_audit.audit_recording(config, tmp_path)

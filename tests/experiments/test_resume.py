@@ -5,23 +5,33 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
 
+from twophase.adam import AdamSettings
 from twophase.errors import DataError, InputError
 from twophase.experiments import checkpoints
 from twophase.experiments.config import RunConfig
 from twophase.experiments.runs import CHECKPOINTS, branch_file, run
+from twophase.fallback import Fallback
+from twophase.problems.problem import ImageProblem
 from twophase.switch import FixedEpoch, GradientNormPeak
-from twophase.training import Trainer
+from twophase.trainer import Trainer
+from twophase.training import PAPER
 
-SMALL = dict(train_examples=48, epochs=10, swap_epoch=5, batch_size=16)
-CONFIG = RunConfig(**SMALL)
-COMMAND = [sys.executable, "-m", "twophase", "run"] + [
-    word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))
+CONFIG = RunConfig(
+    ImageProblem(train_examples=48),
+    10,
+    AdamSettings(batch_size=16),
+    **PAPER | {"switch": FixedEpoch(5)},
+)
+COMMAND = [
+    *(sys.executable, "-m", "twophase", "run", "--second", "paper", "--switch", "5"),
+    *("--epochs", "10", "--train-examples", "48", "--batch-size", "16"),
 ]
 
 
@@ -74,10 +84,10 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, monkeypatch, whole, epo
 
 
 def test_a_run_with_ways_back_is_stopped_anywhere(tmp_path, monkeypatch):
-    """Weights and moments of the swap are in the checkpoints, and so are CG's best weights."""
-    config = RunConfig(**SMALL | {"epochs": 16, "swap_epoch": 4}, fallback="on")
+    """Weights and moments of the swap are in the checkpoints, and so are the best weights."""
+    config = replace(CONFIG, epochs=16, switch=FixedEpoch(4), fallback=Fallback())
     summary = run(config, tmp_path / "whole", device="cpu")
-    assert [change["phase"] for change in summary["changes"]][:2] == ["adam", "cg"]
+    assert [change["phase"] for change in summary["changes"]][:2] == ["adam", "second"]
     for epochs in (4, 5, 8, 10, 12):
         out = tmp_path / str(epochs)
         with monkeypatch.context() as patch, pytest.raises(Stopped):
@@ -89,9 +99,9 @@ def test_a_run_with_ways_back_is_stopped_anywhere(tmp_path, monkeypatch):
 
 def test_a_run_killed_at_twenty_moments_reaches_the_same_end(tmp_path):
     """kill -9 at random moments of training; each attempt goes on where the last one was."""
-    long = RunConfig(**SMALL | {"epochs": 200, "swap_epoch": 30})
+    long = replace(CONFIG, epochs=200, switch=FixedEpoch(30))
     moments, out = random.Random(0), tmp_path / "killed"
-    command = [*COMMAND, "--epochs", "200", "--swap-epoch", "30", "--device", "cpu"]
+    command = [*COMMAND, "--epochs", "200", "--switch", "30", "--device", "cpu"]
     for _ in range(20):
         started = written(out / "config.json")
         process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL)
@@ -115,10 +125,9 @@ def written(path):
 
 @pytest.mark.parametrize("rule", [FixedEpoch(5), GradientNormPeak(0.999)], ids=["fixed", "rule"])
 def test_a_branch_equals_the_run_in_one_piece(tmp_path, rule):
-    """Adam keeps its state where the rule fires; Adam then CG goes on from there."""
-    fixed = isinstance(rule, FixedEpoch)
-    adam = RunConfig(**SMALL | {"swap_epoch": None}, strategy="adam")
-    both = RunConfig(**SMALL | {"swap_epoch": 5 if fixed else None}, rule="norm-peak", factor=0.999)
+    """Adam keeps its state where the rule fires; the second phase goes on from there."""
+    both = replace(CONFIG, switch=rule)
+    adam = both.trunk()
     run(adam, tmp_path / "adam", device="cpu", branches={"swap": rule})
     run(both, tmp_path / "both", device="cpu", branch_from=branch_file(tmp_path / "adam", "swap"))
     run(both, tmp_path / "whole", device="cpu")
@@ -129,7 +138,7 @@ def test_a_branch_equals_the_run_in_one_piece(tmp_path, rule):
 
 
 def test_a_branch_survives_a_stop_of_the_run_that_keeps_it(tmp_path, monkeypatch, whole):
-    adam = RunConfig(**SMALL | {"swap_epoch": None}, strategy="adam")
+    adam = CONFIG.trunk()
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_after(patch, 8)
         run(adam, tmp_path / "adam", device="cpu", branches={"swap": FixedEpoch(5)})
@@ -188,7 +197,7 @@ def test_a_second_process_says_that_the_first_is_there(tmp_path):
 
 def test_a_folder_of_another_format_is_left_alone(tmp_path):
     (tmp_path / "config.json").write_text('{"format": 99}')
-    with pytest.raises(InputError, match="^out: .*there format is 99, here 3"):
+    with pytest.raises(InputError, match="^out: .*there format is 99, here 4"):
         run(CONFIG, tmp_path, device="cpu")
     assert (tmp_path / "config.json").read_text() == '{"format": 99}'
 

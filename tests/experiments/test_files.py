@@ -1,0 +1,96 @@
+"""Files are whole or not there; the source tree and its commit are told from an installed copy."""
+
+import json
+import subprocess
+
+import pytest
+
+from twophase.experiments import files, provenance
+from twophase.experiments.files import project_folder, write_atomically, write_json
+
+
+def git(folder, *command):
+    identity = ["-c", "user.name=x", "-c", "user.email=x@y"]
+    subprocess.run(["git", *identity, *command], cwd=folder, check=True, capture_output=True)
+
+
+def committed(folder):
+    """A repository with one commit of all that is in the folder."""
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "x")
+
+
+@pytest.fixture
+def runs_from(monkeypatch):
+    """Let the package be that of another folder."""
+
+    def run(folder):
+        module = folder / "twophase" / "experiments" / "files.py"
+        module.parent.mkdir(parents=True)
+        module.touch()
+        monkeypatch.setattr(files, "__file__", str(module))
+        monkeypatch.setattr(provenance, "__file__", str(module.with_name("provenance.py")))
+
+    return run
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "note.txt"
+    write_atomically(path, "ä")
+    assert path.read_bytes() == "ä".encode()
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "note.json"
+    write_json(path, {"b": 1, "a": "ä"})
+    assert path.read_text(encoding="utf-8").splitlines() == ["{", '  "b": 1,', '  "a": "ä"', "}"]
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"b": 1, "a": "ä"}
+    with pytest.raises(OSError):
+        write_atomically(tmp_path / "missing" / "note.txt", "x")
+
+
+def test_the_source_tree_is_known_by_its_pyproject(tmp_path, runs_from):
+    runs_from(tmp_path)
+    assert project_folder() is None
+    (tmp_path / "pyproject.toml").touch()
+    assert project_folder() == tmp_path.resolve()
+
+
+def test_the_commit_of_the_source_tree(tmp_path, runs_from):
+    runs_from(tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    assert provenance.git_revision() is None, "no repository"
+    committed(tmp_path)
+    clean = provenance.git_revision()
+    assert len(clean) == 40
+    (tmp_path / "pyproject.toml").write_text("# changed")
+    assert provenance.git_revision() == f"{clean}-dirty"
+
+
+@pytest.mark.parametrize("inner", ["venv/lib/python3/site-packages", "vendor/twophase-0.1"])
+def test_a_copy_in_somebody_elses_repository_has_no_commit(tmp_path, runs_from, inner):
+    copy = tmp_path / inner
+    runs_from(copy)
+    if "vendor" in inner:
+        (copy / "pyproject.toml").touch()
+    committed(tmp_path)
+    assert provenance.git_revision() is None
+
+
+def test_a_computer_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert provenance.git_revision() is None
+
+
+def test_versions_name_python_and_the_packages():
+    assert {"python", *provenance.PACKAGES} == set(provenance.versions())
+
+
+def test_the_time_is_utc_to_the_second():
+    assert provenance.now().endswith("+00:00") and len(provenance.now()) == 25

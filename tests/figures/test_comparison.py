@@ -1,0 +1,74 @@
+"""Figures of comparisons: what the axes hold, not how it looks."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from twophase.experiments.comparison import METHODS
+from twophase.experiments.profiles import SETTING
+from twophase.figures import comparison as comparison_figures
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+def curve(method, seed, losses):
+    columns = {"method": method, "passes_spent": [0, 3, 6], "seconds": [0.0, 1.0, 2.0]}
+    return pd.DataFrame(columns | {"loss": losses}).assign(**dict.fromkeys(SETTING, 0), seed=seed)
+
+
+def test_every_method_has_a_style_of_its_own():
+    assert set(comparison_figures.STYLES) == set(METHODS)
+    assert len({str(style) for style in comparison_figures.STYLES.values()}) == len(METHODS)
+    (handle,) = comparison_figures.legend(["adam"])
+    assert handle.get_label() == METHODS["adam"].label
+
+
+@pytest.mark.parametrize(("cost", "end"), [("passes_spent", 6), ("seconds", 2)])
+def test_a_line_is_the_median_over_the_seeds_and_the_band_their_range(ax, cost, end):
+    losses = [[1.0, 0.5, 0.2], [1.0, 0.6, 0.3], [1.0, 0.9, 0.8]]
+    curves = pd.concat([curve("adam", seed, values) for seed, values in enumerate(losses)])
+    comparison_figures.loss_bands(ax, curves, cost)
+    assert ax.lines[0].get_xydata()[-1].tolist() == [end, 0.3]
+    (band,) = ax.collections
+    edge = band.get_paths()[0].vertices
+    assert sorted(set(edge[edge[:, 0] == end][:, 1])) == [0.2, 0.8]
+    assert ax.get_xlabel().startswith(cost.split("_")[0])
+    assert ax.lines[0].get_label() == METHODS["adam"].label
+
+
+def test_a_loss_of_zero_does_not_press_the_others_together(ax):
+    comparison_figures.loss_bands(ax, curve("adam", 0, [1.0, 0.5, 1e-30]))
+    assert ax.get_ylim()[0] == pytest.approx(comparison_figures.LOWEST)
+
+
+def test_a_profile_steps_where_a_setting_is_solved(ax):
+    shares = pd.DataFrame({"adam": [0.5, 1.0], "default": [0.75, 0.75]}, index=[1.0, 4.0])
+    comparison_figures.profile(ax, shares)
+    assert [line.get_xydata().tolist() for line in ax.lines] == [
+        [[1.0, 0.5], [4.0, 1.0]],
+        [[1.0, 0.75], [4.0, 0.75]],
+    ]
+    assert ax.lines[0].get_drawstyle() == "steps-post" and ax.get_xscale() == "log"
+
+
+def test_ratios_have_a_row_for_each_method_with_a_bar_at_the_median(ax):
+    found = pd.DataFrame({"method": ["a", "a", "a", "b"], "loss_ratio": [0.5, 2.0, 3.0, 0.0]})
+    comparison_figures.loss_ratios(ax, found)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+    _, marks, bar, low, _ = ax.lines
+    assert marks.get_xydata().tolist() == [[0.5, 0], [2.0, 0], [3.0, 0]]
+    assert bar.get_xydata().tolist() == [[2.0, 0]]
+    assert low.get_xydata().tolist() == [[comparison_figures.LOWEST, 1]]
+    assert bar.get_color() != low.get_color()
+
+
+def test_the_map_writes_ratios_misses_and_nothing_where_nothing_was_run(ax):
+    ratios = pd.DataFrame({100: [0.5, np.inf], 300: [0.012, np.nan]}, index=["a", "b"])
+    comparison_figures.payoff_map(ax, ratios)
+    assert [text.get_text() for text in ax.texts] == ["0.50", "0.012", "missed", ""]
+    assert [text.get_color() for text in ax.texts[:2]] == ["black", "white"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["100", "300"]
