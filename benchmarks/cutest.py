@@ -1,4 +1,4 @@
-"""`twophase.ConjugateGradient` on CUTEst problems, beside scipy's CG and pytorch-minimize's.
+"""The library's optimizers on CUTEst problems, beside scipy's CG and pytorch-minimize's.
 
 Every method minimises the same functions in float64 from the collection's starting points; a run
 is over at the first gradient evaluation of norm <= 1e-6 times that at the start. Evaluations of the
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ import torch
 
 import twophase
 from twophase.experiments import provenance
+from twophase.second_phase import Status
 
 LISTED = tuple(
     "ROSENBR FREUROTH BEALE BROWNBS BROWNDEN JENSMP HELIX BARD GAUSSIAN GULF BOX3 KOWOSB BIGGS6 "
@@ -99,12 +101,17 @@ class Differentiable(torch.autograd.Function):
         return upstream * torch.from_numpy(ctx.counted.gradient(x.numpy())), None
 
 
-def ours(counted: Counted, x0: np.ndarray, **options) -> None:
-    """`twophase.ConjugateGradient` until it can do no more."""
+def ours(
+    counted: Counted,
+    x0: np.ndarray,
+    optimizer: type[twophase.SecondPhase] = twophase.SecondPhase,
+    **options: Any,
+) -> None:
+    """An optimizer of the library until it can do no more."""
     x = torch.nn.Parameter(torch.from_numpy(x0))
-    optimizer = twophase.ConjugateGradient([x], **options)
-    while optimizer.result is None or optimizer.result.status == "moved":
-        optimizer.step(lambda: Differentiable.apply(x, counted))
+    made = optimizer([x], **options)
+    while made.result is None or made.result.status is Status.MOVED:
+        made.step(lambda: Differentiable.apply(x, counted))
 
 
 def scipys(counted: Counted, x0: np.ndarray) -> None:
@@ -126,9 +133,11 @@ def pytorch_minimizes(counted: Counted, x0: np.ndarray) -> None:
 Method = Callable[[Counted, np.ndarray], None]
 METHODS: dict[str, Method] = {
     "twophase, default": ours,
-    "twophase, L-BFGS": partial(ours, direction="lbfgs", history=100),
-    "twophase, PR+ with parabola": partial(ours, beta="PR+"),
-    "twophase, PR+ with golden section": partial(ours, beta="PR+", line_search="golden"),
+    "twophase, L-BFGS": partial(ours, optimizer=twophase.LBFGS, history_size=100),
+    "twophase, PR+ with parabola": partial(ours, optimizer=twophase.ConjugateGradient),
+    "twophase, PR+ with golden section": partial(
+        ours, optimizer=twophase.ConjugateGradient, line_search=twophase.GoldenSection()
+    ),
     "scipy, CG": scipys,
     "pytorch-minimize, CG": pytorch_minimizes,
 }

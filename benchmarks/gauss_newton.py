@@ -4,17 +4,24 @@ A step solves (G + λ M) s = −g by conjugate gradient, which sees the Gauss–
 squared errors only by products G v (Martens, Deep learning via Hessian-free optimization, 2010).
 """
 
-from collections.abc import Callable, Iterator
+import timeit
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from twophase.line_search.golden_section import LINE_SEARCHES
-from twophase.line_search.line import Line
-from twophase.objective import FullBatch, ParameterVector, Point, dot, evaluate
+from twophase import StrongWolfe, Trainer
+from twophase.experiments.competitors import Competitor, Journal
+from twophase.full_batch import FullBatch
+from twophase.line_search import Line
+from twophase.objective import Point, dot, evaluate
+from twophase.parameters import ParameterVector
+from twophase.preconditioner import from_moments
+from twophase.record import ADAM
 
 # Sweeps over the examples of the curvature, each as long as a third of a gradient: what the graph
 # of J'u costs once per point, and a product G v after it. On one CPU core the two vision
@@ -42,11 +49,6 @@ class GaussNewton:
         vector: the parameters [P].
         inputs: the examples of the curvature, [K, ...].
         chunk_size: examples per graph; changes results by rounding only.
-
-    >>> model = nn.Linear(2, 1, bias=False)
-    >>> vector = ParameterVector(model.parameters())
-    >>> GaussNewton(model, vector, torch.eye(2))(torch.tensor([1.0, 3.0]))
-    tensor([1., 3.])
     """
 
     def __init__(
@@ -88,11 +90,7 @@ class GaussNewton:
 
 
 class Solution(NamedTuple):
-    """A step s [P], the quadratic's slope g's and curvature s'G s along it, and the products spent.
-
-    >>> Solution(torch.ones(1), -2.0, 2.0, 1).gain(1.0)
-    1.0
-    """
+    """A step s [P], the quadratic's slope g's and curvature s'G s along it, and the products."""
 
     step: Tensor
     slope: float
@@ -124,9 +122,6 @@ def solve(
         damping: λ, at least 0.
         residual: relative, at which to end.
         products: bound on the products.
-
-    >>> solve(lambda v: 2 * v, torch.ones(2), torch.ones(2), 0.0, 1e-6, 9)
-    Solution(step=tensor([-0.5000, -0.5000], ...), slope=-1.0, curvature=1.0, products=1)
     """
     dtype = gradient.dtype
     gradient, metric = gradient.double(), metric.double()
@@ -153,44 +148,37 @@ def solve(
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt:
+class LevenbergMarquardt(Competitor):
     """Truncated Gauss–Newton steps, damped by the ratio of the gain to the promised one.
 
-    Steps are those of the second phase's own line search from the whole step on, 3 passes where
-    that is accepted. λ follows Nielsen's rule (Madsen, Nielsen and Tingleff, Methods for non-linear
-    least squares problems, 2004, section 3.2), times max(1/3, 1 − (2 ρ − 1)³) after a whole step
-    with the gain ratio ρ; it grows where the search refuses the whole step.
+    Losses are means of squared errors, and M⁻¹ is the preconditioner that Adam leaves. Steps are
+    those of the second phase's own line search from the whole step on, 3 passes where that is
+    accepted. λ follows Nielsen's rule (Madsen, Nielsen and Tingleff, Methods for non-linear least
+    squares problems, 2004, section 3.2), times max(1/3, 1 − (2 ρ − 1)³) after a whole step with the
+    gain ratio ρ; it grows where the search refuses the whole step.
 
     Args:
         examples: of the curvature, drawn anew for every step; None: all.
         products: bound on the products of a step.
         residual: relative, at which a solve is cut short.
         damping: the first λ, in parts of the mean curvature along the preconditioned gradient.
+        seed: of the examples drawn.
     """
 
     examples: int | None = None
     products: int = 100
     residual: float = 0.1
     damping: float = 0.1
+    seed: int = 0
 
-    def __call__(
-        self, objective: FullBatch, inverse: Tensor, budget: float, seed: int
-    ) -> Iterator[tuple[float, Point]]:
-        """Passes spent and the point, at the model's own weights and after every step.
-
-        Args:
-            objective: a mean of squared errors, `twophase.losses.mse`.
-            inverse: the diagonal [P] of M⁻¹.
-            budget: passes after which no step begins.
-            seed: of the examples drawn.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        metric, damping = 1 / inverse.double(), None
-        first, curved = objective.passes.total, 0.0
+    def run(self, trainer: Trainer, journal: Journal) -> None:
+        """Steps from the trainer's weights, until no damping gives a lower loss."""
+        objective, generator = trainer.objective, torch.Generator().manual_seed(self.seed)
+        first, curved, damping = objective.passes.total, 0.0, None
+        metric = 1 / left_by_adam(trainer).double()
         point = evaluate(objective, objective.vector.read())
-        spent = objective.passes.total - first
-        yield spent, point
-        while spent < budget:
+        while damping is None or damping <= LARGEST_DAMPING:
+            journal.saw(objective.passes.total - first + curved, point.value)
             objective.vector.write(point.x)
             inputs, share = self._draw(objective.inputs, generator)
             product = GaussNewton(
@@ -203,13 +191,8 @@ class LevenbergMarquardt:
             solution = solve(product, point.gradient, metric, damping, self.residual, self.products)
             curved += PRODUCT_PASSES * share * solution.products
             moved, factor = _advance(objective, point, solution)
-            spent = objective.passes.total - first + curved
+            point = moved or point
             damping *= factor
-            if moved is not None:
-                point = moved
-                yield spent, point
-            elif damping > LARGEST_DAMPING:
-                return
 
     def _draw(self, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
         """The examples of the curvature, and their share in all."""
@@ -217,6 +200,25 @@ class LevenbergMarquardt:
             return inputs, 1.0
         chosen = torch.randperm(len(inputs), generator=generator)[: self.examples]
         return inputs[chosen.to(inputs.device)], self.examples / len(inputs)
+
+
+def left_by_adam(trainer: Trainer) -> Tensor:
+    """The diagonal [P] of M⁻¹ by the moments that a trainer's Adam has now."""
+    optimizer = trainer.phases[ADAM].adam.optimizer
+    return from_moments(optimizer, trainer.objective.vector.parameters)
+
+
+def cost_of_products(objective: FullBatch) -> dict[str, float]:
+    """Seconds for the graph and for a product of all examples, over a third of a gradient's."""
+    x = objective.vector.read()
+    graph = partial(GaussNewton, objective.model, objective.vector, objective.inputs)
+    third = _seconds(lambda: objective.value_and_gradient(x)) / 3
+    costs = {"graph": _seconds(graph), "product": _seconds(partial(graph(), x))}
+    return {name: round(seconds / third, 2) for name, seconds in costs.items()}
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    return min(timeit.repeat(work, number=1, repeat=4))
 
 
 def _mean_curvature(product: Product, gradient: Tensor, metric: Tensor) -> float:
@@ -236,7 +238,7 @@ def _advance(objective: FullBatch, point: Point, solution: Solution) -> tuple[Po
         dot(point.gradient, direction),
         relative_resolution=point.resolution,
     )
-    found = LINE_SEARCHES["wolfe"](line, 1.0)
+    found = StrongWolfe()(line, 1.0)
     if not found.descended:
         return None, MUCH_MORE_DAMPING
     if found.step < 1:

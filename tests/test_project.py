@@ -1,5 +1,6 @@
 """README, .ci/run, pyproject and environment.yml say the same; the tree is as README says."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -7,12 +8,10 @@ import tomllib
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 import yaml
 
-from twophase.experiments import comparison, profiles, runs, statistics
-from twophase.problems import networks
+from twophase.experiments import runs
 from twophase.switch import GradientNormPeak
 
 PROJECT = Path(__file__).parent.parent
@@ -22,6 +21,7 @@ NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 TOP_LEVEL = {
     *("notebooks", "twophase", "data", "reports", "tests", "environment.yml", "README.md"),
     *("benchmarks", "pyproject.toml", "conftest.py", "LICENSE", ".ci", ".gitignore"),
+    *("CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", ".pre-commit-config.yaml"),
 }
 
 
@@ -87,7 +87,8 @@ def test_the_top_level_is_what_it_should_be():
     )
     if listing.returncode != 0:
         pytest.skip("not a git checkout")
-    assert {line.split("/")[0] for line in listing.stdout.splitlines()} == TOP_LEVEL
+    there = {line.split("/")[0] for line in listing.stdout.splitlines()}
+    assert there == TOP_LEVEL
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -124,54 +125,34 @@ def test_the_numbers_under_readmes_figure_are_its_runs():
     assert f"would have fired after epoch {fired}," in text
 
 
-def kept_comparison(name, passes):
-    """What each method of a kept comparison cost, and the medians as README writes them."""
-    kept = comparison.load(PROJECT / "reports" / "reference" / name)
-    kept = kept[(kept.seed != comparison.TUNING_SEED) & (kept.method != "adam-twice")]
-    found = profiles.costs(kept, passes)
-    keys = ["problem", "model", "method"]
-    rows = profiles.ratios(found, keys).set_index(keys).iterrows()
-    return found, {key: profiles.as_ratio(row).text.split(" (")[0] for key, row in rows}
+def test_the_results_in_the_readme_are_those_of_the_files():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/readme_results.py", "--check"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-SMALL = "vit-nomlp-wkewq-wvwo1"
+def test_the_citation_is_the_papers():
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PYPROJECT["project"]["version"]
+    assert citation["preferred-citation"]["doi"] in README
 
 
-def missed(found, problem, method):
-    """On how many of how many seeds."""
-    of = found[(found.problem == problem) & (found.model == SMALL) & (found.method == method)]
-    return int(np.isinf(of.ratio).sum()), len(of)
+def code_lines(cell):
+    return [line for line in cell.source.splitlines() if line.strip()]
 
 
-def test_the_ratios_in_the_readme_are_those_of_the_kept_comparisons():
-    readme = " ".join(README.split())
-    words = ("no", "one", "two", "three")
-    found, digits = kept_comparison("fair-comparison", 1000)
-    for model in networks.MODELS:
-        assert f"{model} {digits['digits', model, 'default']}" in readme
-    assert f"torch's L-BFGS needs {digits['digits', SMALL, 'torch-lbfgs']}" in readme
-    assert f"Adam with a tuned rate {digits['digits', SMALL, 'adam-tuned']}" in readme
-    own, golden = (missed(found, "digits", method) for method in ("default", "golden"))
-    assert f"misses that loss on {words[own[0]]} of three seeds" in readme
-    assert f"golden section misses on {words[golden[0]]}." in readme
-    assert own[1] == golden[1] == 3
-    found, images = kept_comparison("fair-comparison-mnist-cifar", 600)
-    for method, verb in (("default", "it needs"), ("torch-lbfgs", "torch's L-BFGS")):
-        pair = [images[problem, SMALL, method] for problem in ("mnist", "cifar10")]
-        assert f"{verb} {pair[0]} and {pair[1]}" in readme
-    assert missed(found, "mnist", "golden") == (2, 3)
-    assert missed(found, "cifar10", "golden") == (3, 3)
-
-
-def test_the_ratios_of_the_physics_informed_networks_are_those_of_the_kept_map():
-    readme = " ".join(README.split())
-    kept = comparison.load(PROJECT / "reports" / "reference" / "payoff-map")
-    to_adam, to_rival = [], []
-    for problem in ("poisson", "burgers"):
-        of = kept[(kept.problem == problem) & (kept.dtype == "float64")]
-        found = profiles.costs(of, 3000)
-        ratio = statistics.ratio_of(found.ratio[found.method == "default"])
-        to_adam.append(ratio.text.split(" (")[0])
-        to_rival.append(profiles.against(of, 3000).text.split(" (")[0])
-    assert f"it needs {to_adam[0]} and {to_adam[1]} of the passes of full-batch Adam" in readme
-    assert f"and {to_rival[0]} and {to_rival[1]} of those of torch's L-BFGS" in readme
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_articles(path):
+    """At most 150 lines of code, functions of at most eight lines, and more cells of prose."""
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert sum(len(code_lines(cell)) for cell in code) <= 150
+    for cell in code:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 8, node.name
+    assert len(notebook.cells) <= 30

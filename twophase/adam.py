@@ -15,13 +15,10 @@ from twophase.settings import Settings
 
 @dataclass(frozen=True)
 class AdamSettings(Settings):
-    """Settings of the Adam phase; `InputError` for a value out of range.
+    """Settings of the Adam phase (Kingma and Ba, 2015); `InputError` for a value out of range.
 
-    Args:
-        learning_rate: above 0, at most 1e30. Default 1e-3, torch's own; the paper does not print
-            its rate.
-        batch_size: examples per mini-batch; None: all in one. Default 512, the paper's (section 4).
-        betas, eps: of Adam (Kingma and Ba, 2015), torch's defaults.
+    The defaults are torch's, since the paper does not print its learning rate, and the paper's
+    batch size (section 4). A `batch_size` of None: all examples in one batch.
     """
 
     learning_rate: float = 1e-3
@@ -30,7 +27,7 @@ class AdamSettings(Settings):
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        # torch divides the rate by 1 - beta1 and wants the quotient in float32
+        # at most what torch, which divides it by 1 - beta1, can hold in float32
         check_number("learning_rate", self.learning_rate, above=0, maximum=1e30)
         if self.batch_size is not None:
             check_integer("batch_size", self.batch_size, 1)
@@ -44,19 +41,17 @@ class AdamSettings(Settings):
 class Adam:
     """torch's Adam (fused on CUDA) and the shuffled epochs that it trains on.
 
-    Each epoch draws one permutation of the K examples from `generator` (on the CPU, so that CPU
-    and GPU see the same order) and takes consecutive batches of it, the last one shorter. Nothing
-    waits for the device inside an epoch: the data are there already, the order is copied from
-    pinned memory, gathering a batch needs only its indices, fused Adam counts its steps on the
-    device, and no loss is read.
+    Each epoch draws one permutation of the examples from `generator` (on the CPU, so that CPU and
+    GPU see the same order) and takes consecutive batches of it, the last one shorter. Nothing waits
+    for the device inside an epoch: the data are there already, the order is copied from pinned
+    memory, fused Adam counts its steps on the device, and no loss is read.
     """
 
     def __init__(
         self, model: nn.Module, loss: Loss, settings: AdamSettings, generator: torch.Generator
     ):
-        self.model, self.loss = model, loss
+        self.model, self.loss, self.generator = model, loss, generator
         self.batch_size = settings.batch_size
-        self.generator = generator
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
             parameters,
@@ -81,7 +76,7 @@ class Adam:
         return math.ceil(count / (self.batch_size or count))
 
     def state_dict(self) -> dict[str, Any]:
-        """Adam's moments, which further epochs change, and the state of the generator."""
+        """Adam's moments, which further epochs change, and the generator's state."""
         return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -101,7 +96,7 @@ def sweep(
 ) -> None:
     """A step of any first-order optimizer for each mini-batch, given by its indices [B].
 
-    Inputs, targets [K, ...] and indices lie on the model's device, which nothing waits for.
+    Inputs [K, ...], targets [K, ...] and indices lie on the device, which nothing waits for.
     """
     for batch in batches:
         optimizer.zero_grad()

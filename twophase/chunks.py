@@ -11,9 +11,8 @@ from torch.utils._pytree import tree_leaves
 from twophase.modules import evaluating
 
 # Bytes of what a chunk's forward pass produces. On a CPU 16 to 64 MiB, about its last cache, were
-# the fastest for the networks of the paper and the whole batch up to twice as slow; of these the
-# largest, because several threads wait for each other after every operation of a small chunk. A GPU
-# takes as much as it has room for; backward pass and what else lives there need theirs.
+# the fastest for the paper's networks, and the whole batch up to twice as slow; with the largest of
+# these threads wait least. A GPU needs room for the backward pass and what else lives there.
 CPU_CHUNK_BYTES = 64 * 2**20
 CUDA_CHUNK_SHARE = 1 / 8
 # Examples of the larger of the two batches that `bytes_per_example` looks at.
@@ -26,9 +25,8 @@ def bytes_per_example(
     """Bytes of all tensors that one example more makes the pass `compute(inputs, targets)` produce.
 
     It is the difference between batches of 4 and of 2 of the K >= 4 examples, divided by 2: what
-    does not depend on the batch cancels out. A graph with gradients holds most of these tensors
-    until the backward pass. The model runs in eval mode; its modes and all random numbers are
-    afterwards as before.
+    does not depend on the batch cancels out. The graph of a gradient holds most of these tensors.
+    The model runs in eval mode; its modes and all random numbers are afterwards as before.
     """
     small, large = LARGEST_PROBE // 2, LARGEST_PROBE
     cuda = [inputs.device] if inputs.device.type == "cuda" else []
@@ -49,13 +47,10 @@ class _Produced(TorchDispatchMode):
         # kept alive, so that no storage takes the address of another
         self.kept: list[Tensor] = []
 
-    def __torch_dispatch__(
-        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        results = operation(*args, **(kwargs or {}))
-        self.kept += [
-            t for t in tree_leaves(results) if isinstance(t, Tensor) and t.layout is torch.strided
-        ]
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = op(*args, **(kwargs or {}))
+        tensors = (leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor))
+        self.kept += [tensor for tensor in tensors if tensor.layout is torch.strided]
         return results
 
     @property

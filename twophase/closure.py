@@ -14,23 +14,20 @@ Closure = Callable[[], Tensor]
 
 
 class ClosureObjective:
-    """A torch closure that computes and returns the loss, and does NOT call backward.
+    """An `Objective` from a torch closure that returns the loss, and does NOT call backward.
 
-    Its resolution follows from the dtype of the loss that the closure returns, at best that of
-    the parameters. Every evaluation calls the closure once, leaves its `x` in the parameters, and
-    raises `InputError` where the closure calls backward or does not return a real scalar, for a
-    gradient also where that has no graph.
+    Its resolution is that of the loss's dtype, at best that of the parameters'. Every evaluation
+    calls the closure once, leaves its `x` in the parameters, and raises `InputError` where the
+    closure calls backward or returns no real scalar, or, for a gradient, one without a graph.
     """
 
     def __init__(self, vector: ParameterVector, closure: Closure):
-        self.vector = vector
-        self.closure = closure
+        self.vector, self.closure = vector, closure
         self.passes = Passes()
         self.resolution = round_off(vector.dtype)
 
     @torch.no_grad()
     def value(self, x: Tensor) -> float:
-        """See `Objective`."""
         self.passes.forward += 1
         self.vector.write(x)
         with _explained():
@@ -38,7 +35,6 @@ class ClosureObjective:
 
     @torch.enable_grad()
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """See `Objective`."""
         self.passes.forward += 1
         self.passes.backward += 1
         self.vector.write(x)

@@ -42,10 +42,8 @@ def check_choice(field: str, value: Any, choices: Iterable[str]) -> str:
 
 
 def check_integer(field: str, value: object, minimum: int) -> int:
-    """Return `value` if it is a whole number of at least `minimum`; raise `InputError` if not.
-
-    Numbers beyond 64 bits are refused, too: no generator, tensor or file could hold them.
-    """
+    """Return `value` if it is a whole number of at least `minimum`; raise `InputError` if not."""
+    # no generator, tensor or file could hold a number beyond 64 bits
     if isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**63:
         return value
     raise InputError(field, value, f"a whole number of at least {minimum}")
@@ -59,10 +57,7 @@ def check_number(
     minimum: float = -math.inf,
     maximum: float = math.inf,
 ) -> float:
-    """Return `value` as float if it is finite and in the open (above, below) or closed range.
-
-    Raises `InputError` if it is not, or no int or float (a bool is none).
-    """
+    """Return an int or float as float if it is finite and in range; raise `InputError` if not."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         inside = above < value < below and minimum <= value <= maximum
         # a whole number too large for a float is as good as infinite

@@ -10,9 +10,8 @@ from twophase.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs [N, ...], such as images [N, channels, 32, 32], and targets [N, ...], such as labels.
+    """Inputs, such as images [N, channels, 32, 32], and as many targets, such as int64 labels [N].
 
-    Class labels are int64 [N], images are floating point.
     Raises `InputError` if the lengths differ or there is no example.
     """
 

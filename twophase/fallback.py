@@ -13,8 +13,8 @@ from twophase.switch import Decision, check_seen
 
 # A trend is that of at least so many epochs, where there are as many.
 SHORTEST_TREND = 3
-# Adam is not believed to have stopped for good: a second phase that gains less than 5 % while the
-# passes grow by a factor e must let it try.
+# Adam never stops for good: a second phase that gains less than 5 % while the passes grow by a
+# factor e must let it try.
 LEAST_SLOPE = 0.05
 # Of the loss: searches by slopes may raise it by its rounding errors (1e-7 for float32 networks).
 ROUNDING = 1e-6
@@ -36,30 +36,18 @@ class Fallback(Stateful):
     - the search found no lower loss, or the loss measured afterwards is higher or not finite, or
       the phase has converged (a minimum, but perhaps not the one that Adam would reach);
     - the gradient norm is above its largest under Adam: by the hypothesis the loss is not convex;
-    - the loss is above what Adam promised for as many passes, and fell by less over the last
-      `trial` iterations than Adam promised for these. Adam's promise is its trend, the straight
-      line through ln(loss) over ln(passes) in the latter half of its epochs (loss over ln(passes)
-      where a loss is not positive).
+    - the loss is above what Adam promised for as many passes by its `Trend`, and fell by less over
+      the last `trial` iterations than Adam promised for these.
 
     Adam goes on from the weights at the swap, with the moments it had there: its epochs are those
     of a run of Adam alone. The second phase's best weights are kept aside, and are the result if
     Adam ends above them. So the final training loss is never above that of Adam alone after as many
-    Adam epochs. A swap that does not pay costs about `trial` iterations; there are at most
-    `max_switches`, and each waits for `growth` times the passes before the last one.
+    Adam epochs. The paper, section 3, names the risk and asks for no more than trying.
 
-    It is a pure object like the switch rules, replays over a run's records, and raises `InputError`
-    where a value is out of range, or a loss or norm that it is shown is not finite.
-
-    Args:
-        trial: iterations over which its rate is measured, at least 1. Default 5: the first of
-            them is a steepest descent, other directions need a few more to show.
-        max_switches: swaps in a run, at least 1. Default 3: with `growth` 2 they are trials
-            in the 1st, 2nd and 4th unit of time.
-        growth: factor of the passes before the next swap, above 1. Default 2: all trials together
-            cost less than twice the last one.
-
-    Source: the paper, section 3, names the risk and asks for no more than trying; the review's
-    failure signatures are a norm without peak, several peaks, and a loss that rises after the swap.
+    A swap that does not pay costs about `trial` iterations: the first is a steepest descent, other
+    directions need a few more to show. There are at most `max_switches`, and each waits for
+    `growth` > 1 times the passes before the last one; with 2 all trials together cost less than
+    twice the last one. Like switch rules, fallbacks replay over a run's records.
     """
 
     trial: int = 5
@@ -78,7 +66,7 @@ class Fallback(Stateful):
 
     @property
     def ready(self) -> bool:
-        """Whether the second phase may take over now, as far as earlier attempts are concerned."""
+        """Whether the second phase may take over now, after as long as earlier attempts ask for."""
         if not self._swaps:
             return True
         waited = self._spent >= self.growth * self._swaps[-1]
@@ -122,19 +110,18 @@ class Fallback(Stateful):
         trend = Trend.of(self._adam)
         gained = trend.scale(first.loss) - trend.scale(last.loss)
         promised = trend.promise(first.passes) - trend.promise(last.passes)
-        seen = (
-            f"in {last.passes - first.passes} passes it gained {gained:.3g}, "
-            f"Adam promised {promised:.3g} ({trend.unit})"
-        )
+        unit = "of ln loss" if trend.logarithmic else "of the loss"
+        seen = f"gained {gained:.3g}, Adam promised {promised:.3g} ({unit})"
         behind = trend.scale(last.loss) > trend.promise(last.passes)
-        return Decision(behind and gained < promised, seen)
+        spent = last.passes - first.passes
+        return Decision(behind and gained < promised, f"in {spent} passes it {seen}")
 
 
 class Trend(NamedTuple):
-    """Adam's loss as a straight line over the logarithm of its passes.
+    """Adam's loss as a straight line, on the scale ln(loss), over ln(passes).
 
-    `scale` is ln, or the identity where a loss is not positive. The line ends at `level` after
-    `passes` passes and falls by `slope` per unit of ln(passes).
+    The scale is the loss itself where one is not positive. The line ends at `level` after `passes`
+    passes and falls by `slope` per unit of ln(passes).
     """
 
     logarithmic: bool
@@ -144,7 +131,7 @@ class Trend(NamedTuple):
 
     @classmethod
     def of(cls, seen: list[Seen]) -> "Trend":
-        """The least-squares line through the latter half of Adam's epochs, within `LEAST_SLOPE`."""
+        """The least-squares line through the latter half of Adam's epochs, no flatter than 5 %."""
         logarithmic = all(loss > 0 for _, loss in seen)
         flat = cls(logarithmic, seen[-1].passes, 0.0, LEAST_SLOPE)
         half = seen[-max(SHORTEST_TREND, math.ceil(len(seen) / 2)) :]
@@ -154,11 +141,6 @@ class Trend(NamedTuple):
         times = np.log([passes for passes, _ in half])
         rise, level = np.polyfit(times - times[-1], levels, 1)
         return flat._replace(level=float(level), slope=max(LEAST_SLOPE, -float(rise)))
-
-    @property
-    def unit(self) -> str:
-        """What differences of `scale` are."""
-        return "of ln loss" if self.logarithmic else "of the loss"
 
     def scale(self, loss: float) -> float:
         """The loss on the trend's scale."""

@@ -17,7 +17,7 @@ from twophase.objective import Passes, Point, round_off
 from twophase.parameters import ParameterVector
 
 # Rounding error of a network's outputs in units of the dtype's spacing; measured 3 to 9 for the
-# five networks, untrained and trained (test_full_batch measures it again).
+# paper's networks, untrained and trained.
 OUTPUT_ROUNDING = 12.0
 
 
@@ -31,13 +31,12 @@ class Score(NamedTuple):
 class HitCount:
     """Counts the examples whose target class is among their `top` largest outputs.
 
-    It takes outputs [B, classes] and integer targets [B]; other batches do not count. Nothing waits
-    for the device before `share`.
+    It takes outputs [B, classes] and integer targets [B]; other batches do not count.
     """
 
     def __init__(self, top: int = 1):
         self.top = top
-        self.hits: Tensor | None = None
+        self.hits: Tensor | int = 0
         self.examples = 0
 
     def __call__(self, outputs: Any, targets: Tensor) -> None:
@@ -45,31 +44,25 @@ class HitCount:
         if not classes or targets.is_floating_point() or targets.ndim != 1:
             return
         best = outputs.detach().topk(self.top, dim=1).indices
-        hits = (best == targets[:, None]).sum()
-        self.hits = hits if self.hits is None else self.hits + hits
+        self.hits = self.hits + (best == targets[:, None]).sum()
         self.examples += len(targets)
 
     def share(self) -> float | None:
         """Hits per example, in 0..1; None before a batch with classes."""
-        return None if self.hits is None else self.hits.item() / self.examples
+        return float(self.hits) / self.examples if self.examples else None
 
 
 class FullBatch:
     """The mean loss of a model over a whole data set, evaluated in chunks.
 
-    L(x) = (1/K) Σ_k loss(model_x(input_k), target_k). The model's outputs are converted to float64
-    before the loss, and chunks are summed in float64 whatever the model's dtype: near a minimum a
-    line search compares values that differ by less than float32 resolves.
+    L(x) = (1/K) Σ_k loss(model_x(input_k), target_k), with inputs and targets [K, ...] on the
+    model's device and a loss of mean reduction. Outputs are converted to float64 before the loss,
+    and chunks are summed in float64: near a minimum a line search compares values that differ by
+    less than float32 resolves. Each evaluation leaves its `x` in the model.
 
-    Args:
-        model, loss: any module, and a loss with mean reduction, `loss(outputs, targets)`.
-        inputs, targets: tensors [K, ...] on the model's device.
-        chunk_size: examples per forward pass, at least 1; bounds the memory, changes results by
-            rounding only. Default None: chosen at the first evaluation, by the bytes of
-            intermediate results per example, so that a chunk has `chunk_bytes` of them. The choice
-            follows from model, shapes and device alone: a run that goes on later makes the same.
-
-    Raises `InputError` for a `chunk_size` below 1 and where `ParameterVector` does.
+    `chunk_size` examples per forward pass, at least 1, bound the memory and change results by
+    rounding only. None: so many that a chunk has `chunk_bytes` of intermediate results, by model,
+    shapes and device alone, so that a run that goes on later makes the same choice.
     """
 
     def __init__(
@@ -103,25 +96,21 @@ class FullBatch:
         return math.ceil(count / chunks)
 
     def value(self, x: Tensor) -> float:
-        """Loss at `x` [P], which the model keeps: one forward pass, without a graph."""
+        """Loss at `x` [P]: one forward pass, without a graph."""
         return self._forward(x, None)
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """Loss and gradient [P] at `x` [P], which the model keeps: a forward and a backward pass."""
+        """Loss and gradient [P] at `x` [P]: one forward and backward pass."""
         return self._forward_backward(x, None)
 
     @torch.enable_grad()
     def hessian_vector(self, x: Tensor, vector: Tensor) -> Tensor:
-        """Hessian of the loss at `x` [P], which the model keeps, times a vector [P].
-
-        H v = (1/K) Σ_k ∇²loss_k(x) v, exact, and never a matrix: one Hessian–vector product. Its
-        chunks are a quarter of `chunk_size`, because its graph holds about four times as much as
-        that of a gradient.
-        """
+        """Hessian at `x` [P] times a vector [P], H v = (1/K) Σ_k ∇²loss_k(x) v, exact."""
         self.passes.hessian_vector += 1
         self.vector.write(x)
         product = torch.zeros_like(x)
-        # chosen before another kernel changes what there is to count
+        # the graph holds about four times as much as a gradient's; chosen before another kernel
+        # changes what there is to count
         size = max(1, self.chunk_size // 4)
         # the fast kernels of attention have no second derivative
         with sdpa_kernel(SDPBackend.MATH):
@@ -130,16 +119,13 @@ class FullBatch:
         return product
 
     def score(self, x: Tensor, top: int = 1) -> Score:
-        """Loss and accuracy at `x` [P], which the model keeps: one forward pass.
-
-        An example counts as correct whose class is among the `top` largest outputs.
-        """
+        """Loss and top-`top` accuracy at `x` [P]: one forward pass."""
         hits = HitCount(top)
         loss = self._forward(x, hits)
         return Score(loss, hits.share())
 
     def measure(self, x: Tensor) -> tuple[Point, float | None]:
-        """Point and accuracy at `x` [P], which the model keeps: one forward and backward pass."""
+        """Point and accuracy at `x` [P]: one forward and backward pass."""
         hits = HitCount()
         value, gradient = self._forward_backward(x, hits)
         return Point(x, value, gradient, self.resolution), hits.share()
@@ -171,9 +157,9 @@ class FullBatch:
         return loss, gradient
 
     def _resolution(self, value: float, sensitivity: float) -> float:
-        """Relative noise of the loss that independent rounding errors of the outputs make.
+        """Relative noise of the loss by rounding errors of the outputs o.
 
-        `sensitivity` is sqrt(Σ (∂L/∂o · o)²), the change of the loss by errors of relative size 1.
+        `sensitivity` is sqrt(Σ (∂L/∂o · o)²), the loss's change by errors of relative size 1.
         """
         if not (sensitivity > 0 and value != 0):
             return round_off(self.vector.dtype)

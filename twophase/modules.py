@@ -22,10 +22,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def reject_unrepeatable_modules() -> Iterator[None]:
-    """While active, raise `InputError` when dropout or BatchNorm runs in training mode.
-
-    A hook on all modules sees what a closure calls, where no model is at hand to inspect.
-    """
+    """While active, raise `InputError` when dropout or BatchNorm runs in training mode."""
+    # a hook on all modules sees what a closure calls, where no model is at hand to inspect
     handle = nn.modules.module.register_module_forward_pre_hook(_reject_if_unrepeatable)
     try:
         yield
@@ -43,9 +41,6 @@ def _reject_if_unrepeatable(module: nn.Module, _inputs: object = None) -> None:
     drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
     batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     if module.training and (drops or batch_norm):
-        raise InputError(
-            "model",
-            f"{type(module).__name__} in training mode",
-            "a model without dropout and BatchNorm in training mode in the second phase "
-            "(call model.eval())",
-        )
+        found = f"{type(module).__name__} in training mode"
+        allowed = "a model without dropout and BatchNorm in training mode in the second phase"
+        raise InputError("model", found, f"{allowed} (call model.eval())")

@@ -1,6 +1,6 @@
 """The parameters of a model as one flat vector."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -42,37 +42,30 @@ class ParameterVector:
 
     def gradient(self, loss: Tensor) -> Tensor:
         """Gradient [P] of a scalar; zero where the scalar does not depend on a parameter."""
-        return self._flat(torch.autograd.grad(loss, self.parameters, allow_unused=True))
+        return _flat(torch.autograd.grad(loss, self.parameters, materialize_grads=True))
 
     def gradients(self, loss: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of a scalar by a tensor on the way to it, and by the parameters [P]."""
-        first, *rest = torch.autograd.grad(loss, [outputs, *self.parameters], allow_unused=True)
-        return torch.zeros_like(outputs) if first is None else first, self._flat(rest)
+        inputs = [outputs, *self.parameters]
+        first, *rest = torch.autograd.grad(loss, inputs, materialize_grads=True)
+        return first, _flat(rest)
 
     def hessian_vector(self, loss: Tensor, vector: Tensor) -> Tensor:
-        """Hessian of a scalar times a vector v [P]: the gradient of the gradient's inner product.
+        """Hessian of a scalar L times a vector v [P], H v = ∇(v'∇L), by a second backward pass.
 
-        H v = ∇(v'∇L), exact, by a second backward pass (Pearlmutter, 1994); zero where the
-        scalar's gradient does not depend on a parameter.
+        It is exact (Pearlmutter, 1994), and zero where ∇L does not depend on a parameter.
         """
         first = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
-        pairs = [
-            (gradient, part.view_as(gradient))
-            for gradient, part in zip(first, self._split(vector), strict=True)
-            if gradient is not None and gradient.requires_grad
-        ]
+        parts = zip(first, self._split(vector), strict=True)
+        pairs = [(g, part.view_as(g)) for g, part in parts if g is not None and g.requires_grad]
         if not pairs:
             return torch.zeros_like(vector)
-        gradients, parts = zip(*pairs, strict=True)
-        return self._flat(torch.autograd.grad(gradients, self.parameters, parts, allow_unused=True))
-
-    def _flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        return torch.cat(
-            [
-                torch.zeros_like(p).reshape(-1) if g is None else g.to_dense().reshape(-1)
-                for p, g in zip(self.parameters, gradients, strict=True)
-            ]
-        )
+        outputs, weights = zip(*pairs, strict=True)
+        return _flat(torch.autograd.grad(outputs, self.parameters, weights, materialize_grads=True))
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         return torch.split(x, [p.numel() for p in self.parameters])
+
+
+def _flat(gradients: Iterable[Tensor]) -> Tensor:
+    return torch.cat([gradient.to_dense().reshape(-1) for gradient in gradients])

@@ -15,10 +15,8 @@ class Payoff:
     """A second phase, and what Adam's trend foresaw for as many passes.
 
     From `first_epoch` to `last_epoch` the phase spent `passes` and met the lowest training `loss`,
-    where Adam would have come to the loss `foreseen`, by the straight line through ln(loss) over
-    ln(passes) in the latter half of its epochs before (see `twophase.fallback.Trend`). This is a
-    forecast from the run's own records, not a run of Adam: Adam's loss may fall faster or slower
-    than its trend.
+    where Adam would have come to the loss `foreseen` by its `twophase.fallback.Trend`. This is a
+    forecast, not a run: Adam's loss may fall faster or slower than its trend.
     """
 
     first_epoch: int

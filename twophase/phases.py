@@ -35,6 +35,7 @@ class Phase(Protocol):
 
     def enter(self) -> None:
         """The phase takes over: forget directions that belong to an earlier trajectory."""
+        return
 
     def prepare(self, point: Point | None) -> int:
         """What must be checked before an epoch, outside its time; passes spent."""
@@ -42,15 +43,12 @@ class Phase(Protocol):
 
     def epoch(self, point: Point | None) -> Work:
         """Advance by one epoch from the current point."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """What the coming epochs of the phase depend on."""
-        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        ...
 
 
 class AdamPhase(Phase):
@@ -64,21 +62,18 @@ class AdamPhase(Phase):
         self.adam = Adam(objective.model, objective.loss, settings, generator)
 
     def epoch(self, point: Point | None) -> Work:
-        """One sweep of mini-batches from the model's parameters."""
         self.adam.epoch(self.objective.inputs, self.objective.targets)
         return Work(self.objective.vector.read())
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of `Adam`."""
         return self.adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Phase`."""
         self.adam.load_state_dict(state)
 
 
 class DescentPhase(Phase):
-    """Full-batch iterations of the second phase; the gradient at the end of one starts the next.
+    """Full-batch iterations of the second phase, the first along the steepest descent.
 
     `before` is the phase of Adam that hands over, and leaves the preconditioner, if there is one.
     """
@@ -93,11 +88,9 @@ class DescentPhase(Phase):
         self.checked = False  # the loss repeats itself
 
     def enter(self) -> None:
-        """Start with a steepest descent, from a gradient that is not counted yet."""
         self.state, self.handed_on = None, False
 
     def prepare(self, point: Point | None) -> int:
-        """Before the first iteration, check that the loss repeats itself."""
         if self.checked or point is None:
             return 0
         check_repeats(self.objective, point)
@@ -105,11 +98,12 @@ class DescentPhase(Phase):
         return 1
 
     def epoch(self, point: Point | None) -> Work:
-        """One iteration from the current point, which must be there."""
         assert point is not None
         before = self.objective.passes.total - (0 if self.handed_on else GRADIENT_PASSES)
         if self.state is None and self.before is not None:
-            self.inverse = self._preconditioner(self.before.adam)
+            adam, parameters = self.before.adam, self.objective.vector.parameters
+            batches = adam.batch_count(len(self.objective.inputs))
+            self.inverse = self.descent.preconditioner.inverse(adam.optimizer, parameters, batches)
         done = iterate(self.objective, point, self.state, self.descent, self.inverse)
         self.state, self.handed_on = done.state, done.point is not None
         passes = self.objective.passes.total - before
@@ -117,13 +111,7 @@ class DescentPhase(Phase):
             done.x, done.step, done.evaluations, passes, done.status, done.message, done.point
         )
 
-    def _preconditioner(self, adam: Adam) -> Tensor | None:
-        batches = adam.batch_count(len(self.objective.inputs))
-        parameters = self.objective.vector.parameters
-        return self.descent.preconditioner.inverse(adam.optimizer, parameters, batches)
-
     def state_dict(self) -> dict[str, Any]:
-        """The last iteration's state, what is known of its end, and the preconditioner."""
         return {
             "state": self.state._asdict() if self.state else None,
             "handed_on": self.handed_on,
@@ -132,7 +120,6 @@ class DescentPhase(Phase):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Phase`."""
         self.state = State(**state["state"]) if state["state"] else None
-        self.handed_on, self.inverse = state["handed_on"], state["inverse"]
-        self.checked = state["checked"]
+        self.handed_on, self.checked = state["handed_on"], state["checked"]
+        self.inverse = state["inverse"]

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from twophase.errors import InputError, check_integer, check_number
 from twophase.settings import Settings
@@ -14,34 +15,25 @@ from twophase.settings import Settings
 class Preconditioner(Protocol):
     """What the second phase asks of a preconditioner M when Adam hands over."""
 
-    def inverse(
-        self, adam: torch.optim.Optimizer, parameters: Iterable[Tensor], batches: int
-    ) -> Tensor | None:
+    def inverse(self, adam: Optimizer, parameters: Iterable[Tensor], batches: int) -> Tensor | None:
         """The diagonal [P] of M⁻¹, None for 1, after `batches` mini-batches in each Adam epoch."""
-        ...
 
 
 @dataclass(frozen=True)
 class Identity(Settings):
     """No preconditioner: M is 1."""
 
-    def inverse(
-        self, adam: torch.optim.Optimizer, parameters: Iterable[Tensor], batches: int
-    ) -> None:
-        """None, which stands for 1."""
+    def inverse(self, adam: Optimizer, parameters: Iterable[Tensor], batches: int) -> None:
+        return
 
 
 @dataclass(frozen=True)
 class AdamMoments(Settings):
     """M from the second moments that Adam ends with, where its mini-batches make them meaningful.
 
-    See `from_moments` for the formula. Adam's full-batch moments fall with the gradient instead of
-    measuring curvature: they stalled the second phase on Poisson's equation.
-
-    Args:
-        damping: see `from_moments`; at least 0.
-        min_batches: mini-batches of an Adam epoch from which on the moments are used, at least 1,
-            which is always. Default 2: after any mini-batches, not after full batches.
+    See `from_moments` for the formula and `damping`. The moments are used if an Adam epoch has at
+    least `min_batches`: those of full batches (1) fall with the gradient instead of measuring
+    curvature, and stalled the second phase on Poisson's equation.
     """
 
     damping: float = 0.1
@@ -51,10 +43,7 @@ class AdamMoments(Settings):
         check_number("damping", self.damping, minimum=0)
         check_integer("min_batches", self.min_batches, 1)
 
-    def inverse(
-        self, adam: torch.optim.Optimizer, parameters: Iterable[Tensor], batches: int
-    ) -> Tensor | None:
-        """See `from_moments`; None where there are fewer than `min_batches`."""
+    def inverse(self, adam: Optimizer, parameters: Iterable[Tensor], batches: int) -> Tensor | None:
         if batches < self.min_batches:
             return None
         return from_moments(adam, parameters, self.damping)
@@ -62,24 +51,18 @@ class AdamMoments(Settings):
 
 @torch.no_grad()
 def from_moments(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], damping: float = 0.1
+    optimizer: Optimizer, parameters: Iterable[Tensor], damping: float = 0.1
 ) -> Tensor:
     """The diagonal [P] of M⁻¹, M = sqrt(v̂) + damping · mean(sqrt(v̂)) + ε, from second moments v.
 
     v̂ = v / (1 − β₂^t) corrects the moments' bias at Adam's step t; ε is Adam's own (Kingma and Ba,
-    2015, algorithm 1), which divides its steps by sqrt(v̂) + ε. Parameters that require no gradient
-    are left out; one without moments counts as having v = 0.
+    2015, algorithm 1). Of the `parameters`, in the vector's order, those that require no gradient
+    are left out, and one without moments has v = 0.
 
-    Args:
-        optimizer: a `torch.optim.Adam`, or another with its second moments.
-        parameters: those of the vector that is to be scaled, in its order.
-        damping: in parts of the mean over all P parameters, at least 0: how far M trusts small
-            moments, which may be those of a parameter whose gradients merely were small of late.
-            Default 0.1: of 0 and 0.1 the one that was best, or close to the best, at four swaps of
-            two networks.
-
-    Raises `InputError` where the optimizer holds no second moments, has not stepped, or a parameter
-    is not among its own.
+    `damping` >= 0 says how little M trusts small moments, which may be those of a parameter whose
+    gradients merely were small of late. Default 0.1: of 0 and 0.1 the one that was best, or close
+    to the best, at four swaps of two networks. Raises `InputError` where the optimizer holds no
+    second moments, has not stepped, or a parameter is not among its own.
     """
     check_number("damping", damping, minimum=0)
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
@@ -94,7 +77,7 @@ def from_moments(
     return 1 / (roots + damping * roots.mean() + epsilon)
 
 
-def _root(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+def _root(optimizer: Optimizer, parameter: Tensor, group: dict[str, Any]) -> Tensor:
     """sqrt(v̂) of a parameter."""
     state = optimizer.state.get(parameter, {})
     if "exp_avg_sq" not in state:

@@ -13,12 +13,11 @@ class Record:
     Losses, accuracies (share in 0..1, None without classes) and the gradient norm (loss per unit
     of parameter, of the full training loss) are those at the end of the epoch. `passes` counts the
     epoch's optimisation in sweeps over the training set (forward 1, forward with backward 3), and
-    `seconds` its wall time; `monitor_passes` counts what was spent on the training set beyond that
-    to fill the record, above all Adam's gradient norm. The gradient at a swap counts in both, since
-    the rule needs it and the second phase starts from it; the one after the last epoch starts
-    nothing and counts in neither if that was the second phase's. `step_size` and `evaluations` are
-    the line search's. `status` is "moved", or why the phase could do no more (see
-    `twophase.second_phase.Status`). `note` says why a phase ended.
+    `seconds` its wall time; `monitor_passes` counts what it took beyond that to fill the record,
+    above all Adam's gradient norm. The gradient at a swap counts in both, since the rule needs it
+    and the second phase starts from it; the one after a last epoch of the second phase starts
+    nothing and counts in neither. `step_size` and `evaluations` are the line search's. `status` is
+    a `twophase.second_phase.Status`; `note` says why a phase ended.
     """
 
     epoch: int

@@ -1,11 +1,8 @@
-"""Phase 2 as pure functions on flat vectors: a direction, a line search along it, and again.
-
-One iteration takes a point and what the previous iteration left, and returns both anew; it never
-sees a model, a data set or a device.
-"""
+"""Phase 2 as pure functions on flat vectors: a direction, a line search along it, and again."""
 
 from dataclasses import dataclass
 from enum import StrEnum
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -19,9 +16,8 @@ from twophase.objective import Objective, Point, evaluate, norm, start
 from twophase.preconditioner import AdamMoments, Identity, Preconditioner
 from twophase.settings import Settings
 
-# Iterations in a row without clear progress of loss or gradient norm after which the phase ends. A
-# search that follows slopes goes on where losses can no longer be compared; from the noise of the
-# gradient on, it would go on for ever.
+# Iterations in a row without clear progress of loss or gradient norm after which the phase ends: a
+# search that follows slopes would go on for ever in the noise of the gradient.
 PATIENCE = 20
 
 
@@ -29,15 +25,10 @@ PATIENCE = 20
 class Descent(Settings):
     """A second phase: a direction, a line search along it, a preconditioner; no learning rate.
 
-    `InputError` where a part is none, or the tolerance is below 0.
-
-    Args:
-        direction: a rule of `twophase.directions`, or any `DirectionRule`.
-        line_search: of `twophase.line_search`, or any `LineSearch`.
-        preconditioner: of `twophase.preconditioner`; after a first phase of Adam only.
-        tolerance_grad: gradient norm (Euclidean, loss per unit of parameter) at or below which the
-            phase has converged. Default 0: nothing but an exact zero, since any other depends on
-            the loss's scale; where the arithmetic ends before, the line search says so.
+    The preconditioner is for a phase after Adam. The phase has converged where the gradient norm
+    (Euclidean, loss per unit of parameter) is at or below `tolerance_grad`, by default an exact 0,
+    since any other depends on the loss's scale; where the arithmetic ends before, the line search
+    says so. `InputError` where a part is none, or the tolerance is below 0.
 
     >>> from twophase import ConjugateDirection, GoldenSection
     >>> paper = Descent(ConjugateDirection("PR+"), GoldenSection(rtol=1e-2))
@@ -49,13 +40,19 @@ class Descent(Settings):
     tolerance_grad: float = 0.0
 
     def __post_init__(self) -> None:
-        for field, what in (("direction", "direction rule"), ("line_search", "line search")):
-            part = getattr(self, field)
-            if not callable(part) or isinstance(part, type):
-                raise InputError(field, part, f"a {what}, such as those of twophase")
+        _check_call("direction", self.direction, "a direction rule: (point, last, inverse)")
+        _check_call("line_search", self.line_search, "a line search: (line, first_step)")
         if not callable(getattr(self.preconditioner, "inverse", None)):
             raise InputError("preconditioner", self.preconditioner, "AdamMoments() or Identity()")
         check_number("tolerance_grad", self.tolerance_grad, minimum=0)
+
+
+def _check_call(field: str, part: object, allowed: str) -> None:
+    """Raise `InputError` unless a part is called with as many arguments as are allowed."""
+    wanted = allowed.count(",") + 1
+    fits = callable(part) and not isinstance(part, type)
+    if not fits or len(signature(part).parameters) != wanted:  # type: ignore[arg-type]
+        raise InputError(field, part, allowed)
 
 
 # Reached low losses of networks with the fewest passes, 3 for most iterations (notebook 12).
@@ -84,7 +81,7 @@ MESSAGES = {
 
 
 class Iteration(NamedTuple):
-    """One iteration: the new vector x [P] and its loss, the step, its cost, the status and why.
+    """One iteration: the new vector x [P], its loss, and what the next iteration starts from.
 
     `step` multiplies the direction and is 0 where `x` is the old vector; `evaluations` counts the
     trials of the line search. `point` is that at `x` if the search computed the gradient there.
@@ -111,22 +108,13 @@ def iterate(
     descent: Descent = DEFAULT,
     inverse: Tensor | None = None,
 ) -> Iteration:
-    """One iteration: a direction, and a line search along it.
+    """One iteration from a point and what the previous one left; sees no model, data or device.
 
     The direction is the steepest descent −M⁻¹ g at the start, where the rule finds no descent
     direction, and where the search along its direction has failed (Press et al., Numerical Recipes
-    in C, section 10.6; Nocedal and Wright, section 5.2).
-
-    Args:
-        objective, point: the loss, and x [P] with the loss and the gradient [P] there.
-        state: what the previous iteration left; None for the first.
-        descent: how to choose direction and step.
-        inverse: the diagonal [P] of M⁻¹, all above 0, of a preconditioner M that stands for the
-            Hessian: the iteration is that in the variables in which M is 1. None: M is 1. It is to
-            be the same for as long as `state` is handed on.
-
-    Where the search has computed the gradient at the new vector, the `Iteration` holds the next
-    one's `point`; else that is the caller's to evaluate.
+    in C, section 10.6; Nocedal and Wright, section 5.2). `inverse` is the diagonal [P] of M⁻¹, all
+    above 0, of a preconditioner M that stands for the Hessian: the iteration is that in the
+    variables in which M is 1 (None: it is). It must stay the same while `state` is handed on.
     """
     gradient_norm = norm(point.gradient)
     if gradient_norm <= descent.tolerance_grad:
@@ -167,14 +155,9 @@ def minimize(
 ) -> Minimum:
     """Minimise an objective from the vector x [P] by at most `max_iterations` iterations.
 
-    The status `moved` means that the bound on iterations was reached. Raises `InputError` where the
-    bound is below 1 or the objective does not repeat itself, and `NonFiniteError` where the loss or
-    its gradient is not finite at an iterate.
-
-    >>> from twophase.objective import FunctionObjective
-    >>> bowl = FunctionObjective(lambda x: ((x - 1) ** 2).sum())
-    >>> minimize(bowl, torch.zeros(2).double(), 9).message
-    'the gradient norm is at or below tolerance_grad'
+    The status `moved` means that this bound was reached. Raises `InputError` where the bound is
+    below 1 or the objective does not repeat itself, and `NonFiniteError` where the loss or its
+    gradient is not finite at an iterate.
     """
     check_integer("max_iterations", max_iterations, 1)
     point, state = start(objective, x), None
@@ -193,30 +176,22 @@ def _minimum(point: Point, iterations: int, status: Status) -> Minimum:
 
 
 def _search(
-    objective: Objective,
-    point: Point,
-    direction: Direction,
-    state: State | None,
-    line_search: LineSearch,
+    objective: Objective, point: Point, d: Direction, state: State | None, search: LineSearch
 ) -> SearchResult:
-    x, vector, slope = point.x, direction.vector, direction.slope
     scale = state.scale if state else 0.0
-    line = Line(objective, x, vector, point.value, slope, scale, point.resolution)
-    if slope == 0:  # lost to underflow
+    line = Line(objective, point.x, d.vector, point.value, d.slope, scale, point.resolution)
+    if d.slope == 0:  # lost to underflow
         return line.failure(SearchStatus.RESOLUTION)
-    return line_search(line, direction.first_step or _first_step(point, direction, state))
+    return search(line, d.first_step or _first_step(point, d, state))
 
 
-def _first_step(point: Point, direction: Direction, state: State | None) -> float:
-    """A first trial that follows the scale of loss and parameters.
-
-    Later iterations go by the last line; the first takes the minimum of a parabola that ends at
-    loss 0, but no longer than the parameter vector itself.
-    """
+def _first_step(point: Point, d: Direction, state: State | None) -> float:
+    """Where to try first: by the last line, or at the minimum of a parabola that ends at loss 0."""
     if state is not None:
-        return expected_step(point, state, direction.slope)
-    size = norm(direction.vector)
-    lengths = (2 * abs(point.value) / -direction.slope, norm(point.x) / size)
+        return expected_step(point, state, d.slope)
+    # no longer than the parameter vector
+    size = norm(d.vector)
+    lengths = 2 * abs(point.value) / -d.slope, norm(point.x) / size
     return min((length for length in lengths if length > 0), default=1 / size)
 
 

@@ -14,10 +14,9 @@ state = partial(dataclass_field, init=False, repr=False, compare=False)
 
 
 class Settings:
-    """Base of the dataclasses that choose how something is done, such as `GoldenSection`.
+    """Base of the dataclasses that choose how something is done, known by their names.
 
-    Their `repr` is what `from_text` reads, and `to_dict` what `from_dict` reads. Subclasses are
-    known by their names.
+    Their `repr` is what `from_text` reads, and `to_dict` what `from_dict` reads.
 
     >>> from twophase import GoldenSection
     >>> GoldenSection(rtol=1e-3).to_dict()
@@ -33,10 +32,7 @@ class Settings:
         Settings.kinds[cls.__name__] = cls
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON holds them: the class's name as "type", and all fields.
-
-        Raises `InputError` where a field holds what JSON cannot, such as a function.
-        """
+        """The settings for JSON, or `InputError` where they hold a function or the like."""
         content = {name: _plain(name, getattr(self, name)) for name in _names(self)}
         return {"type": type(self).__name__} | content
 
@@ -52,8 +48,7 @@ class Stateful(Settings):
 def from_dict(content: Any, field: str = "settings") -> Any:
     """The object that `to_dict` described; lists become tuples, numbers and texts stay.
 
-    Raises `InputError`, which calls the content `field`, where a type or a field is unknown or a
-    value is not allowed.
+    `InputError`, which calls the content `field`, for an unknown type or field, or a wrong value.
     """
     if isinstance(content, list):
         return tuple(from_dict(part, field) for part in content)
@@ -66,16 +61,14 @@ def from_dict(content: Any, field: str = "settings") -> Any:
 def from_text(text: str, field: str = "settings") -> Any:
     """The object that a text such as "StrongWolfe(c2=0.1)" or "None" stands for; runs no code.
 
-    A bare name stands for the object with its defaults. Errors are those of `from_dict`, and an
-    `InputError` for a text of another form.
+    A bare name stands for the object with its defaults. `InputError` as for `from_dict`.
     """
     try:
         return _value(ast.parse(text.strip(), mode="eval").body, field)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         if isinstance(error, InputError):
             raise
-        allowed = 'a text such as "GoldenSection(rtol=0.01)"'
-        raise InputError(field, text, allowed) from None
+        raise InputError(field, text, 'a text such as "GoldenSection(rtol=0.01)"') from None
 
 
 def _value(node: ast.expr, field: str) -> Any:
@@ -89,7 +82,8 @@ def _value(node: ast.expr, field: str) -> Any:
 
 
 def _made(name: str, positional: list[Any], named: dict[str, Any], field: str) -> Any:
-    kind = Settings.kinds[check_choice(field, name, Settings.kinds)]
+    kinds = {known: kind for known, kind in Settings.kinds.items() if _is_whole(kind)}
+    kind = kinds[check_choice(field, name, kinds)]
     known = _names(kind)
     for unknown in named.keys() - set(known):
         raise InputError(field, unknown, f"fields of {name}: {', '.join(known) or 'none'}")
@@ -99,6 +93,11 @@ def _made(name: str, positional: list[Any], named: dict[str, Any], field: str) -
         return kind(*positional, **named)
     except TypeError as error:
         raise InputError(field, name, f"arguments that it takes ({error})") from None
+
+
+def _is_whole(kind: Any) -> bool:
+    """Whether a class stands for something itself, and not for what others have in common."""
+    return "__dataclass_fields__" in vars(kind) and not kind.__name__.startswith("_")
 
 
 def _names(settings: Any) -> list[str]:

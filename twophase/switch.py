@@ -27,27 +27,15 @@ class Decision(NamedTuple):
 class SwitchRule(Protocol):
     """What the two-phase loop asks of a rule: one update per epoch, and a copy that is new.
 
-    The library's rules are pure objects: they touch neither model nor data, and replay over a
-    recorded trace. All but `FixedEpoch` raise `InputError` where a loss or norm is not finite or a
-    norm below zero.
-
-    >>> class LowLoss:
-    ...     def update(self, loss, grad_norm):
-    ...         return Decision(loss < 0.1, f"loss {loss:g}")
-    ...
-    ...     def fresh(self):
-    ...         return LowLoss()
-    >>> LowLoss().update(0.05, 1.0)
-    Decision(switch=True, reason='loss 0.05')
+    A rule touches neither model nor data, and replays over a recorded trace. The library's, but for
+    `FixedEpoch`, raise `InputError` where a loss or norm is not finite or a norm below zero.
     """
 
     def update(self, loss: float, grad_norm: float) -> Decision:
         """Take one epoch's loss and gradient norm; decide whether to switch now."""
-        ...
 
     def fresh(self) -> Self:
         """The same rule with nothing seen yet."""
-        ...
 
 
 @dataclass(unsafe_hash=True)
@@ -61,7 +49,6 @@ class FixedEpoch(Stateful):
         check_integer("swap_epoch", self.epoch, 1)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """See `SwitchRule`."""
         self.seen += 1
         return Decision(self.seen >= self.epoch, f"epoch {self.seen}, fixed swap at {self.epoch}")
 
@@ -71,15 +58,8 @@ class GradientNormPeak(Stateful):
     """Algorithm 1 of the paper, literally: switch when the norm falls to `factor` of its maximum.
 
     gn_max ← max(gn, gn_max); switch when gn <= factor · gn_max, with gn the gradient norm of the
-    full training loss at the end of an epoch (loss per unit of parameter). Beware: the small dip of
-    the norm just after the initialisation can satisfy the literal rule.
-
-    `factor` in (0, 1] is the paper's gn_fact, and 0.9 its value. At 1 the rule switches after the
-    first epoch, whose norm is its own peak.
-
-    >>> rule = GradientNormPeak()
-    >>> [rule.update(loss, norm).switch for loss, norm in [(3, 1.0), (2, 2.0), (1, 1.7)]]
-    [False, False, True]
+    full training loss at the end of an epoch (loss per unit of parameter), and 0.9 as the paper's
+    gn_fact in (0, 1]. Beware: the small dip of the norm after the initialisation can satisfy it.
     """
 
     factor: float = 0.9
@@ -89,7 +69,6 @@ class GradientNormPeak(Stateful):
         check_number("factor", self.factor, above=0, maximum=1)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """See `SwitchRule`."""
         check_seen(loss, grad_norm)
         self.peak = max(self.peak, grad_norm)
         level = self.factor * self.peak
@@ -112,18 +91,12 @@ class PeakTest(Settings):
     - a lasting fall: s_i <= s_p + ln(factor) − e for the last max(patience, share · p) values.
 
     The time to wait grows with the time that the peak took, so that neither a dip after the
-    initialisation nor the learning rate, which stretches the whole curve, decides; noise raises
-    both thresholds by itself.
+    initialisation nor the learning rate, which stretches the whole curve, decides.
 
-    Args:
-        factor: in (0, 1], the paper's gn_fact; default 0.9, the paper's value.
-        rise: ratio of peak to the smallest norm before it, above 1. Default 1.5: dips after the
-            initialisation are smaller, the rises in the paper's Figure 5 tenfold.
-        window: values under the median, at least 1. Default 5: two outliers change nothing.
-        patience: values that must lie below, at least 1. Default 5, a window of its own.
-        share: the same as a share of the peak's place, at least 0. Default 1, as long again as the
-            peak took: a higher peak within that time is seen before the switch.
-        confidence: standard errors, at least 0. Default 3: one in a thousand.
+    By default `factor` is the paper's gn_fact; a `rise` of 1.5 is more than the dips after the
+    initialisation, and far less than the tenfold rises of the paper's Figure 5; two outliers change
+    nothing in a `window` of 5, and `patience` is another window; a `share` of 1 waits as long again
+    as the peak took; noise exceeds a `confidence` of 3 standard errors once in a thousand times.
     """
 
     factor: float = 0.9
@@ -157,20 +130,19 @@ class PeakTest(Settings):
         level = smooth[top] + math.log(self.factor) - error
         below = _trailing(smooth <= level)
         needed = max(self.patience, math.ceil(self.share * place))
+        lasting = below >= needed
+        found = "a clear rise and a lasting fall" if lasting else "waiting after a clear rise"
         fall = f"below {math.exp(level):.4g} for {below} of {needed}"
-        if below < needed:
-            return Decision(False, f"waiting after a clear rise, {fall}; {seen}")
-        return Decision(True, f"a clear rise and a lasting fall, {fall}; {seen}")
+        return Decision(lasting, f"{found}, {fall}; {seen}")
 
 
 @dataclass(unsafe_hash=True)
 class SmoothedNormPeak(Stateful):
-    """Switch when the smoothed gradient norm has risen clearly, peaked and fallen for long enough.
+    """Switch when the smoothed gradient norm has risen clearly, peaked and fallen: see `PeakTest`.
 
-    The robust rule, and the default of `twophase.fit`: `PeakTest`, which names the formula, with
-    its times counted in updates. A trace without a clear rise never fires it; then Adam simply goes
-    on. Where the norm peaks within the first epoch (small batches, large data sets), update it more
-    than once per epoch. Source: the paper, section 3, asks for smoothing where the path zigzags.
+    The robust rule and the default; the paper, section 3, asks for smoothing where the path
+    zigzags. A trace without a clear rise never fires it; then Adam simply goes on. Where the norm
+    peaks within the first epoch (small batches, large data sets), update it more often.
 
     >>> norms = [2, 1.6, 2, 4, 8, 16, 23, 20, 16, 12, 9, 7, 5, 4, 3, 2, 1.5, 1, 0.7, 0.5, 0.3]
     >>> trace = [(0.0, norm) for norm in norms]
@@ -182,7 +154,6 @@ class SmoothedNormPeak(Stateful):
     norms: list[float] = state(default_factory=list)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """See `SwitchRule`."""
         check_seen(loss, grad_norm)
         self.norms.append(grad_norm)
         return self.test(self.norms)
@@ -193,16 +164,14 @@ class NormVersusLoss(Stateful):
     """Switch when the gradient norm, as a function of the loss, has peaked and fallen.
 
     `PeakTest` over the norms in the order of falling losses instead of epochs: an epoch that climbs
-    back to an earlier loss is compared with what was seen at that loss. The paper's section 3
-    recommends it for losses that fluctuate, as those of stochastic methods do. It never
-    switches at an epoch whose own loss is in the upper half of those seen.
+    back to an earlier loss is compared with what was seen there. The paper's section 3 recommends
+    it for losses that fluctuate. It never switches at a loss in the upper half of those seen.
     """
 
     test: PeakTest = PeakTest()
     seen: list[tuple[float, float]] = state(default_factory=list)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
-        """See `SwitchRule`."""
         check_seen(loss, grad_norm)
         self.seen.append((loss, grad_norm))
         ordered = sorted(self.seen, key=lambda pair: -pair[0])
@@ -241,16 +210,14 @@ def _running_median(values: NDArray[Any], window: int) -> NDArray[Any]:
 
 
 def _noise(logs: NDArray[Any]) -> float:
-    """Standard deviation of independent noise on a smooth curve, robustly.
-
-    Second differences of the noise have six times its variance; those of the curve are small.
-    """
+    """Standard deviation of independent noise on a smooth curve, robustly."""
     if len(logs) < 3:
         return 0.0
+    # second differences of the noise have six times its variance; those of the curve are small
     return float(np.median(np.abs(np.diff(logs, 2)))) / (NORMAL_MAD * math.sqrt(6))
 
 
 def _trailing(below: NDArray[Any]) -> int:
     """How many values at the end are true."""
     above = np.flatnonzero(~below)
-    return len(below) - (above[-1] + 1 if len(above) else 0)
+    return len(below) - (int(above[-1]) + 1 if len(above) else 0)

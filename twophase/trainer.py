@@ -35,33 +35,20 @@ class Trainer:
     """Two-phase training, epoch by epoch; `twophase.fit` runs one to its end.
 
     The model is trained in place, in the mode (train or eval) it comes in; losses and norms are
-    measured in eval mode.
+    measured in eval mode. `InputError` where an argument is out of range or both phases are None.
 
     Args:
         model: any module with float32 or float64 parameters of one dtype. A second phase needs one
             without dropout or BatchNorm in training mode.
         data: a `Dataset` with training and validation examples, or training examples
             (inputs [K, ...], targets [K, ...]). Floating-point tensors take the model's dtype.
-        adam: settings of the first phase; None: there is none.
-        second: direction, line search and preconditioner of the second phase; None: there is none.
-            Default: what reached low losses with the fewest passes.
-        switch: the rule that ends the first phase, or its number of epochs. Default: the robust
-            `SmoothedNormPeak()`. Of no effect in a training of one phase, like `fallback`.
+        adam, second: settings of the two phases; None: the phase is left out.
+        switch: the rule that ends the first phase, or its number of epochs; the default is robust.
         fallback: when the second phase hands back to Adam, since its own results speak against the
             hypothesis; None: never, as in the paper.
         loss: mean loss of a batch, `loss(outputs, targets)`; default `twophase.mse`, the paper's.
         seed: of the order of mini-batches.
-        device: "auto" (CUDA if there, else CPU), "cpu", "cuda" or "cuda:N".
-        chunk_size: examples per forward pass of a full-batch evaluation; bounds the memory.
-            Default None: chosen by the memory that an example needs; see `FullBatch`.
-
-    Raises:
-        InputError: an argument is out of range, or both phases are None.
-
-    >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
-    >>> trainer = Trainer(nn.Linear(1, 1), (inputs, 3 * inputs), switch=1)
-    >>> [trainer.epoch().phase for _ in range(2)]
-    ['adam', 'second']
+        device, chunk_size: see `resolve_device` and `FullBatch`.
     """
 
     def __init__(
@@ -79,21 +66,24 @@ class Trainer:
         chunk_size: int | None = None,
     ):
         check_integer("seed", seed, 0)
-        _check_settings(adam, second, fallback)
+        _check_settings(adam=adam, second=second, fallback=fallback)
         if second is not None:
             check_modules(model)
         self.device = resolve_device(device)
         self.model = model.to(self.device)
         self.objective, self.validation = _objectives(self.model, data, loss, chunk_size)
-        self.phases = _phases(self.objective, adam, second, seed)
+        self.phases: dict[str, Phase] = {}
+        first = None
+        if adam is not None:
+            self.phases[ADAM] = first = AdamPhase(self.objective, adam, seed)
+        if second is not None:
+            self.phases[SECOND] = DescentPhase(self.objective, second, first)
         rule, both = _rule(switch), len(self.phases) == 2
         self.rule = rule if both else None
         self.fallback = fallback.fresh() if both and fallback is not None else None
         self.history: list[Record] = []
         self.swap_epoch: int | None = None
-        self.status = Status.MOVED
-        self.message = ""
-        self.reason = ""
+        self.status, self.message, self.reason = Status.MOVED, "", ""
         self._name = next(iter(self.phases))
         self._kept: dict[str, Kept] = {}
         self._point: Point | None = None
@@ -107,12 +97,10 @@ class Trainer:
     def epoch(self) -> Record:
         """Train for one epoch of the current phase and return its record.
 
-        Raises `NonFiniteError` where the training loss or its gradient is not finite before or
-        after the epoch, and `InputError` before the first full-batch epoch where the model does not
-        repeat itself.
+        Raises `NonFiniteError` where loss or gradient is not finite before or after it, and
+        `InputError` before the first full-batch epoch if the model does not repeat itself.
         """
-        number, name = len(self.history) + 1, self._name
-        phase = self.phases[name]
+        number, phase = len(self.history) + 1, self.phases[self._name]
         if phase.uses_gradient and self._point is None:
             self._measure(self.objective.vector.read(), f" before epoch {number}")
         monitor_passes = phase.prepare(self._point)
@@ -123,10 +111,10 @@ class Trainer:
             seconds += self._point_seconds
         else:
             monitor_passes += GRADIENT_PASSES
-        work, accuracy = self._settled(work, before, f"epoch {number} ({name})")
+        work, accuracy = self._settled(work, before, f"epoch {number} ({self._name})")
         monitor_passes += work.point is not None  # for the accuracy alone
         self.status, self.message = work.status, work.message
-        record = self._record(number, name, work, accuracy, monitor_passes, seconds)
+        record = self._record(work, accuracy, monitor_passes, seconds)
         note = self._decide(record, work.x)
         record = replace(record, note=note or (work.message if self.ended else ""))
         self.history.append(record)
@@ -145,10 +133,9 @@ class Trainer:
         return self.history[best.epoch - 1]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the coming epochs depend on: tensors, numbers and strings only.
+        """A copy of all that the coming epochs depend on: tensors, numbers and strings only.
 
-        It is a copy that further epochs do not change. A trainer with other phases that shares the
-        epochs so far can load it and branch off.
+        A trainer with other phases that shares the epochs so far can load it and branch off.
         """
         return {
             "history": [asdict(record) for record in self.history],
@@ -199,8 +186,8 @@ class Trainer:
     def _settled(self, work: Work, before: Point | None, where: str) -> tuple[Work, float | None]:
         """Make the end of an epoch the current point; what it was, and the training accuracy there.
 
-        Where the phase has evaluated the point, the accuracy takes one forward pass. Where the loss
-        is not finite and Adam may take over, the epoch ends where it began.
+        If the phase has evaluated the point, the accuracy takes one forward pass. Where the loss is
+        not finite and Adam may take over, the epoch ends where it began.
         """
         if work.point is not None:
             self._point, self._point_seconds = work.point, 0.0
@@ -216,34 +203,17 @@ class Trainer:
             return work, self._measure(x, f" before {where}")
 
     def _record(
-        self,
-        number: int,
-        name: str,
-        work: Work,
-        accuracy: float | None,
-        monitor_passes: int,
-        seconds: float,
+        self, work: Work, accuracy: float | None, monitor_passes: int, seconds: float
     ) -> Record:
         assert self._point is not None
         validation: tuple[float | None, float | None] = (None, None)
         if self.validation is not None:
             with evaluating(self.model):
                 validation = self.validation.score(work.x)
-        return Record(
-            number,
-            name,
-            self._point.value,
-            accuracy,
-            *validation,
-            norm(self._point.gradient),
-            work.step_size,
-            work.evaluations,
-            work.passes,
-            monitor_passes,
-            seconds,
-            str(work.status),
-            note="",
-        )
+        measured = self._point.value, accuracy, *validation, norm(self._point.gradient)
+        cost = work.step_size, work.evaluations, work.passes, monitor_passes, seconds
+        number, status = len(self.history) + 1, str(work.status)
+        return Record(number, self._name, *measured, *cost, status, note="")
 
     def _decide(self, record: Record, x: Tensor) -> str:
         """After an epoch that ended at x [P]: change phase if due; the reason if it was."""
@@ -258,9 +228,8 @@ class Trainer:
         self.reason = decision.reason
         if self.fallback is not None:
             self.fallback.adam(record.train_loss, record.grad_norm, record.passes)
-            if not self.fallback.ready:
-                return ""
-        if not decision.switch:
+        ready = self.fallback is None or self.fallback.ready
+        if not (ready and decision.switch):
             return ""
         if self.fallback is not None:
             self.fallback.swap()
@@ -273,9 +242,8 @@ class Trainer:
         best = self._kept.get("best")
         if best is None or record.train_loss < best.loss:
             self._kept["best"] = Kept(x, record.train_loss, record.epoch)
-        decision = fallback.second(
-            record.train_loss, record.grad_norm, record.passes, Status(record.status)
-        )
+        status = Status(record.status)
+        decision = fallback.second(record.train_loss, record.grad_norm, record.passes, status)
         if not decision.switch:
             return ""
         swap = self._kept.pop("swap")
@@ -290,18 +258,12 @@ class Trainer:
         self.phases[name].enter()
 
 
-def _check_settings(
-    adam: AdamSettings | None, second: Descent | None, fallback: Fallback | None
-) -> None:
-    if adam is None and second is None:
+def _check_settings(**given: object) -> None:
+    if given["adam"] is None and given["second"] is None:
         raise InputError("second", None, "a Descent, or settings of Adam: one phase at least")
-    for field, value, kind in (
-        ("adam", adam, AdamSettings),
-        ("second", second, Descent),
-        ("fallback", fallback, Fallback),
-    ):
-        if not isinstance(value, kind | None):
-            raise InputError(field, value, f"a {kind.__name__} or None")
+    for field, kind in {"adam": AdamSettings, "second": Descent, "fallback": Fallback}.items():
+        if given[field] is not None and not isinstance(given[field], kind):
+            raise InputError(field, given[field], f"a {kind.__name__} or None")
 
 
 def _objectives(
@@ -316,18 +278,6 @@ def _objectives(
 
     train, validation = splits(data)
     return over(train), None if validation is None else over(validation)
-
-
-def _phases(
-    objective: FullBatch, adam: AdamSettings | None, second: Descent | None, seed: int
-) -> dict[str, Phase]:
-    phases: dict[str, Phase] = {}
-    first = None if adam is None else AdamPhase(objective, adam, seed)
-    if first is not None:
-        phases[ADAM] = first
-    if second is not None:
-        phases[SECOND] = DescentPhase(objective, second, first)
-    return phases
 
 
 def _rule(switch: SwitchRule | int) -> SwitchRule:

@@ -24,6 +24,7 @@ from twophase.trainer import Trainer
 if TYPE_CHECKING:
     import pandas as pd
 
+OnEpoch = Callable[[Record], None]
 # Called with the epochs of a training and their number; yields the epochs, as tqdm does.
 Progress = Callable[..., Iterable[Record]]
 
@@ -40,16 +41,12 @@ PAPER: MappingProxyType[str, Any] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Fit:
-    """The outcome of `fit`.
+    """The outcome of `fit`: one `Record` per epoch, and how it ended.
 
-    Attributes:
-        records: one `Record` per epoch.
-        status: "completed" when all epochs were run, else why the second phase ended before.
-        message: the status in a sentence.
-        swap_epoch: the last epoch of Adam before the second phase first took over; None: it never
-            did.
-        final: the record of the weights that the model has now: the last, or, after a return to
-            Adam, that of the second phase's best epoch if it is lower.
+    `status`, in a sentence `message`, is "completed" when all epochs were run, else why the second
+    phase ended before. `swap_epoch` is the last epoch of Adam before the second phase first took
+    over, None if it never did. `final` is the record of the weights that the model has now: the
+    last, or, after a return to Adam, the second phase's best if that is lower.
     """
 
     records: tuple[Record, ...] = field(repr=False)
@@ -61,9 +58,8 @@ class Fit:
     @property
     def changes(self) -> "pd.DataFrame":
         """The changes of phase: the last epoch of a phase, the phase, and why it ended."""
-        columns = ["epoch", "phase", "note"]
         changed = self.history.note.str.startswith(("switch: ", "return: "))
-        return self.history.loc[changed, columns].reset_index(drop=True)
+        return self.history.loc[changed, ["epoch", "phase", "note"]].reset_index(drop=True)
 
     @property
     def payoffs(self) -> list[Payoff]:
@@ -91,24 +87,16 @@ def fit(
     seed: int = 0,
     device: str | torch.device = "auto",
     chunk_size: int | None = None,
-    on_epoch: Callable[[Record], None] | None = None,
+    on_epoch: OnEpoch | None = None,
     progress: Progress | None = None,
 ) -> Fit:
     """Train in two phases: Adam until the rule says switch, then full batches (Algorithm 1).
 
     `fit(model, (x, y), epochs=200)` takes the library's defaults, and `**twophase.PAPER` the
-    paper's rule, conjugate gradient and line search, without a way back.
-
-    Args:
-        model, data, adam, second, switch, fallback, loss, seed, device, chunk_size: see `Trainer`.
-        epochs: at least 1. An Adam epoch costs 3 passes over the data, an epoch of the second phase
-            (one iteration) 3 with a search by slopes, about 16 with golden section.
-        on_epoch: called with each record.
-        progress: shows how far it is, such as `tqdm.tqdm`; called with the epochs and `total`.
-
-    Raises:
-        InputError: an argument is out of range, or the model does not repeat itself.
-        NonFiniteError: the loss is no longer finite; the message names the epoch.
+    paper's rule, conjugate gradient and line search, without a way back. An Adam epoch costs 3
+    passes over the data, an epoch of the second phase (one iteration) 3 with a search by slopes,
+    about 16 with golden section. `on_epoch` is called with each record; `progress`, such as
+    `tqdm.tqdm`, shows how far it is. For the other arguments and errors see `Trainer`.
 
     >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
     >>> result = fit(nn.Linear(1, 1), (inputs, 3 * inputs), epochs=8, switch=3, fallback=None)
@@ -135,15 +123,9 @@ def fit(
 
 
 def run(
-    trainer: Trainer,
-    epochs: int,
-    on_epoch: Callable[[Record], None] | None = None,
-    progress: Progress | None = None,
+    trainer: Trainer, epochs: int, on_epoch: OnEpoch | None = None, progress: Progress | None = None
 ) -> Fit:
-    """Train until `epochs` records are there or the second phase has ended.
-
-    Args and errors as for `fit`.
-    """
+    """Train until `epochs` records are there or the second phase has ended; see `fit`."""
     check_integer("epochs", epochs, 1)
     records: Iterable[Record] = _epochs(trainer, epochs)
     if progress is not None:

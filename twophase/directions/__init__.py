@@ -3,13 +3,3 @@
 from twophase.directions.conjugate import BETA_RULES, ConjugateDirection
 from twophase.directions.direction import Direction, DirectionRule, State
 from twophase.directions.quasi_newton import LBFGSDirection, SelfScaledBFGSDirection
-
-__all__ = [
-    "BETA_RULES",
-    "ConjugateDirection",
-    "Direction",
-    "DirectionRule",
-    "LBFGSDirection",
-    "SelfScaledBFGSDirection",
-    "State",
-]

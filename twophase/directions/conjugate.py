@@ -16,12 +16,11 @@ from twophase.settings import Settings
 
 @dataclass(frozen=True)
 class Change:
-    """What a β rule sees: inner products of g, p, y = g − p and d, named by their two letters.
+    """What a β rule sees: inner products, named by the letters of their two vectors [P].
 
-    g is the gradient, p ≠ 0 the one before it, d the direction of the step between them, [P] each.
-    With a preconditioner M, of which `inverse` is the diagonal [P] of M⁻¹ (None: 1), g, p and y are
-    multiplied in M⁻¹ and d with itself in M: every rule is then that of the variables in which M
-    is 1.
+    g is the gradient, p ≠ 0 the one before it, y = g − p, and d the direction of the step between
+    them. With the diagonal [P] of M⁻¹ as `inverse` (None: 1), g, p and y are multiplied in M⁻¹ and
+    d with itself in M, which makes every rule that of the variables in which M is 1.
     """
 
     gradient: Tensor
@@ -51,9 +50,6 @@ class Change:
         return dot(a, scaled(b, self.inverse))
 
 
-BetaRule = Callable[[Change], float]
-
-
 def hager_zhang(c: Change) -> float:
     """β = max((g'y − 2 (y'y / d'y) d'g) / d'y, 0.4 d'p / d'd).
 
@@ -70,7 +66,7 @@ def _quotient(numerator: float, curvature: float) -> float:
     return numerator / curvature if curvature > 0 else math.nan
 
 
-BETA_RULES: dict[str, BetaRule] = {
+BETA_RULES: dict[str, Callable[[Change], float]] = {
     # Fletcher and Reeves (1964); Press et al., Numerical Recipes in C, section 10.6
     "FR": lambda c: c.gg / c.pp,
     # Polak and Ribière (1969); Press et al., section 10.6
@@ -95,15 +91,12 @@ class ConjugateDirection(Settings):
     """d = −M⁻¹ g + β · d_previous, and the steepest descent −M⁻¹ g where β or d are of no use.
 
     That is where β is not finite, where d does not descend, every `restart_every` iterations, and
-    where successive gradients are far from orthogonal: |g'p| >= powell · g'g (Powell, 1977; Nocedal
-    and Wright, section 5.2 and equation 5.52). Raises `InputError` for a value out of range.
+    where successive gradients are far from orthogonal: |g'p| >= powell · g'g (Powell, 1977, took
+    0.2; Nocedal and Wright, section 5.2 and equation 5.52). None: never for that reason.
 
-    Args:
-        beta: a name in `BETA_RULES`. Default "PR+" (Polak–Ribière, never below 0): it has a
-            convergence theory for inexact searches, while "FR" without restarts can jam. The
-            paper names Fletcher–Reeves and Polak–Ribière, and not its choice.
-        restart_every: iterations, at least 1; None: never for their number.
-        powell: above 0 (Powell took 0.2); None: never for this reason.
+    `beta` is a name in `BETA_RULES`. Default "PR+" (Polak–Ribière, never below 0): it has a
+    convergence theory for inexact searches, while "FR" without restarts can jam. The paper names
+    Fletcher–Reeves and Polak–Ribière, and not its choice. `InputError` for a value out of range.
     """
 
     beta: str = "PR+"

@@ -1,7 +1,8 @@
 """What every direction rule shares: what it sees, what it returns, and the steepest descent."""
 
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,12 +17,11 @@ Pair = tuple[Tensor, Tensor, float]
 
 
 class State(NamedTuple):
-    """What one iteration leaves to the next: where it ended, its gradient, direction and step.
+    """What one iteration leaves to the next.
 
     `x` [P] is the new vector; `gradient` [P], `direction` [P] and their inner product `slope`
     belong to the vector before it. `pairs`, oldest first, are those of quasi-Newton rules. The loss
-    `mark` and the gradient norm `mark_norm` are those at the last clear progress, `stalled`
-    iterations ago.
+    `mark` and the norm `mark_norm` are those at the last clear progress, `stalled` iterations ago.
     """
 
     x: Tensor
@@ -50,16 +50,9 @@ class Direction(NamedTuple):
     first_step: float | None = None
 
 
-class DirectionRule(Protocol):
-    """What an iteration asks of a rule: a direction with a slope below 0.
-
-    A rule sees the current point, what the last iteration left, and the diagonal [P] of M⁻¹, of a
-    preconditioner M like the Hessian (None: M is 1).
-
-    >>> rule: DirectionRule = lambda point, last, inverse: steepest_descent(point.gradient, inverse)
-    """
-
-    def __call__(self, point: Point, last: State, inverse: Tensor | None) -> Direction: ...
+# A direction with a slope below 0 from a point, what the last iteration left, and the diagonal [P]
+# of M⁻¹, of a preconditioner M like the Hessian (None: M is 1).
+DirectionRule = Callable[[Point, State, Tensor | None], Direction]
 
 
 def steepest_descent(gradient: Tensor, inverse: Tensor | None) -> Direction:
@@ -74,10 +67,10 @@ def scaled(vector: Tensor, inverse: Tensor | None) -> Tensor:
 
 
 def expected_step(point: Point, last: State, slope: float) -> float:
-    """The step of the previous first-order change of the loss, at the minimum of the last line.
+    """The step t = t* · last slope / slope that changes the loss as much as the last line's best.
 
-    t = t* · last slope / slope (Nocedal and Wright, section 3.5, initial step length), where the
-    slopes at both ends of the last step place the minimum t* of that line.
+    The slopes at both ends of the last step place the minimum t* of that line (Nocedal and Wright,
+    section 3.5, initial step length).
     """
     end = dot(point.gradient, last.direction)
     factor = last.slope / (last.slope - end) if end > last.slope else 1.0

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,14 +28,10 @@ HISTORY_BOUNDS = (10, 300)
 
 
 def capacity(history_size: int | None, vector: Tensor) -> int:
-    """Pairs that a quasi-Newton rule keeps: `history_size`, or as many as fit into 256 MiB.
+    """Pairs of vectors like `vector` that are kept: `history_size`, or as many as fit into 256 MiB.
 
     Without a size at least 10 (Nocedal and Wright, section 7.2, find 3 to 20 useful) and at most
-    300, whose products already take longer than a gradient does on small networks. `vector` is one
-    like those that are kept.
-
-    >>> [capacity(None, torch.empty(p)) for p in (2_000, 154_058, 10_000_000)]
-    [300, 217, 10]
+    300, whose products already take longer than a gradient does on small networks.
     """
     if history_size is not None:
         return history_size
@@ -47,15 +44,12 @@ class LBFGSDirection(Settings):
     """d = −H g with the BFGS matrix H of the last `history_size` steps, built on γ M⁻¹.
 
     The two-loop recursion of Nocedal and Wright (algorithm 7.4) with γ = s'y / y'M⁻¹y from the
-    last step s and difference y of gradients (their equation 7.20). A pair without positive
-    curvature s'y is left out. The first trial step is 1.
-
-    Args:
-        history_size: pairs (s, y) that are kept, at least 1, each two vectors of length P; None: as
-            many as fit into 256 MiB, 10 to 300 (see `capacity`).
+    last step s and difference y of gradients (their equation 7.20). Pairs (s, y) without positive
+    curvature s'y are left out. The first trial step is 1. A `history_size` of None: see `capacity`.
     """
 
     history_size: int | None = None
+    _scaled_by: ClassVar[int] = -1  # the pair of γ: the newest
 
     def __post_init__(self) -> None:
         if self.history_size is not None:
@@ -65,7 +59,8 @@ class LBFGSDirection(Settings):
         pairs = self._pairs(point, last, inverse)
         if not pairs:
             return steepest_descent(point.gradient, inverse)
-        scaling = self._scaling(pairs, inverse)
+        step, difference, _ = pairs[self._scaled_by]
+        scaling = dot(step, difference) / dot(difference, scaled(difference, inverse))
         product = _two_loops(point.gradient.double(), pairs, scaling, inverse)
         vector = -product.to(point.gradient.dtype)
         slope = dot(vector, point.gradient)
@@ -85,15 +80,12 @@ class LBFGSDirection(Settings):
             return last.pairs
         kept = capacity(self.history_size, point.gradient)
         newest = (step, difference, self._growth(step, difference, last))
-        (step, difference, _), *newer = (*last.pairs, newest)[-kept:]
+        oldest, *newer = (*last.pairs, newest)[-kept:]
         # before the oldest pair there is no matrix that could have grown
-        return ((step, difference, 1.0), *newer)
+        return ((*oldest[:2], 1.0), *newer)
 
     def _growth(self, step: Tensor, difference: Tensor, last: State) -> float:
         return 1.0
-
-    def _scaling(self, pairs: tuple[Pair, ...], inverse: Tensor | None) -> float:
-        return _curvature_scale(pairs[-1], inverse)
 
     def _first_step(self, point: Point, last: State, slope: float) -> float:
         return 1.0
@@ -113,25 +105,17 @@ class SelfScaledBFGSDirection(LBFGSDirection):
     γ M⁻¹ with γ = s'y / y'M⁻¹y of the oldest step that is kept. Since s = −t H g, the size
     s'H⁻¹s = −t g's is known, and the two-loop recursion needs one more number for each pair. H is
     large where nothing is known yet, so that a step of 1 is mostly too long at first: the first
-    trial is what follows from the last line, up to 1 (Nocedal and Wright, section 3.5, initial step
-    length).
+    trial is the `expected_step`, up to 1.
     """
+
+    _scaled_by = 0  # the oldest
 
     def _growth(self, step: Tensor, difference: Tensor, last: State) -> float:
         """1 / τ = max(1, s'H⁻¹s / s'y) for the H that made the step."""
         return max(1.0, -last.step * dot(step, last.gradient) / dot(step, difference))
 
-    def _scaling(self, pairs: tuple[Pair, ...], inverse: Tensor | None) -> float:
-        return _curvature_scale(pairs[0], inverse)
-
     def _first_step(self, point: Point, last: State, slope: float) -> float:
         return min(1.0, expected_step(point, last, slope))
-
-
-def _curvature_scale(pair: Pair, inverse: Tensor | None) -> float:
-    """γ = s'y / y'M⁻¹y."""
-    step, difference, _ = pair
-    return dot(step, difference) / dot(difference, scaled(difference, inverse))
 
 
 def _two_loops(

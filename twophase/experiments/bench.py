@@ -67,9 +67,6 @@ class Size:
         widths: of the networks for time against P.
         counts: K for time against K; examples come again where the data set has fewer.
         memory_width: of the network whose vectors are counted.
-
-    >>> SIZES["quick"].repetitions
-    9
     """
 
     examples: int
@@ -92,9 +89,6 @@ class Row(NamedTuple):
     """One result: what was measured, for which case, its median, quartiles and their number.
 
     `low` and `high` are missing for what is counted once.
-
-    >>> summarise("time", "a case", "s", [1.0, 2.0, 3.0])
-    Row(measure='time', case='a case', value=2.0, low=1.5, high=2.5, count=3, unit='s')
     """
 
     measure: str
@@ -107,11 +101,7 @@ class Row(NamedTuple):
 
 
 def summarise(measure: str, case: str, unit: str, values: Sequence[float]) -> Row:
-    """The median and the quartiles of some values as a row.
-
-    >>> summarise("passes", "none", "passes", []).count
-    0
-    """
+    """The median and the quartiles of some values as a row."""
     if not len(values):
         return Row(measure, case, math.nan, math.nan, math.nan, 0, unit)
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
@@ -141,10 +131,6 @@ def run(
         InputError: a name is unknown or the device is not there.
         DataError: a data file is missing or damaged.
         OSError: the folder cannot be written to.
-
-    >>> table = run("smoke", device="cpu")
-    >>> table.columns.tolist()
-    ['measure', 'case', 'value', 'low', 'high', 'count', 'unit']
     """
     size = SIZES[check_choice("preset", preset, SIZES)]
     check_choice("dataset", dataset, DATASETS)
@@ -189,9 +175,6 @@ def run(
 
 def as_text(table: pd.DataFrame) -> str:
     """The table for a terminal: a line for each result, with its quartiles where it has some.
-
-    >>> print(as_text(pd.DataFrame([summarise("time", "a case", "s", [1.0, 2.0, 3.0])])))
-    time: a case  2 s (1.5 to 2.5, 3 values)
     """
     names = [f"{row.measure}: {row.case}" for row in table.itertuples()]
     width = max(map(len, names))
@@ -219,12 +202,6 @@ def line_searches(
         adam_epochs: of the prefix, with the defaults of `AdamSettings`.
         iterations: of golden section; the others stop at its last loss, after at least as many
             iterations and at most `PATIENCE` times as many.
-
-    >>> from twophase.problems.images import load
-    >>> network = networks.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
-    >>> rows = line_searches(network, load("digits", train_examples=16).train, 1, 1)
-    >>> [row.case for row in rows if row.measure == "passes per iteration"]
-    ['PR+ with golden', 'PR+ with golden-tight', 'PR+ with parabola', 'PR+ with wolfe', 'L-BFGS ...
     """
     adam = Adam(network, mse, AdamSettings(), torch.Generator().manual_seed(0))
     for _ in range(adam_epochs):
@@ -271,11 +248,7 @@ class Course(NamedTuple):
     losses: list[float]
 
     def passes_to(self, target: float) -> float:
-        """Passes until the loss was at most `target`; nan if it never was.
-
-        >>> Course([4, 3, 3], [0.9, 0.5, 0.1]).passes_to(0.5)
-        7
-        """
+        """Passes until the loss was at most `target`; nan if it never was."""
         for done, loss in enumerate(self.losses, 1):
             if loss <= target:
                 return sum(self.passes[:done])
@@ -300,11 +273,6 @@ def descend(
             no more.
         target: the loss.
         inverse: of a preconditioner; see `twophase.second_phase.iterate`.
-
-    >>> from twophase.objective import FunctionObjective
-    >>> bowl = FunctionObjective(lambda x: (x**2).sum())
-    >>> descend(bowl, torch.ones(2).double(), DEFAULT, 1).passes
-    [3]
     """
     point, state, costs, losses = evaluate(objective, x), None, [], []
     while len(costs) < iterations or (losses[-1] > target and len(costs) < PATIENCE * iterations):
@@ -323,11 +291,6 @@ def evaluations(network: nn.Module, examples: Examples, repetitions: int) -> lis
 
     Bare torch is the model on all examples at once, the loss and its number, and for the gradient
     the backward pass into the parameters' `grad`.
-
-    >>> from twophase.problems.images import load
-    >>> network = networks.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
-    >>> [row.case for row in evaluations(network, load("digits", train_examples=8).train, 1)]
-    ['value over torch forward', 'value_and_gradient over torch forward and backward']
     """
     inputs, targets = examples.inputs, examples.targets
     objective = FullBatch(network, mse, inputs, targets)
@@ -375,15 +338,6 @@ def adam_epochs(
         networks: by name.
         examples: training examples on the networks' device, images [K, channels, height, width].
         repetitions: of each epoch.
-
-    >>> from twophase.problems.images import load
-    >>> examples = load("digits", train_examples=8).train
-    >>> for row in adam_epochs({"small": one_hidden_layer(examples, 10)}, examples, 1):
-    ...     print(row.case)
-    small, over a loop with DataLoader of tensors
-    small, loading of tensors alone over that loop
-    small, over a loop with DataLoader of images
-    small, loading of images alone over that loop
     """
     inputs, targets = examples.inputs.cpu(), examples.targets.cpu()
     kinds = {"tensors": TensorDataset(inputs, targets), "images": PillowImages(inputs, targets)}
@@ -410,11 +364,6 @@ class PillowImages(Dataset):
     Args:
         inputs: images [N, channels, height, width], 1 or 3 channels, on the CPU.
         targets: [N, ...].
-
-    >>> inputs = torch.linspace(-1, 2, 8).reshape(2, 1, 2, 2)
-    >>> image, target = PillowImages(inputs, torch.zeros(2))[1]
-    >>> bool((image - inputs[1]).abs().max() <= 3 / 255)
-    True
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor):
@@ -438,12 +387,7 @@ class PillowImages(Dataset):
 
 
 def one_hidden_layer(examples: Examples, classes: int) -> nn.Module:
-    """A small network on the examples' device, whose epochs are mostly loading.
-
-    >>> examples = Examples(torch.ones(3, 1, 2, 2), torch.zeros(3))
-    >>> one_hidden_layer(examples, 5)(examples.inputs).shape
-    torch.Size([3, 5])
-    """
+    """A small network on the examples' device, whose epochs are mostly loading."""
     inputs = examples.inputs[0].numel()
     network = nn.Sequential(
         nn.Flatten(), nn.Linear(inputs, 64), nn.Tanh(), nn.Linear(64, classes), nn.Softmax(-1)
@@ -496,9 +440,6 @@ def memory(width: int, device: torch.device) -> list[Row]:
     Args:
         width: of the network; P is about its square.
         device: where to compute.
-
-    >>> [round(row.value) for row in memory(64, torch.device("cpu")) if "over" in row.case]
-    [1, 1]
     """
     few, many = 16, 256
     generator = torch.Generator().manual_seed(0)
@@ -530,14 +471,6 @@ def memory(width: int, device: torch.device) -> list[Row]:
 
 class LiveBytes(TorchDispatchMode):
     """While active, follows the memory of the tensors that operations make; `peak` is the most.
-
-    >>> with LiveBytes() as live:
-    ...     first = torch.zeros(100)
-    ...     second = first + 1
-    ...     del first
-    ...     third = second[:50] * 2
-    >>> live.peak
-    800
     """
 
     def __init__(self):
@@ -563,9 +496,6 @@ def time_against_parameters(widths: Sequence[int], repetitions: int, device: tor
 
     Networks with two hidden layers of these widths, 64 inputs and 10 outputs, on 1,024 random
     examples; what does not depend on P makes the slope smaller.
-
-    >>> time_against_parameters((8, 80), 1, torch.device("cpu")).measure
-    'time of a gradient'
     """
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(1024, 64, generator=generator), torch.zeros(1024, 10)
@@ -588,12 +518,6 @@ def time_against_examples(
         examples: on its device; taken again and again where there are fewer than a count.
         counts: the K.
         repetitions: of all measurements.
-
-    >>> from twophase.problems.images import load
-    >>> network = networks.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
-    >>> examples = load("digits", train_examples=8).train
-    >>> time_against_examples(network, examples, (2, 20), 1).case
-    'slope against K, 2 to 20'
     """
     indices = [torch.arange(count, device=examples.inputs.device) for count in counts]
     objectives = [

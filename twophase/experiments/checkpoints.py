@@ -30,12 +30,6 @@ def save(folder: Path, epoch: int, state: dict) -> Path:
 
     Raises:
         OSError: the disk is full or the folder cannot be written to; older checkpoints are intact.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> path = save(folder, 3, {"x": torch.ones(2)})
-    >>> load(path)
-    {'x': tensor([1., 1.])}
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"epoch-{epoch:06d}.ckpt"
@@ -54,12 +48,6 @@ def write(path: Path, state: dict) -> None:
 
     Raises:
         OSError: the disk is full or the folder cannot be written to; the old file is intact.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "branch.ckpt"
-    >>> write(path, {"epoch": 3})
-    >>> load(path)
-    {'epoch': 3}
     """
     content = io.BytesIO()
     torch.save(state, content)
@@ -79,13 +67,6 @@ def load(path: Path) -> dict:
 
     Raises:
         DataError: the file is missing, of another version, truncated or altered.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "branch.ckpt"
-    >>> _ = path.write_text("not a checkpoint")
-    >>> load(path)
-    Traceback (most recent call last):
-    twophase.errors.DataError: checkpoint ... is damaged or of another version; delete it
     """
     try:
         content = path.read_bytes()
@@ -106,12 +87,6 @@ def latest(folder: Path) -> dict | None:
 
     Returns:
         The state, its tensors on the CPU.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> paths = [save(folder, epoch, {"epoch": epoch}) for epoch in (1, 2)]
-    >>> latest(folder)
-    {'epoch': 2}
     """
     for path in reversed(_numbered(folder)):
         try:
@@ -129,13 +104,6 @@ def clear(folder: Path) -> None:
 
     Raises:
         OSError: a file cannot be deleted.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> path = save(folder, 1, {"epoch": 1})
-    >>> clear(folder)
-    >>> folder.exists()
-    False
     """
     for path in _numbered(folder):
         path.unlink(missing_ok=True)

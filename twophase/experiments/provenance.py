@@ -30,12 +30,10 @@ def git_revision() -> str | None:
     if tree is None:
         return None
     # with its own folder given, git does not go up to a repository that holds the tree
-    git = ["git", f"--git-dir={tree / '.git'}", f"--work-tree={tree}", "describe"]
-    options = ["--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    command = ["git", f"--git-dir={tree / '.git'}", f"--work-tree={tree}", "describe", "--always"]
+    command += ["--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        done = subprocess.run(
-            [*git, *options], cwd=tree, capture_output=True, text=True, timeout=10
-        )
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

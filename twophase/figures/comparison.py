@@ -1,15 +1,16 @@
 """Figures of comparisons: losses against cost, performance profiles, the map of what pays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from twophase.experiments.comparison import METHODS
-from twophase.experiments.profiles import SETTING, loss_at
+from twophase.experiments.profiles import COSTS, SETTING, loss_at
 from twophase.experiments.statistics import ratio_text
 from twophase.figures.style import COLORS, GREY, plain_ticks
 
@@ -29,6 +30,7 @@ STYLES: dict[str, dict] = {
     "scipy-cg": {"color": PURPLE, "linestyle": "-"},
     "torchmin-cg": {"color": PURPLE, "linestyle": ":"},
 }
+LOSS_LABEL = "lowest training loss so far"
 # ratios beyond this factor either way have the darkest colour
 _DARKEST = 10.0
 # a cell's text is white where its colour is darker than this part of the way
@@ -64,6 +66,35 @@ def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Ax
 def legend(methods: Sequence[str]) -> list[Line2D]:
     """The handles of a legend for methods, in the styles of these figures."""
     return [Line2D([], [], **_look(name)) for name in methods]
+
+
+def both_costs(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[Axes]:
+    """Draw `loss_bands` over passes on the first axes and over seconds on the second."""
+    for ax, cost in zip(axes, COSTS, strict=True):
+        loss_bands(ax, curves, cost)
+    axes[0].set_ylabel(LOSS_LABEL)
+    legend_below(axes[0].figure, curves.method.unique())
+    return axes
+
+
+def panels(axes: np.ndarray, curves: Mapping[str, pd.DataFrame]) -> np.ndarray:
+    """Draw `loss_bands` for each title on axes [rows, columns]; spare axes are hidden."""
+    for ax, (title, of) in zip(axes.flat, curves.items(), strict=False):
+        loss_bands(ax, of).set_title(title)
+    for ax in axes.flat[len(curves) :]:
+        ax.set_axis_off()
+    for ax in axes[:-1].flat:
+        ax.set_xlabel("")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(LOSS_LABEL)
+    methods = dict.fromkeys(name for of in curves.values() for name in of.method)
+    legend_below(axes.flat[0].figure, list(methods))
+    return axes
+
+
+def legend_below(figure: Figure, methods: Sequence[str]) -> None:
+    """One legend for all axes of a figure, below them."""
+    figure.legend(handles=legend(methods), loc="outside lower center", ncols=min(4, len(methods)))
 
 
 def profile(ax: Axes, shares: pd.DataFrame) -> Axes:

@@ -3,13 +3,3 @@
 from twophase.line_search.golden_section import GoldenSection
 from twophase.line_search.line import Line, LineSearch, SearchResult, SearchStatus
 from twophase.line_search.wolfe import ParabolaFirst, StrongWolfe
-
-__all__ = [
-    "GoldenSection",
-    "Line",
-    "LineSearch",
-    "ParabolaFirst",
-    "SearchResult",
-    "SearchStatus",
-    "StrongWolfe",
-]

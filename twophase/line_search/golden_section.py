@@ -4,15 +4,7 @@ import math
 from dataclasses import dataclass
 
 from twophase.errors import check_integer, check_number
-from twophase.line_search.line import (
-    CLEAR,
-    Line,
-    SearchResult,
-    SearchStatus,
-    Trial,
-    contraction,
-    why_no_descent,
-)
+from twophase.line_search.line import CLEAR, Line, SearchResult, SearchStatus, Trial
 from twophase.settings import Settings
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
@@ -20,9 +12,8 @@ GOLDEN_FRACTION = 2 - GOLDEN_RATIO
 # Numerical Recipes' GLIMIT: a parabola may extend a bracket by this factor at most.
 MAX_EXTRAPOLATION = 100.0
 # Losses whose relative difference is below the resolution to this power (3e-5 in float64) may place
-# a minimum as three points of a parabola. 2/3 would balance noise against the cubic term of a
-# general function; a smaller power, a wider parabola, suits the almost quadratic lines near a
-# minimum, where it matters, and costs fewer trials.
+# a minimum as three points of a parabola. 2/3 would balance noise against a general function's
+# cubic term; near a minimum lines are almost parabolas, and a wider one costs fewer trials.
 PARABOLA_POWER = 0.3
 
 
@@ -35,28 +26,14 @@ class GoldenSection(Settings):
     section narrows it until c − a <= 2 · rtol · b (Press et al., Numerical Recipes in C, 2nd
     ed., sections 10.0 and 10.1; the paper's section 4 uses it in the second phase). Where the
     losses would get too close to compare before that, the vertex of the parabola through the
-    bracket is the last trial. Only losses are used: a trial is one forward pass. The returned step
-    never raises the loss.
+    bracket is the last trial. A trial is one forward pass. The step never raises the loss.
 
     Failures are data: status `no descent` (the loss rises however short the step), `not finite`,
     `resolution` (what the step gains is below the resolution of the arithmetic), or `evaluation
     limit` before any lower loss was found; after that the best step is returned with it.
-    `InputError` for a value out of range.
 
-    Args:
-        rtol: relative tolerance of the step, in (0, 1). Default 1e-2: about 14 forward passes a
-            search, and the paper names none; a tight one, 1e-8, comes close to an exact search.
-        max_evaluations: bound on the forward passes of a search, at least 3. Default 100, twice
-            what the tightest tolerance needs from a sensible first step.
-
-    >>> import torch
-    >>> from twophase.objective import FunctionObjective
-    >>> objective = FunctionObjective(lambda x: ((x - 3) ** 2).sum() + 1)
-    >>> x = torch.zeros(1, dtype=torch.float64)
-    >>> line = Line(objective, x, torch.full_like(x, 6), value=10.0, slope=-36.0)
-    >>> result = GoldenSection(rtol=1e-3)(line, first_step=0.1)
-    >>> f"{result.step:.2f} {result.value:.4f} {result.status}"
-    '0.50 1.0000 minimum'
+    The default `rtol`, in (0, 1), takes about 14 forward passes a search, and the paper names none;
+    a tight one, 1e-8, comes close to an exact search, and needs half of `max_evaluations` (>= 3).
     """
 
     rtol: float = 1e-2
@@ -70,10 +47,10 @@ class GoldenSection(Settings):
         trial = self._descend(line, first_step)
         if isinstance(trial, SearchResult):
             return trial
-        best, status = self._section(line, *self._bracket(line, *trial))
-        if line.start.value - best.value <= line.resolution:
+        result = self._section(line, *self._bracket(line, *trial))
+        if line.start.value - result.value <= line.resolution:
             return line.failure(SearchStatus.RESOLUTION)
-        return line.result(best, status)
+        return result
 
     def _descend(self, line: Line, step: float) -> tuple[Trial, Trial | None] | SearchResult:
         """A trial below the start, and the shortest longer one that was not (None: no such)."""
@@ -85,11 +62,11 @@ class GoldenSection(Settings):
             broken = max(broken, promised)
             lost = abs(line.slope) * trial.step <= line.resolution
             if lost or trial.step <= line.smallest_step:
-                return line.failure(why_no_descent(line, trial, broken))
+                return line.failure(line.why_no_descent(trial, broken))
             if line.evaluations >= self.max_evaluations:
                 infinite = math.isinf(trial.value)
                 return line.failure(SearchStatus.NOT_FINITE if infinite else SearchStatus.LIMIT)
-            step, promised = contraction(line, trial)
+            step, promised = line.contraction(trial)
             above, trial = trial, line.trial(step)
         return trial, above
 
@@ -105,17 +82,16 @@ class GoldenSection(Settings):
             left, middle, right = middle, right, line.trial(step)
         return left, middle, right
 
-    def _section(
-        self, line: Line, left: Trial, middle: Trial, right: Trial
-    ) -> tuple[Trial, SearchStatus]:
+    def _section(self, line: Line, left: Trial, middle: Trial, right: Trial) -> SearchResult:
         """Narrow the bracket; the middle is the lowest trial throughout."""
         if right.value < middle.value:
-            return right, SearchStatus.LIMIT
+            return line.result(right, SearchStatus.LIMIT)
         while right.step - left.step > 2 * self.rtol * middle.step:
             if self._beyond_comparison(line, left, middle, right):
-                return self._finish_by_parabola(line, left, middle, right), SearchStatus.MINIMUM
+                middle = self._last_trial(line, left, middle, right)
+                break
             if line.evaluations >= self.max_evaluations:
-                return middle, SearchStatus.LIMIT
+                return line.result(middle, SearchStatus.LIMIT)
             if right.step - middle.step > middle.step - left.step:
                 trial = line.trial(middle.step + GOLDEN_FRACTION * (right.step - middle.step))
                 if trial.value < middle.value:
@@ -128,7 +104,7 @@ class GoldenSection(Settings):
                     middle, right = trial, middle
                 else:
                     left = trial
-        return middle, SearchStatus.MINIMUM
+        return line.result(middle, SearchStatus.MINIMUM)
 
     def _beyond_comparison(self, line: Line, left: Trial, middle: Trial, right: Trial) -> bool:
         """Whether noise would decide the last comparisons on the way to the tolerance."""
@@ -140,7 +116,7 @@ class GoldenSection(Settings):
         resolved = narrowing**2 * difference > CLEAR * noise * level
         return not resolved and difference <= noise**PARABOLA_POWER * level
 
-    def _finish_by_parabola(self, line: Line, left: Trial, middle: Trial, right: Trial) -> Trial:
+    def _last_trial(self, line: Line, left: Trial, middle: Trial, right: Trial) -> Trial:
         """The vertex of the parabola through the bracket, unless its loss is clearly higher."""
         vertex = _vertex(left, middle, right)
         if vertex is None or line.evaluations >= self.max_evaluations:

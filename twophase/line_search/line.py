@@ -1,12 +1,10 @@
-"""A loss along a line: trial steps, what they cost, and how a search along it ends.
-
-All searches are called alike, `search(line, first_step) -> SearchResult`.
-"""
+"""A loss along a line: trial steps, what they cost, and how a search along it ends."""
 
 import math
+from collections.abc import Callable
 from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +30,7 @@ class SearchStatus(StrEnum):
 class SearchResult(NamedTuple):
     """Step along the direction (0: none), the loss there, trials spent, and the status.
 
-    A search that has evaluated the gradient at its step hands on the `point` there, so that nobody
-    computes it again; one that only compares losses has none.
+    A search that has the gradient at its step hands on the `point` there: nobody computes it again.
     """
 
     step: float
@@ -49,10 +46,9 @@ class SearchResult(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A step that was tried and the loss there (inf: not finite).
+    """A step that was tried and the loss there; with the gradient, also the slope and the point.
 
-    A trial with the gradient has the loss's slope along the line, too, and the whole point, unless
-    one of them is not finite: then loss and slope are inf, as on a wall that rises.
+    Where one of them is not finite, loss and slope are inf, as on a wall that rises.
     """
 
     step: float
@@ -62,15 +58,10 @@ class Trial(NamedTuple):
 
 
 class Line:
-    """An objective along x + step · direction, with its value and slope at step 0.
+    """An objective along x + step · direction, [P] each, with its value and slope < 0 at step 0.
 
-    Args:
-        objective: the loss L.
-        x, direction: shape [P]; a step multiplies the direction.
-        value: L(x).
-        slope: the gradient at x times the direction, below 0.
-        scale: the largest absolute loss so far; tells rounding errors from a wrong gradient.
-        relative_resolution: of the loss at x; None: the objective's present one.
+    `scale` is the largest absolute loss so far, and tells rounding errors from a wrong gradient;
+    `relative_resolution` is that of the loss at x (None: the objective's present one).
     """
 
     def __init__(
@@ -84,10 +75,9 @@ class Line:
         relative_resolution: float | None = None,
     ):
         self.objective, self.x, self.direction = objective, x, direction
-        self.start = Trial(0.0, value, slope)
-        self.slope = slope
+        self.start, self.slope = Trial(0.0, value, slope), slope
         self.scale = max(scale, abs(value))
-        # a gradient trial measures the objective's anew; one search goes by one
+        # kept, since a gradient trial measures the objective's anew
         self.relative_resolution = relative_resolution or objective.resolution
         self.evaluations = 0
 
@@ -124,6 +114,31 @@ class Line:
         finite = math.isfinite(point.value) and math.isfinite(slope)
         return Trial(step, point.value, slope, point) if finite else wall
 
+    def vertex(self, trial: Trial) -> float | None:
+        """The minimum, if any, of the parabola by start, slope and trial, in parts of its step."""
+        excess = trial.value - self.start.value - self.slope * trial.step
+        return -self.slope * trial.step / (2 * excess) if excess > 0 else None
+
+    def contraction(self, trial: Trial) -> tuple[float, float]:
+        """A shorter step, at the parabola's vertex within bounds, and the gain promised there."""
+        low, high = CONTRACTION
+        part = self.vertex(trial) or 0.0
+        step = trial.step * min(max(part, low), high)
+        trusted = part >= low and step > self.smallest_step
+        return step, abs(self.slope) * step / 2 if trusted else 0.0
+
+    def why_no_descent(self, trial: Trial, broken: float) -> SearchStatus:
+        """The status after a last trial that was not below the start.
+
+        A smooth loss keeps the gain that a parabola promises; one `broken` far above the resolution
+        means that the slope is not that of this loss. Rounding errors can be those of the losses
+        that training began with, where residuals are differences.
+        """
+        if math.isinf(trial.value):
+            return SearchStatus.NOT_FINITE
+        rounding = max(self.resolution, self.relative_resolution * self.scale)
+        return SearchStatus.NO_DESCENT if broken > CLEAR * rounding else SearchStatus.RESOLUTION
+
     def result(self, best: Trial, status: SearchStatus) -> SearchResult:
         """What a search returns that ends with the trial `best`."""
         return SearchResult(best.step, best.value, self.evaluations, status, best.point)
@@ -133,51 +148,6 @@ class Line:
         return self.result(self.start, status)
 
 
-class LineSearch(Protocol):
-    """What the second phase asks of a line search.
-
-    `first_step` is where to try first; the result's loss is not above that of the start, but for
-    the resolution of the loss in a search that follows slopes.
-
-    >>> def one_trial(line: Line, first_step: float) -> SearchResult:
-    ...     trial = line.trial(first_step)
-    ...     if trial.value < line.start.value:
-    ...         return line.result(trial, SearchStatus.MINIMUM)
-    ...     return line.failure(SearchStatus.RESOLUTION)
-    >>> search: LineSearch = one_trial
-    """
-
-    def __call__(self, line: Line, first_step: float) -> SearchResult: ...
-
-
-def why_no_descent(line: Line, trial: Trial, broken: float) -> SearchStatus:
-    """The status after a last trial that was not below the start.
-
-    A smooth loss keeps the gain that a parabola promises, unless that is below the resolution; a
-    promise broken far above it means that the slope is not that of this loss. Rounding errors can
-    be those of the losses that training began with, where residuals are differences.
-    """
-    if math.isinf(trial.value):
-        return SearchStatus.NOT_FINITE
-    rounding = max(line.resolution, line.relative_resolution * line.scale)
-    if broken > CLEAR * rounding:
-        return SearchStatus.NO_DESCENT
-    return SearchStatus.RESOLUTION
-
-
-def contraction(line: Line, trial: Trial) -> tuple[float, float]:
-    """A shorter step, at the parabola's vertex within bounds, and the gain promised there."""
-    low, high = CONTRACTION
-    part = vertex(line, trial) or 0.0
-    step = trial.step * min(max(part, low), high)
-    trusted = part >= low and step > line.smallest_step
-    return step, abs(line.slope) * step / 2 if trusted else 0.0
-
-
-def vertex(line: Line, trial: Trial) -> float | None:
-    """Where the parabola through the start, its slope and a trial is lowest, in parts of its step.
-
-    None: the parabola has no minimum.
-    """
-    excess = trial.value - line.start.value - line.slope * trial.step
-    return -line.slope * trial.step / (2 * excess) if excess > 0 else None
+# A search along a line from a trial at a first step on; the result's loss is not above the start's,
+# beyond its resolution if the search uses slopes.
+LineSearch = Callable[[Line, float], SearchResult]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 
 from twophase.errors import check_integer, check_number
 from twophase.line_search.line import (
@@ -12,9 +13,6 @@ from twophase.line_search.line import (
     SearchResult,
     SearchStatus,
     Trial,
-    contraction,
-    vertex,
-    why_no_descent,
 )
 from twophase.settings import Settings
 
@@ -39,16 +37,11 @@ class StrongWolfe(Settings):
     search goes on to smaller gradients where a search by losses must end. A trial is one forward
     and backward pass; the gradient at the accepted step is handed on.
 
-    Failures are data: status `no descent`, `not finite` and `resolution` as for `GoldenSection`,
-    and `evaluation limit` where no trial satisfied both conditions within the bound; the lowest
-    step that satisfied the first then comes with it, if there is one. `InputError` for a value out
-    of range.
+    Failures are data, as for `GoldenSection`. With `evaluation limit`, where no trial satisfied
+    both conditions within the bound, comes the lowest step below the start, if there is one.
 
-    Args:
-        c1: sufficient decrease, in (0, 1/2). Default 1e-4 (Nocedal and Wright, section 3.1).
-        c2: curvature, in (c1, 1). Default 0.9, their choice for quasi-Newton directions; conjugate
-            gradient wants 0.1 to 0.4.
-        max_evaluations: bound on the trials of a search, at least 1. Default 30.
+    The defaults of 0 < c1 < 1/2 and c1 < c2 < 1 are those of Nocedal and Wright, section 3.1, for
+    quasi-Newton directions; conjugate gradient wants a c2 of 0.1 to 0.4.
     """
 
     c1: float = 1e-4
@@ -61,6 +54,7 @@ class StrongWolfe(Settings):
         check_integer("max_evaluations", self.max_evaluations, 1)
 
     def __call__(self, line: Line, first_step: float) -> SearchResult:
+        # the loss falls from the low end, and is too high or rises at the high end
         low = line.start
         high: Trial | None = None
         # a first step that no parameter can take would prove nothing
@@ -68,42 +62,31 @@ class StrongWolfe(Settings):
         width, promised, broken = math.inf, 0.0, 0.0
         while line.evaluations < self.max_evaluations:
             trial = line.gradient_trial(step)
-            if self._decreases(line, trial) and self._is_flat(line, trial):
+            wanted = line.start.value + self.c1 * trial.step * line.slope
+            decreases = trial.value <= wanted + line.resolution
+            if decreases and abs(trial.slope) <= self.c2 * abs(line.slope):
                 return line.result(trial, SearchStatus.MINIMUM)
             if not trial.value <= line.start.value + line.resolution:
                 broken = max(broken, promised)
-            before = low
-            low, high = self._narrow(line, low, high, trial)
-            promised = 0.0
+            before, promised = low, 0.0
+            if decreases and trial.slope < 0 and trial.value <= low.value + line.resolution:
+                low = trial
+            else:
+                high = trial
             if high is None:
-                step = _growth(line, before, low)
+                step = _growth(before, low)
                 continue
             if low.step == 0 and high.value > line.start.value:
-                step, promised = contraction(line, high)
+                step, promised = line.contraction(high)
             elif abs(high.step - low.step) > SHRINKAGE * width:
                 step = (low.step + high.step) / 2
             else:
                 step = _interpolation(line, low, high)
             width = abs(high.step - low.step)
-            if _is_lost(line, low, high, step):
+            # nothing is left between the ends that arithmetic could tell from them
+            if not low.step < step < high.step or width <= line.smallest_step:
                 return _ended(line, low, high, broken)
         return _out_of_trials(line, low, high, broken)
-
-    def _decreases(self, line: Line, trial: Trial) -> bool:
-        wanted = line.start.value + self.c1 * trial.step * line.slope
-        return trial.value <= wanted + line.resolution
-
-    def _is_flat(self, line: Line, trial: Trial) -> bool:
-        return abs(trial.slope) <= self.c2 * abs(line.slope)
-
-    def _narrow(
-        self, line: Line, low: Trial, high: Trial | None, trial: Trial
-    ) -> tuple[Trial, Trial | None]:
-        """The interval from a low end, from which the loss falls, to a high end, with a minimum."""
-        falls = trial.slope < 0 and self._decreases(line, trial)
-        if falls and trial.value <= low.value + line.resolution:
-            return trial, high
-        return low, trial
 
 
 @dataclass(frozen=True)
@@ -112,53 +95,40 @@ class ParabolaFirst(Settings):
 
     The parabola goes through the start, its slope and a trial at the proposed first step (Hager and
     Zhang's QuadStep, 2005; Nocedal and Wright, equation 3.58). Near a minimum, where lines are
-    almost parabolas, the other search then accepts its first trial: 4 passes for a step as good as
-    an exact one. Where losses are too close to compare, the proposed step is left as it is.
-
-    Args:
-        search: what searches from the vertex. Default `StrongWolfe(c2=0.4)`: conjugate gradient
-            wants a step closer to the minimum than quasi-Newton directions do.
+    almost parabolas, `search` then accepts its first trial: 4 passes for a step as good as an exact
+    one. Where losses are too close to compare, the proposed step is left as it is.
     """
 
     search: LineSearch = StrongWolfe(c2=0.4)
 
     def __call__(self, line: Line, first_step: float) -> SearchResult:
-        return self.search(line, _vertex_step(line, first_step))
-
-
-def _vertex_step(line: Line, step: float) -> float:
-    """The vertex of the parabola through a forward trial, within bounds around it."""
-    if abs(line.slope) * step <= CLEAR * line.resolution:
-        return step
-    trial = line.trial(step)
-    if math.isinf(trial.value):
-        return CONTRACTION[0] * step
-    part = vertex(line, trial)
-    best = math.inf if part is None else part * step
-    return min(max(best, CONTRACTION[0] * step), GROWTH[1] * step)
+        if abs(line.slope) * first_step <= CLEAR * line.resolution:
+            return self.search(line, first_step)
+        trial, shortest = line.trial(first_step), CONTRACTION[0] * first_step
+        if math.isinf(trial.value):
+            return self.search(line, shortest)
+        part = line.vertex(trial)
+        vertex = math.inf if part is None else part * first_step
+        return self.search(line, min(max(vertex, shortest), GROWTH[1] * first_step))
 
 
 def _ended(line: Line, low: Trial, high: Trial, broken: float) -> SearchResult:
     """What an interval without a step left in it comes to."""
-    best = _lowest(low, high)
+    best = min(low, high, key=attrgetter("value"))
     if line.start.value - best.value > line.resolution:
         return line.result(best, SearchStatus.MINIMUM)
-    return line.failure(why_no_descent(line, high, broken))
+    return line.failure(line.why_no_descent(high, broken))
 
 
 def _out_of_trials(line: Line, low: Trial, high: Trial | None, broken: float) -> SearchResult:
-    best = _lowest(low, high)
+    best = min(low, high or low, key=attrgetter("value"))
     if best.value < line.start.value:
         return line.result(best, SearchStatus.LIMIT)
-    why = None if high is None else why_no_descent(line, high, broken)
+    why = None if high is None else line.why_no_descent(high, broken)
     return line.failure(why if why and why is not SearchStatus.RESOLUTION else SearchStatus.LIMIT)
 
 
-def _lowest(low: Trial, high: Trial | None) -> Trial:
-    return high if high is not None and high.value < low.value else low
-
-
-def _growth(line: Line, before: Trial, low: Trial) -> float:
+def _growth(before: Trial, low: Trial) -> float:
     """A longer step: where the secant of the last two slopes is zero, within bounds."""
     least, most = (low.step + (factor - 1) * (low.step - before.step) for factor in GROWTH)
     secant = _secant(before, low)
@@ -182,9 +152,7 @@ def _interpolation(line: Line, low: Trial, high: Trial) -> float:
 def _secant(a: Trial, b: Trial) -> float | None:
     """Where the line through two slopes is zero; None where it has no such minimum."""
     curvature = (b.slope - a.slope) / (b.step - a.step)
-    if not 0 < curvature < math.inf:
-        return None
-    return b.step - b.slope / curvature
+    return b.step - b.slope / curvature if 0 < curvature < math.inf else None
 
 
 def _cubic(a: Trial, b: Trial) -> float | None:
@@ -196,12 +164,4 @@ def _cubic(a: Trial, b: Trial) -> float | None:
         return None
     root = math.sqrt(square)
     bottom = b.slope - a.slope + 2 * root
-    if bottom == 0:
-        return None
-    return b.step - width * (b.slope + root - mean) / bottom
-
-
-def _is_lost(line: Line, low: Trial, high: Trial, step: float) -> bool:
-    """Whether nothing is left between the ends that arithmetic could tell from them."""
-    inside = low.step < step < high.step
-    return not inside or high.step - low.step <= line.smallest_step
+    return b.step - width * (b.slope + root - mean) / bottom if bottom != 0 else None

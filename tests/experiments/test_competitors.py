@@ -1,7 +1,7 @@
 """Competitors spend what they evaluate, and do what they are named for."""
 
-import inspect
 import itertools
+import json
 import math
 
 import pytest
@@ -13,8 +13,21 @@ from torch import nn
 from twophase.adam import AdamSettings
 from twophase.errors import InputError
 from twophase.experiments import competitors
-from twophase.experiments.competitors import METHODS, BudgetSpent, Journal, Method, go_on
-from twophase.training import Trainer
+from twophase.experiments.comparison import METHODS
+from twophase.experiments.competitors import (
+    SGD,
+    AdamCosine,
+    AdamGoesOn,
+    BudgetSpent,
+    Competitor,
+    Journal,
+    TorchLBFGS,
+    go_on,
+)
+from twophase.second_phase import DEFAULT, Descent
+from twophase.settings import from_dict
+from twophase.switch import FixedEpoch
+from twophase.trainer import Trainer
 
 BUDGET = 60
 AVAILABLE = [name for name, method in METHODS.items() if method.installed]
@@ -31,7 +44,7 @@ def trainer_at_prefix(epochs: int = 5, batch_size: int = 8, dtype=torch.float64)
     trainer = Trainer(
         model,
         (inputs, targets),
-        strategy="adam",
+        second=None,
         loss=nn.functional.mse_loss,
         adam=AdamSettings(1e-2, batch_size),
         device="cpu",
@@ -84,7 +97,7 @@ def test_seconds_stand_still_while_a_journal_pauses(monkeypatch):
 
 def test_a_budget_below_one_epoch_is_refused():
     with pytest.raises(InputError, match="passes: 2"):
-        go_on(METHODS["default"], 0, trainer_at_prefix(), 2)
+        go_on(DEFAULT, trainer_at_prefix(), 2)
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
@@ -107,10 +120,11 @@ def test_what_a_method_spends_is_what_it_evaluates(name, monkeypatch):
 
     monkeypatch.setattr(competitors, "sweep", counted_sweep)
     monkeypatch.setattr(objective, "value_and_gradient", counted_gradient)
-    rows = go_on(method, 0, trainer, BUDGET)
+    budget = method.times * BUDGET
+    rows = go_on(method.candidates[0], trainer, budget)
     assert rows[0].passes == 0 and rows[0].loss == losses[0]
     assert all(b.loss <= a.loss and b.passes > a.passes for a, b in itertools.pairwise(rows))
-    assert rows[-1].passes <= method.times * BUDGET
+    assert rows[-1].passes <= budget
     if sweeps:
         assert rows[-1].passes == 3 * len(sweeps) - 3  # the last one was beyond the budget
     else:
@@ -119,36 +133,52 @@ def test_what_a_method_spends_is_what_it_evaluates(name, monkeypatch):
         for row in rows:
             met = [loss for at, loss in zip(spent, losses, strict=True) if at <= row.passes]
             assert row.loss in losses and row.loss >= min(met)
-        assert rows[-1].passes >= BUDGET - 20
+        assert rows[-1].passes >= budget - 20
 
 
-@pytest.mark.parametrize("name", AVAILABLE)
-def test_every_candidate_is_a_setting_of_its_method(name):
-    method = METHODS[name]
-    for candidate in method.candidates:
-        inspect.signature(method.run).bind(None, None, **candidate)
-    assert len(method.candidates) in (1, 3)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_candidates_are_one_kind_of_settings_that_json_holds(name):
+    candidates = METHODS[name].candidates
+    assert len(candidates) == len(set(candidates)) in (1, 3)
+    assert len({type(candidate) for candidate in candidates}) == 1
+    for candidate in candidates:
+        assert isinstance(candidate, Descent | Competitor)
+        assert from_dict(json.loads(json.dumps(candidate.to_dict()))) == candidate
+
+
+@pytest.mark.parametrize("kind", [AdamGoesOn, AdamCosine])
+@pytest.mark.parametrize("factor", [0, -1.0, math.nan])
+def test_adam_needs_a_rate_above_zero(kind, factor):
+    with pytest.raises(InputError, match="factor: "):
+        kind(factor)
 
 
 def test_adam_goes_on_as_if_nobody_had_looked():
     expected = trainer_at_prefix(epochs=5 + BUDGET // 3)
     trainer = trainer_at_prefix(epochs=5)
-    rows = go_on(METHODS["adam"], 0, trainer, BUDGET)
+    rows = go_on(AdamGoesOn(), trainer, BUDGET)
     losses = [record.train_loss for record in expected.history[5:]]
     assert rows[-1].passes == BUDGET
     assert rows[-1].loss == min(losses)
 
 
-def test_cosine_decay_follows_its_formula(monkeypatch):
-    rates = []
+@pytest.mark.parametrize(
+    ("second", "rates"),
+    [
+        (AdamGoesOn(3.0), [3e-2] * 5),
+        (AdamCosine(3.0), [1.5e-2 * (1 + math.cos(math.pi * share / 4)) for share in range(5)]),
+        (SGD(0.1), [0.1] * 5),
+    ],
+)
+def test_rates_follow_their_formulas(second, rates, monkeypatch):
+    found = []
     monkeypatch.setattr(
         competitors,
         "sweep",
-        lambda model, loss, optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]),
+        lambda model, loss, optimizer, *_: found.append(optimizer.param_groups[0]["lr"]),
     )
-    go_on(METHODS["adam-cosine"], 1, trainer_at_prefix(), 12)
-    expected = [3e-2 * (1 + math.cos(math.pi * spent / 12)) / 2 for spent in (0, 3, 6, 9, 12)]
-    assert rates == pytest.approx(expected)
+    go_on(second, trainer_at_prefix(), 12)
+    assert found == pytest.approx(rates)
 
 
 def test_torch_lbfgs_is_torchs_own_run_in_one_step():
@@ -166,7 +196,7 @@ def test_torch_lbfgs_is_torchs_own_run_in_one_step():
         history_size=100, line_search_fn="strong_wolfe",
     )  # fmt: skip
     optimizer.step(closure)
-    rows = go_on(METHODS["torch-lbfgs"], 0, trainer_at_prefix(), BUDGET)
+    rows = go_on(TorchLBFGS(), trainer_at_prefix(), BUDGET)
     assert rows[-1].loss == min(lowest[: BUDGET // 3])
 
 
@@ -175,7 +205,8 @@ def test_the_second_phase_is_that_of_fit():
     branch = Trainer(
         trainer.model,
         (trainer.objective.inputs, trainer.objective.targets),
-        switch=5,
+        switch=FixedEpoch(5),
+        fallback=None,
         loss=nn.functional.mse_loss,
         adam=AdamSettings(1e-2, 8),
         device="cpu",
@@ -186,11 +217,10 @@ def test_the_second_phase_is_that_of_fit():
         rows_end = (spent, lowest)
         record = branch.epoch()
         spent, lowest = spent + record.passes, record.train_loss
-    rows = go_on(METHODS["default"], 0, trainer_at_prefix(), BUDGET)
+    rows = go_on(DEFAULT, trainer_at_prefix(), BUDGET)
     assert (rows[-1].passes, rows[-1].loss) == rows_end
 
 
 def test_a_method_that_diverges_ends_with_what_it_had():
-    wild = Method("wild", competitors.sgd, ({"rate": 1e30},))
-    rows = go_on(wild, 0, trainer_at_prefix(), BUDGET)
+    rows = go_on(SGD(1e30), trainer_at_prefix(), BUDGET)
     assert math.isfinite(rows[-1].loss) and rows[-1].passes < BUDGET

@@ -1,0 +1,129 @@
+"""Write README's tables of results from the files under reports/reference that hold them.
+
+python benchmarks/readme_results.py           # writes them
+python benchmarks/readme_results.py --check   # says whether they are up to date, as a test does
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from twophase.experiments import comparison, profiles, table1
+from twophase.experiments.files import write_atomically
+from twophase.experiments.statistics import ratio_of
+
+PROJECT = Path(__file__).resolve().parent.parent
+REFERENCE = PROJECT / "reports" / "reference"
+README = PROJECT / "README.md"
+BEGIN, END = "<!-- results: written by benchmarks/readme_results.py -->", "<!-- end of results -->"
+
+METHODS = {
+    "default": "default second phase",
+    "torch-lbfgs": "torch's L-BFGS",
+    "golden": "the paper's CG, golden section",
+    "adam-tuned": "Adam, tuned rate",
+}
+# folder under reports/reference, passes of the comparison, what was compared
+COMPARISONS = (
+    ("fair-comparison", 1000, ""),
+    ("fair-comparison-mnist-cifar", 600, "2,048 images"),
+    ("payoff-map", 3000, "full batch"),
+)
+
+
+def costs_table() -> Iterator[str]:
+    """Passes to the loss that Adam has at the end, in parts of Adam's: a row per problem."""
+    yield f"| problem | {' | '.join(METHODS.values())} |"
+    yield "|---" * (len(METHODS) + 1) + "|"
+    for name, passes, kind in COMPARISONS:
+        curves = comparison.load(REFERENCE / name)
+        curves = curves[(curves.seed != comparison.TUNING_SEED) & (curves.method != "adam-twice")]
+        if name == "payoff-map":
+            curves = curves[(curves.model == "") & (curves.dtype == "float64")]
+        found = profiles.costs(curves, passes)
+        for (problem, model), of in found.groupby(["problem", "model"], sort=False):
+            cells = [cell(of[of.method == method].ratio) for method in METHODS]
+            where = ", ".join(part for part in (problem, model, kind) if part)
+            yield f"| {where} | {' | '.join(cells)} |"
+
+
+def cell(ratios: pd.Series) -> str:
+    """Median and range over seeds and swaps, and how many they are."""
+    if ratios.empty:
+        return "–"
+    found = ratio_of(ratios)
+    return f"{found.text.replace(' (one seed)', '')}; n = {found.seeds}"
+
+
+def table1_table() -> Iterator[str]:
+    """The paper's own setting at equal epochs: final training losses of a short Table 1."""
+    protocol = table1.protocol("paper", epochs=60, swap_epoch=18, train_examples=2048)
+    rows = table1.table(table1.configs(protocol, ["mnist"]), REFERENCE / "table1-mnist-2048").pivot(
+        index="model", columns="strategy", values=["train_loss", "passes"]
+    )
+    yield "| network | Adam | Adam, then the paper's CG | ratio | passes / Adam's |"
+    yield "|---|---|---|---|---|"
+    for model, row in rows.iterrows():
+        adam, both = row["train_loss"]["adam"], row["train_loss"]["adam+cg"]
+        passes = row["passes"]["adam+cg"] / row["passes"]["adam"]
+        yield f"| {model} | {adam:.2g} | {both:.2g} | {both / adam:.2f} | {passes:.1f} |"
+
+
+def cutest_table() -> Iterator[str]:
+    """Unconstrained CUTEst problems solved, and the passes in the median."""
+    found = pd.read_csv(REFERENCE / "cutest" / "summary.csv")
+    ratio = "passes / scipy's"
+    yield "| method | 30 classical problems: solved, passes / scipy's | 187 others: the same |"
+    yield "|---|---|---|"
+    for method, of in found.groupby("method", sort=False):
+        cells = [f"{r.solved}, {r[ratio]:.2f}" for _, r in of.iterrows()]
+        yield f"| {method} | {' | '.join(cells)} |"
+
+
+def results() -> str:
+    """All tables, with what they mean."""
+    parts = [
+        "Passes over the training set after the swap until a method is as low as Adam is at the\n"
+        "end of its budget, in parts of Adam's passes: below 1 it is better than going on with\n"
+        "Adam. Median and range over n runs; a miss is one that did not get there.",
+        *costs_table(),
+        "The paper's own setting (CG with golden section) at equal epochs, 60 epochs on 2,048\n"
+        "images of MNIST, swap after 18, one seed: where the ratio of the training losses is above\n"
+        "1, it ends above Adam, for more passes. The paper, with 1,000 epochs on all images, has it\n"
+        "below.",
+        *table1_table(),
+        "Test functions of CUTEst, to a gradient norm of 1e-6 of the first:",
+        *cutest_table(),
+    ]
+    lines = []
+    for part in parts:
+        apart = not part.startswith("|") or not (lines and lines[-1].startswith("|"))
+        lines += ["", part] if apart else [part]
+    return "\n".join([BEGIN, *lines, "", END])
+
+
+def updated(readme: str) -> str:
+    """README with the tables of today's files."""
+    before, rest = readme.split(BEGIN)
+    return before + results() + rest.split(END)[1]
+
+
+def main() -> int:
+    """Write README, or say whether that is due."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args()
+    there = README.read_text(encoding="utf-8")
+    due = updated(there)
+    if options.check:
+        print("up to date" if due == there else "out of date: python benchmarks/readme_results.py")
+        return int(due != there)
+    write_atomically(README, due)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

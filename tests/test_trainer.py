@@ -1,0 +1,197 @@
+"""The trainer: work and time per epoch, exact resume and branches, modes of the model."""
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import twophase
+from twophase import (
+    PAPER,
+    AdamMoments,
+    ConjugateDirection,
+    Descent,
+    Fallback,
+    GoldenSection,
+    ParabolaFirst,
+    StrongWolfe,
+    Trainer,
+    fit,
+)
+from twophase.errors import InputError
+from twophase.full_batch import FullBatch
+from twophase.second_phase import DEFAULT
+from twophase.training import run
+
+SEARCHES = {"golden": GoldenSection(), "parabola": ParabolaFirst(), "wolfe": StrongWolfe()}
+
+
+def without_seconds(result):
+    return result.history.drop(columns="seconds")
+
+
+# ---- work and time ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "less"),
+    # Adam's own passes go through no objective; the gradient after the last iteration of a golden
+    # section starts no further one; the one at a swap counts for the rule and the second phase
+    [
+        ({"second": None}, 0, 4 * 3),
+        ({"adam": None}, 3, 0),
+        ({"switch": 2, "fallback": None}, 3, 2 * 3 + 3),
+    ],
+    ids=["adam", "second", "both"],
+)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_passes_are_what_the_objective_counted(network, rings, arguments, more, less, search):
+    if search != "golden":
+        more = 0  # the gradient at the end is the search's own
+    second = Descent(DEFAULT.direction, SEARCHES[search])
+    trainer = Trainer(network(), rings(), **{"second": second} | arguments)
+    result = run(trainer, 4)
+    recorded = sum(r.passes + r.monitor_passes for r in result.records)
+    assert trainer.objective.passes.total == recorded + more - less
+
+
+def test_seconds_are_those_of_the_optimization(network, rings, adam, monkeypatch):
+    """A clock that ticks once a reading: one tick an epoch, and another for a gradient of its own.
+
+    A search by slopes ends with the gradient that the next epoch starts from.
+    """
+    ticks = iter(range(10_000))
+    monkeypatch.setattr("twophase.trainer.clock", lambda device: float(next(ticks)))
+    settings = dict(epochs=6, switch=3, adam=adam, device="cpu", fallback=None)
+    result = fit(network(), rings(), **settings, second=PAPER["second"])
+    assert [r.seconds for r in result.records] == [1, 1, 1, 2, 2, 2]
+    result = fit(network(), rings(), **settings)
+    assert [r.seconds for r in result.records] == [1, 1, 1, 2, 1, 1]
+
+
+# ---- resume and branches ------------------------------------------------------------------------
+
+
+def saved(state):
+    """A state that went through a file without pickled code."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+SECOND_PHASES = {
+    "default": DEFAULT,
+    "paper": PAPER["second"],
+    "preconditioned cg": Descent(
+        ConjugateDirection("PR+"), ParabolaFirst(), AdamMoments(min_batches=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("fallback", [None, Fallback()], ids=["forward", "way back"])
+@pytest.mark.parametrize("second", SECOND_PHASES.values(), ids=SECOND_PHASES)
+@pytest.mark.parametrize("epochs", [2, 4, 7])
+def test_a_state_resumes_exactly(network, dataset, adam, flat, epochs, second, fallback):
+    """In Adam, at the swap and in the second phase, with the preconditioner that Adam has left."""
+    settings = dict(switch=4, adam=adam, seed=5, second=second, fallback=fallback)
+    straight = Trainer(network(), dataset, **settings)
+    expected = run(straight, 9)
+    first = Trainer(network(), dataset, **settings)
+    run(first, epochs)
+    again = Trainer(network(seed=1), dataset, **settings)
+    again.load_state_dict(saved(first.state_dict()))
+    assert without_seconds(run(again, 9)).equals(without_seconds(expected))
+    assert torch.equal(flat(again.model), flat(straight.model))
+
+
+@pytest.mark.parametrize("fallback", [None, Fallback()], ids=["forward", "way back"])
+def test_a_branch_equals_the_run_in_one_piece(network, dataset, adam, fallback):
+    prefix = Trainer(network(), dataset, second=None, adam=adam)
+    run(prefix, 4)
+    branch = Trainer(network(seed=1), dataset, switch=4, adam=adam, fallback=fallback)
+    state = prefix.state_dict()
+    run(prefix, 6)
+    branch.load_state_dict(state)
+    whole = fit(network(), dataset, epochs=9, switch=4, adam=adam, fallback=fallback)
+    assert without_seconds(run(branch, 9)).equals(without_seconds(whole))
+    with pytest.raises(InputError, match="^state: 'epoch 3 in phase adam'"):
+        Trainer(network(), dataset, switch=2).load_state_dict(state)
+
+
+def test_a_state_is_a_snapshot(network, dataset, adam):
+    trainer = Trainer(network(), dataset, second=None, adam=adam)
+    run(trainer, 2)
+    state = trainer.state_dict()
+    straight = run(trainer, 5)
+    again = Trainer(network(seed=1), dataset, second=None, adam=adam)
+    again.load_state_dict(state)
+    assert without_seconds(run(again, 5)).equals(without_seconds(straight))
+
+
+def test_one_state_serves_several_trainers(network, dataset, adam):
+    """Each goes on from a copy: the first to train must not move the moments of the second."""
+    prefix = Trainer(network(), dataset, second=None, adam=adam)
+    run(prefix, 2)
+    state = prefix.state_dict()
+    twins = [Trainer(network(seed=1), dataset, second=None, adam=adam) for _ in range(2)]
+    for twin in twins:
+        twin.load_state_dict(state)
+    first, second = (without_seconds(run(twin, 6)) for twin in twins)
+    assert first.equals(second)
+    assert first.equals(without_seconds(run(prefix, 6)))
+
+
+def test_the_preconditioner_is_adams_at_the_swap(network, dataset, adam):
+    trainer = Trainer(network(), dataset, switch=3, adam=adam)
+    run(trainer, 3)
+    before = trainer.objective.vector.read()
+    gradient = trainer.objective.value_and_gradient(before)[1]
+    optimizer = trainer.phases["adam"].adam.optimizer
+    moments = torch.cat([optimizer.state[p]["exp_avg_sq"].reshape(-1) for p in optimizer.state])
+    steps = optimizer.state[next(iter(optimizer.state))]["step"].item()
+    root = (moments / (1 - 0.999**steps)).sqrt()
+    scale = root + 0.1 * root.mean() + 1e-8
+    record = trainer.epoch()
+    torch.testing.assert_close(
+        trainer.objective.vector.read() - before, -record.step_size * gradient / scale
+    )
+
+
+# ---- modes --------------------------------------------------------------------------------------
+
+
+def test_the_models_mode_is_kept_and_measured_in_eval_mode(network, rings, adam):
+    model = nn.Sequential(nn.Dropout(0.5), network())
+    trainer = Trainer(model, rings(), second=None, adam=adam)
+    record = trainer.epoch()
+    assert model.training
+    exact = FullBatch(model.eval(), twophase.mse, *vars(rings()).values())
+    assert record.train_loss == exact.value(exact.vector.read())
+
+
+def test_a_model_that_does_not_repeat_is_refused_before_training(network, rings, flat):
+    model = nn.Sequential(nn.Dropout(0.5), network())
+    before = flat(model)
+    for arguments in ({}, {"adam": None}):
+        with pytest.raises(InputError, match="Dropout in training mode"):
+            Trainer(model, rings(), **arguments)
+    assert torch.equal(flat(model), before)
+    Trainer(model, rings(), second=None)
+
+
+def test_a_loss_that_does_not_repeat_is_found_before_the_second_phase(network, rings, adam):
+    def noisy(outputs, targets):
+        return twophase.mse(outputs, targets) * (1 + 0.01 * torch.rand(()))
+
+    trainer = Trainer(network(), rings(), switch=2, adam=adam, loss=noisy)
+    run(trainer, 2)
+    with pytest.raises(InputError, match="^model: .* at the same parameters"):
+        trainer.epoch()
+
+
+def test_a_fallback_in_a_training_of_one_phase_is_none(network, rings):
+    for arguments in ({"second": None}, {"adam": None}):
+        trainer = Trainer(network(), rings(), fallback=Fallback(), **arguments)
+        assert (trainer.fallback, trainer.rule) == (None, None)
