@@ -15,9 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import count, product
+from itertools import count, product, starmap
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -60,8 +59,8 @@ class TanhRegression(Settings):
             layers = (nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
             model = nn.Sequential(*layers).to(DTYPES[dtype])
         inputs = 2 * torch.rand(1024, 2, generator=generator, dtype=torch.float64) - 1
-        angles = math.pi * inputs
-        targets = (angles[:, :1].sin() * angles[:, 1:].cos()).contiguous()
+        a, b = (math.pi * inputs).split(1, dim=1)
+        targets = (a.sin() * b.cos()).contiguous()
         return Task(model, Dataset(self.name, Examples(inputs, targets), None, classes=1), mse)
 
 
@@ -134,7 +133,7 @@ class GrowingSample(Competitor):
             if self.iterations is None:
                 smallest = norm(evaluate(full, x).gradient - point.gradient)
                 spent += GRADIENT_PASSES
-            for done, reached in enumerate(_iterations(part, point, state, inverse)):
+            for done, reached in enumerate(_steps(part, point, state, inverse)):
                 point, state = reached[0], _carried(reached[1])
                 _look(trainer, journal, spent + share * part.passes.total, point.x)
                 if done == self.iterations or norm(point.gradient) <= smallest:
@@ -145,26 +144,23 @@ class GrowingSample(Competitor):
 
 def ideas(prefix: RunConfig) -> dict[str, dict[str, Descent | Competitor]]:
     """All methods that may go on from a prefix: for each name of `--ideas` those with a label."""
-    growing = partial(GrowingSample, seed=prefix.seed)
     newton = partial(LevenbergMarquardt, seed=prefix.seed)
-    average = partial(FromAverage, prefix)
-    fewer = "Gauss-Newton, 512 examples"
     return {
         "baselines": {"Adam goes on": AdamGoesOn(), "L-BFGS, preconditioned": LBFGS},
-        "growing": {"growing sample, by gradients": growing()},
-        "growing-fixed": {"growing sample, 20 iterations each": growing(iterations=20)},
-        "gauss-newton": {fewer: newton(512)},
+        "growing": {"growing sample, by gradients": GrowingSample(None, prefix.seed)},
+        "growing-fixed": {"growing sample, 20 iterations each": GrowingSample(20, prefix.seed)},
+        "gauss-newton": {"Gauss-Newton, 512 examples": newton(512)},
         "gauss-newton-settings": {
             "Gauss-Newton, 256 examples": newton(256),
             "Gauss-Newton, 1024 examples": newton(1024),
             "Gauss-Newton, all examples": newton(),
-            f"{fewer}, more damping": newton(512, damping=1.0),
-            f"{fewer}, residual 0.01": newton(512, residual=0.01),
+            "Gauss-Newton, 512 examples, more damping": newton(512, damping=1.0),
+            "Gauss-Newton, 512 examples, residual 0.01": newton(512, residual=0.01),
         },
-        "averaged": {"L-BFGS from mean of last 20 %": average(part=0.2)},
+        "averaged": {"L-BFGS from mean of last 20 %": FromAverage(prefix, 0.2)},
         "averaged-parts": {
-            f"L-BFGS from mean of last {percent} %": average(part=percent / 100)
-            for percent in (10, 50)
+            "L-BFGS from mean of last 10 %": FromAverage(prefix, 0.1),
+            "L-BFGS from mean of last 50 %": FromAverage(prefix, 0.5),
         },
         "averaged-adam": {"Adam goes on, mean of last 20 %": AveragedAdam(prefix, 0.2)},
         "decayed": {"L-BFGS after a decay of 30 epochs": FromDecay(30)},
@@ -210,47 +206,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--swap", nargs="+", type=int, default=[100], help="epochs of Adam before")
     parser.add_argument("--passes", type=int, default=600, help="after the swap")
     parser.add_argument("--out", type=Path, default=Path("reports/reference/second-phase-ideas"))
-    parser.add_argument(
-        "--prefixes", type=Path, default=Path("reports/second-phase-ideas"), help="of all runs"
-    )
+    parser.add_argument("--prefixes", type=Path, default=Path("reports/second-phase-ideas"))
     chosen, began = parser.parse_args(arguments), time.perf_counter()
     torch.set_num_threads(1)
-    path = chosen.out / "curves.csv"
-    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
-    there = set(table[KEY].itertuples(index=False, name=None))
-    prefixes = [start(*of) for of in product(chosen.networks, chosen.swap, chosen.seeds)]
-    todo = [
-        entry
-        for prefix in prefixes
-        for entry in _entries(prefix, chosen.ideas, chosen.passes)
-        if (prefix.problem.name, entry.method, prefix.seed, prefix.epochs) not in there
-    ]
+    path, notes = chosen.out / "curves.csv", chosen.out / "provenance.json"
+    before = [pd.read_csv(path)] if path.exists() else []
+    there = {key for table in before for key in table[KEY].itertuples(index=False, name=None)}
+    todo, costs = [], {}
+    for prefix in starmap(start, product(chosen.networks, chosen.swap, chosen.seeds)):
+        problem, *key = prefix.problem.name, prefix.seed, prefix.epochs
+        new = {k: v for idea in chosen.ideas for k, v in ideas(prefix)[idea].items()}
+        new = {k: v for k, v in new.items() if (problem, k, *key) not in there}
+        entries = comparison.variants(prefix, new, chosen.passes)
+        todo += [entry for entry in entries if entry.method in new]
+        if any(isinstance(method, LevenbergMarquardt) for method in new.values()):
+            costs[problem] = cost_of_products(fresh(prefix).objective)
     if not todo:
         return
-    new = curves(comparison.run(todo, branches.Place(chosen.prefixes, device="cpu")))
+    found = curves(comparison.run(todo, branches.Place(chosen.prefixes, device="cpu")))
     command = ["python", "benchmarks/second_phase_ideas.py", *(arguments or sys.argv[1:])]
     # before the results change the tree
     facts = comparison.facts([], "cpu", seconds=time.perf_counter() - began)
+    kept = json.loads(notes.read_text()) if notes.exists() else {"commands": [], "costs": {}}
+    kept["commands"].append(facts | {"command": " ".join(command)})
+    kept["costs"] |= costs
     chosen.out.mkdir(parents=True, exist_ok=True)
-    table = new if table.empty else pd.concat([table, new])
-    write_atomically(path, table.to_csv(index=False))
-    timed = {prefix.problem.name: prefix for prefix in prefixes if "gauss-newton" in chosen.ideas}
-    costs = {name: cost_of_products(fresh(prefix).objective) for name, prefix in timed.items()}
-    _note(chosen.out / "provenance.json", facts | {"command": " ".join(command)}, costs)
-
-
-def _entries(prefix: RunConfig, names: Sequence[str], passes: int) -> list[comparison.Entry]:
-    chosen = {k: v for name in names for k, v in ideas(prefix)[name].items()}
-    found = comparison.variants(prefix, chosen, passes)
-    return [entry for entry in found if entry.method in chosen]
-
-
-def _note(path: Path, command: dict[str, Any], costs: dict[str, Any]) -> None:
-    """Add a command to the provenance."""
-    facts = json.loads(path.read_text()) if path.exists() else {"commands": [], "costs": {}}
-    facts["commands"].append(command)
-    facts["costs"] |= costs
-    write_json(path, facts)
+    write_atomically(path, pd.concat([*before, found]).to_csv(index=False))
+    write_json(notes, kept)
 
 
 def _epoch(trainer: Trainer) -> Tensor:
@@ -269,26 +251,21 @@ def _look(trainer: Trainer, journal: Journal, spent: float, x: Tensor) -> None:
         journal.saw(spent, loss)
 
 
-def _descend(
-    trainer: Trainer, journal: Journal, x: Tensor, spent: float = 0.0, state: State | None = None
-) -> None:
+def _descend(trainer: Trainer, journal: Journal, x: Tensor, spent=0.0, state=None) -> None:
     """L-BFGS from x [P] on, after passes spent before, until it ends or the journal ends it."""
     objective, before = trainer.objective, trainer.objective.passes.total - spent
-    iterations = _iterations(objective, evaluate(objective, x), state, left_by_adam(trainer))
-    for point, _ in iterations:
+    for point, _ in _steps(objective, evaluate(objective, x), state, left_by_adam(trainer)):
         journal.saw(objective.passes.total - before, point.value)
 
 
-def _iterations(
-    objective: FullBatch, point: Point, state: State | None, inverse: Tensor
-) -> Iterator[tuple[Point, State | None]]:
-    """The points of L-BFGS, and what it leaves there, until it ends."""
+def _steps(part: FullBatch, point: Point, state: State | None, inverse: Tensor) -> Iterator:
+    """The points of L-BFGS, and the state that it leaves at each, until it ends."""
     status = Status.MOVED
     while status is Status.MOVED:
         yield point, state
-        iteration = iterate(objective, point, state, LBFGS, inverse)
+        iteration = iterate(part, point, state, LBFGS, inverse)
         status, state = iteration.status, iteration.state
-        point = iteration.point or evaluate(objective, iteration.x)
+        point = iteration.point or evaluate(part, iteration.x)
 
 
 def _carried(state: State | None) -> State | None:

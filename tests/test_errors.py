@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twophase.errors import InputError, check_choice, check_integer, check_number
+from twophase.errors import (
+    DataError,
+    InputError,
+    NonFiniteError,
+    TwoPhaseError,
+    check_choice,
+    check_integer,
+    check_number,
+)
 
 ANYTHING = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.none())
@@ -45,7 +53,22 @@ def test_numbers_beyond_the_floats_are_not_finite(value):
 
 
 def test_a_choice_suggests_what_was_meant():
-    with pytest.raises(InputError, match=r"one of adam, cg \(did you mean 'adam'\?\)"):
-        check_choice("strategy", "adm", ["adam", "cg"])
-    with pytest.raises(InputError, match="one of adam, cg$"):
-        check_choice("strategy", ["x"], ["adam", "cg"])
+    assert check_choice("beta", "FR", ["FR", "PR+"]) == "FR"
+    with pytest.raises(InputError, match=r"one of FR, PR\+ \(did you mean 'PR\+'\?\)"):
+        check_choice("beta", "PR", ["FR", "PR+"])
+    with pytest.raises(InputError, match=r"one of FR, PR\+$"):
+        check_choice("beta", ["x"], ["FR", "PR+"])
+
+
+def test_an_input_error_is_a_value_error_with_its_parts():
+    """One base class for all that the command line turns into a line."""
+    error = InputError("epochs", 0, "a whole number of at least 1")
+    assert str(error) == "epochs: 0 is not allowed; use a whole number of at least 1"
+    assert (error.field, error.value, error.allowed) == (
+        "epochs",
+        0,
+        "a whole number of at least 1",
+    )
+    assert isinstance(error, ValueError)
+    for kind in (InputError, DataError, NonFiniteError):
+        assert issubclass(kind, TwoPhaseError)

@@ -9,7 +9,6 @@ import pytest
 from twophase.errors import InputError
 from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
-from twophase.experiments.statistics import Estimate
 from twophase.switch import first_switch
 
 ADAM = RunConfig(strategy="adam", epochs=4, train_examples=16, validation_examples=10)
@@ -140,17 +139,6 @@ def test_a_run_that_fails_is_named_and_the_others_run(tmp_path, caplog):
     assert frame.status.tolist() == ["failed", "completed"]
     assert "missing" in frame.error[0] and frame.error[1] == ""
     assert "mnist vit-nomlp-wkewq-wvwo1 adam+cg" in caplog.text
-    compared = branches.compare(frame, ["dataset"])
-    assert compared.seeds.tolist() == [0, 1] and compared.failed.tolist() == [1, 0]
-    assert branches.as_table(compared, ["dataset"])["equal epochs, 10⁻³"][0] == "–"
-
-
-def test_a_sweep_in_which_all_fails_has_a_table(tmp_path):
-    frame = branches.run([replace(ADAM, dataset="mnist")], tmp_path, root=tmp_path, device="cpu")
-    assert (
-        branches.as_table(branches.compare(frame, ["dataset"]), ["dataset"])["Adam alone, 10⁻³"][0]
-        == "–"
-    )
 
 
 def test_a_damaged_branch_fails_alone(tmp_path):
@@ -164,59 +152,3 @@ def test_a_damaged_branch_fails_alone(tmp_path):
 def test_strategies_without_adam_are_refused(tmp_path):
     with pytest.raises(InputError, match="^strategy: 'cg'"):
         branches.run([replace(ADAM, strategy="cg")], tmp_path)
-
-
-# -- what is read off
-
-
-@pytest.mark.parametrize(("budget", "epoch"), [(3, 1), (8, 2), (9, 3), (19, 3), (20, 4), (99, 4)])
-def test_equal_passes_is_the_last_record_within_the_budget(budget, epoch):
-    history = pd.DataFrame(
-        {"epoch": [1, 2, 3, 4], "passes": [3, 3, 3, 11], "monitor_passes": [100] * 4}
-    )
-    assert branches.within(history, budget).epoch == epoch
-
-
-def test_a_budget_below_the_first_epoch_is_refused():
-    with pytest.raises(InputError, match="^passes: 2 .* at least the first epoch's 3"):
-        branches.within(pd.DataFrame({"epoch": [1], "passes": [3]}), 2)
-
-
-def test_a_row_is_its_runs(tmp_path):
-    row = branches.run([BOTH], tmp_path, device="cpu").iloc[0]
-    history, _ = runs.read(tmp_path / row.folder)
-    adam, _ = runs.read(branches.folder_of(branches.trunk(BOTH), tmp_path))
-    assert adam.passes.sum() == 3 * ADAM.epochs
-    inside = history[history.passes.cumsum() <= 3 * ADAM.epochs]
-    for loss in branches.LOSSES:
-        assert row[f"{loss}_epochs"] == history[loss].iloc[-1]
-        assert row[f"{loss}_passes"] == inside[loss].iloc[-1]
-        assert row[f"adam_{loss}"] == adam[loss].iloc[-1]
-    assert row.passes == history.passes.sum() > 3 * ADAM.epochs
-    assert row.epochs_within == len(inside) < row.epochs_run == ADAM.epochs
-
-
-def test_one_seed_has_no_interval_in_words():
-    assert "no interval" in branches.in_words(Estimate(0.5, None, None))
-
-
-@pytest.mark.parametrize(
-    ("found", "word"),
-    [((0.5, 0.4, 0.9), "lower"), ((2.0, 1.1, 3.0), "higher"), ((1.0, 1.0, 1.0), "no clear")],
-)
-def test_words_follow_the_interval(found, word):
-    assert word in branches.in_words(Estimate(*found))
-
-
-def test_comparisons_are_paired_by_seed():
-    frame = pd.DataFrame({"beta": ["FR", "FR", "PR", "PR"], "seed": [0, 1, 0, 1], "error": ""})
-    for loss in branches.LOSSES:
-        frame[f"adam_{loss}"] = [1.0, 4.0, 1.0, 4.0]
-        frame[f"{loss}_epochs"] = [2.0, 2.0, 3.0, 12.0]
-        frame[f"{loss}_passes"] = [1.0, 4.0, 1.0, 1.0]
-    compared = branches.compare(frame, ["beta"]).set_index("beta")
-    assert compared.train_loss_epochs.tolist() == [2.0, 7.5]
-    assert compared.train_loss_epochs_ratio.tolist() == pytest.approx([1.0, 3.0])
-    assert compared.validation_loss_passes_ratio.tolist() == pytest.approx([1.0, 0.5])
-    assert compared.train_loss_epochs_ratio_low["PR"] == pytest.approx(3.0)
-    assert compared.adam_train_loss.tolist() == [2.5, 2.5]

@@ -56,8 +56,9 @@ def test_a_fresh_rule_has_seen_nothing():
     rule = GradientNormPeak(0.8)
     rule.update(1.0, 5.0)
     fresh = rule.fresh()
-    assert (fresh.factor, fresh.peak) == (0.8, 0.0)
+    assert fresh == GradientNormPeak(0.8)
     assert not fresh.update(1.0, 1.0).switch
+    assert rule.update(1.0, 1.0).switch, "the rule itself has not forgotten"
 
 
 @given(epoch=st.integers(1, 30))
@@ -107,7 +108,7 @@ NOISE = st.sampled_from([0.0, 0.1, 0.3])
 
 
 @pytest.mark.parametrize("rule", ROBUST)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 @given(centre=st.integers(10, 40), height=st.floats(3, 20), noise=NOISE, seed=st.integers(0, 10**6))
 def test_a_peak_after_a_dip_is_found_and_not_before(rule, centre, height, noise, seed):
     norms = bump(5 * centre, centre, 0.4, height)
@@ -120,14 +121,14 @@ def test_a_peak_after_a_dip_is_found_and_not_before(rule, centre, height, noise,
 
 
 @pytest.mark.parametrize("rule", ROBUST)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.sampled_from(["flat", "rising", "falling"]), noise=NOISE, seed=st.integers(0, 10**6)
 )
 def test_without_a_peak_it_never_fires(rule, shape, noise, seed):
-    epochs = np.arange(1, 201)
-    norms = {"flat": np.ones(200), "rising": 1 + epochs / 20, "falling": 1 / epochs}[shape]
-    norms = norms * np.exp(noise * np.random.default_rng(seed).standard_normal(200))
+    epochs = np.arange(1, 121)
+    norms = {"flat": np.ones(120), "rising": 1 + epochs / 20, "falling": 1 / epochs}[shape]
+    norms = norms * np.exp(noise * np.random.default_rng(seed).standard_normal(120))
     assert fired(rule, norms) is None
 
 
@@ -146,13 +147,16 @@ def test_a_second_peak_within_the_waiting_time_is_waited_for(rule, second, heigh
     assert fired(rule, norms) >= peak_epoch(norms)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15)
 @given(scale=st.floats(1e-12, 1e12), seed=st.integers(0, 10**6))
 def test_the_unit_of_the_norm_does_not_matter(scale, seed):
-    noise = np.exp(0.2 * np.random.default_rng(seed).standard_normal(120))
-    norms = bump(120, 20, 0.4, 8.0) * noise
+    """Every decision is the same, not just the first switch."""
+    noise = np.exp(0.2 * np.random.default_rng(seed).standard_normal(80))
+    norms = bump(80, 15, 0.4, 8.0) * noise
+    losses = np.linspace(1, 0.1, 80)
     for rule in ROBUST:
-        assert fired(rule, scale * norms) == fired(rule, norms)
+        plain, scaled = (replay(rule, zip(losses, n, strict=True)) for n in (norms, scale * norms))
+        assert [d.switch for d in plain] == [d.switch for d in scaled]
 
 
 def test_a_slower_training_switches_later_in_proportion():
@@ -200,11 +204,12 @@ def test_a_norm_over_the_loss_ignores_epochs_that_climb_back():
 
 
 def test_a_replay_starts_anew_and_says_why():
-    rule = SmoothedNormPeak()
-    rule.update(1.0, 5.0)
+    rule, other = SmoothedNormPeak(), SmoothedNormPeak()
+    rule.update(1.0, 5.0), other.update(1.0, 5.0)
     trace = [(1.0, norm) for norm in bump(60, 15, 0.4, 8.0)]
     decisions = replay(rule, trace)
-    assert len(rule.norms) == 1
+    assert decisions == replay(SmoothedNormPeak(), trace)
+    assert rule.update(1.0, 4.0) == other.update(1.0, 4.0), "the rule itself has seen nothing of it"
     assert sum(decision.switch for decision in decisions) >= 1
     assert all(re.search(r"rise.*; smoothed norm .*, peak .* at \d+$", d.reason) for d in decisions)
 
@@ -232,9 +237,18 @@ def test_thresholds_out_of_range_name_themselves(field, value):
         PeakTest(**{field: value})
 
 
-@pytest.mark.parametrize("name", switch.SWITCH_RULES)
-def test_rules_by_name_take_their_factor(name):
-    assert "0.8" in repr(switch.switch_rule(name, 0.8))
-    for wrong in ({"name": "peak", "factor": 0.9}, {"name": name, "factor": 0}):
-        with pytest.raises(InputError, match="^(rule|factor): "):
-            switch.switch_rule(**wrong)
+@pytest.mark.parametrize("epoch", [0, -1, 2.5, True])
+def test_a_fixed_epoch_out_of_range_names_itself(epoch):
+    with pytest.raises(InputError, match="^swap_epoch: "):
+        FixedEpoch(epoch)
+
+
+def test_what_was_seen_is_no_part_of_a_rule():
+    """Neither of its text nor of comparison; the settings are."""
+    for rule in (GradientNormPeak(0.8), SmoothedNormPeak(), NormVersusLoss(), FixedEpoch(3)):
+        new, text = rule.fresh(), repr(rule)
+        rule.update(1.0, 2.0)
+        assert (rule, hash(rule), repr(rule)) == (new, hash(new), text)
+    assert GradientNormPeak(0.8) != GradientNormPeak(0.9)
+    assert SmoothedNormPeak(PeakTest(rise=2)) != SmoothedNormPeak()
+    assert SmoothedNormPeak() != NormVersusLoss()

@@ -99,7 +99,8 @@ def test_a_state_resumes_exactly(network, dataset, adam, flat, epochs, second, f
     straight = Trainer(network(), dataset, **settings)
     expected = run(straight, 9)
     first = Trainer(network(), dataset, **settings)
-    run(first, epochs)
+    for _ in range(epochs):  # `run` would give the model its final weights
+        first.epoch()
     again = Trainer(network(seed=1), dataset, **settings)
     again.load_state_dict(saved(first.state_dict()))
     assert without_seconds(run(again, 9)).equals(without_seconds(expected))
@@ -144,7 +145,7 @@ def test_one_state_serves_several_trainers(network, dataset, adam):
 
 
 def test_the_preconditioner_is_adams_at_the_swap(network, dataset, adam):
-    trainer = Trainer(network(), dataset, switch=3, adam=adam)
+    trainer = Trainer(network(), dataset, switch=3, adam=adam, fallback=None)
     run(trainer, 3)
     before = trainer.objective.vector.read()
     gradient = trainer.objective.value_and_gradient(before)[1]

@@ -94,10 +94,7 @@ def sweep(
     targets: Tensor,
     batches: Iterable[Tensor],
 ) -> None:
-    """A step of any first-order optimizer for each mini-batch, given by its indices [B].
-
-    Inputs [K, ...], targets [K, ...] and indices lie on the device, which nothing waits for.
-    """
+    """A step of any first-order optimizer for each mini-batch, given by its indices [B]."""
     for batch in batches:
         optimizer.zero_grad()
         loss(model(inputs[batch]), targets[batch]).backward()

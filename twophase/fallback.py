@@ -8,7 +8,7 @@ import numpy as np
 
 from twophase.errors import check_integer, check_number
 from twophase.second_phase import Status
-from twophase.settings import Stateful, state
+from twophase.settings import Settings, Stateful, state
 from twophase.switch import Decision, check_seen
 
 # A trend is that of at least so many epochs, where there are as many.
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
 
 
 @dataclass(unsafe_hash=True)
-class Fallback(Stateful):
+class Fallback(Stateful, Settings):
     """The evidence that ends a second phase early, and what Adam goes on from.
 
     It hands back to Adam after an iteration in which
@@ -118,10 +118,9 @@ class Fallback(Stateful):
 
 
 class Trend(NamedTuple):
-    """Adam's loss as a straight line, on the scale ln(loss), over ln(passes).
+    """Adam's ln(loss), or loss where one is not positive, as a straight line over ln(passes).
 
-    The scale is the loss itself where one is not positive. The line ends at `level` after `passes`
-    passes and falls by `slope` per unit of ln(passes).
+    It ends at `level` after `passes` passes and falls by `slope` per unit of ln(passes).
     """
 
     logarithmic: bool

@@ -51,10 +51,7 @@ class ParameterVector:
         return first, _flat(rest)
 
     def hessian_vector(self, loss: Tensor, vector: Tensor) -> Tensor:
-        """Hessian of a scalar L times a vector v [P], H v = ∇(v'∇L), by a second backward pass.
-
-        It is exact (Pearlmutter, 1994), and zero where ∇L does not depend on a parameter.
-        """
+        """Hessian of a scalar L times a vector v [P], H v = ∇(v'∇L), exact (Pearlmutter, 1994)."""
         first = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
         parts = zip(first, self._split(vector), strict=True)
         pairs = [(g, part.view_as(g)) for g, part in parts if g is not None and g.requires_grad]

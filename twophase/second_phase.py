@@ -50,8 +50,7 @@ class Descent(Settings):
 def _check_call(field: str, part: object, allowed: str) -> None:
     """Raise `InputError` unless a part is called with as many arguments as are allowed."""
     wanted = allowed.count(",") + 1
-    fits = callable(part) and not isinstance(part, type)
-    if not fits or len(signature(part).parameters) != wanted:  # type: ignore[arg-type]
+    if not callable(part) or isinstance(part, type) or len(signature(part).parameters) != wanted:
         raise InputError(field, part, allowed)
 
 

@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Callable
 from dataclasses import field as dataclass_field
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -37,8 +37,8 @@ class Settings:
         return {"type": type(self).__name__} | content
 
 
-class Stateful(Settings):
-    """Settings with what was seen as `state`, which no comparison, text or JSON shows."""
+class Stateful:
+    """Settings that also hold what was seen, as `state` that no comparison, text or JSON shows."""
 
     def fresh(self) -> Self:
         """The same settings with nothing seen yet."""
@@ -82,7 +82,8 @@ def _value(node: ast.expr, field: str) -> Any:
 
 
 def _made(name: str, positional: list[Any], named: dict[str, Any], field: str) -> Any:
-    kinds = {known: kind for known, kind in Settings.kinds.items() if _is_whole(kind)}
+    # but for what several have in common
+    kinds = {known: kind for known, kind in Settings.kinds.items() if is_dataclass(kind)}
     kind = kinds[check_choice(field, name, kinds)]
     known = _names(kind)
     for unknown in named.keys() - set(known):
@@ -93,11 +94,6 @@ def _made(name: str, positional: list[Any], named: dict[str, Any], field: str) -
         return kind(*positional, **named)
     except TypeError as error:
         raise InputError(field, name, f"arguments that it takes ({error})") from None
-
-
-def _is_whole(kind: Any) -> bool:
-    """Whether a class stands for something itself, and not for what others have in common."""
-    return "__dataclass_fields__" in vars(kind) and not kind.__name__.startswith("_")
 
 
 def _names(settings: Any) -> list[str]:

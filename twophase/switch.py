@@ -39,7 +39,7 @@ class SwitchRule(Protocol):
 
 
 @dataclass(unsafe_hash=True)
-class FixedEpoch(Stateful):
+class FixedEpoch(Stateful, Settings):
     """Switch after a given number of epochs, at least 1, as the paper's Table 1 does."""
 
     epoch: int
@@ -54,7 +54,7 @@ class FixedEpoch(Stateful):
 
 
 @dataclass(unsafe_hash=True)
-class GradientNormPeak(Stateful):
+class GradientNormPeak(Stateful, Settings):
     """Algorithm 1 of the paper, literally: switch when the norm falls to `factor` of its maximum.
 
     gn_max ← max(gn, gn_max); switch when gn <= factor · gn_max, with gn the gradient norm of the
@@ -137,7 +137,7 @@ class PeakTest(Settings):
 
 
 @dataclass(unsafe_hash=True)
-class SmoothedNormPeak(Stateful):
+class SmoothedNormPeak(Stateful, Settings):
     """Switch when the smoothed gradient norm has risen clearly, peaked and fallen: see `PeakTest`.
 
     The robust rule and the default; the paper, section 3, asks for smoothing where the path
@@ -160,7 +160,7 @@ class SmoothedNormPeak(Stateful):
 
 
 @dataclass(unsafe_hash=True)
-class NormVersusLoss(Stateful):
+class NormVersusLoss(Stateful, Settings):
     """Switch when the gradient norm, as a function of the loss, has peaked and fallen.
 
     `PeakTest` over the norms in the order of falling losses instead of epochs: an epoch that climbs

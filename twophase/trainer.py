@@ -121,10 +121,7 @@ class Trainer:
         return record
 
     def finish(self) -> Record:
-        """Give the model its final weights, the second phase's best if Adam ended above them.
-
-        Returns their record. Epochs after it would go on from these weights.
-        """
+        """Keep the last weights, or the second phase's best if lower, and return their record."""
         last, best = self.history[-1], self._kept.get("best")
         if best is None or last.train_loss <= best.loss:
             return last

@@ -238,18 +238,18 @@ def test_a_growing_sample_ends_on_all_examples(trainer, monkeypatch):
 
 
 def test_a_part_of_the_sample_lasts_while_its_gradient_tells_something(trainer, monkeypatch):
-    norms, iterations = [], ideas._iterations
+    norms, steps = [], ideas._steps
 
     def spied(part, start, state, inverse):
         smallest = 0.0
         if part is not trainer.objective:
             full = ideas.evaluate(trainer.objective, start.x)
             smallest = ideas.norm(full.gradient - start.gradient)
-        for point, left in iterations(part, start, state, inverse):
+        for point, left in steps(part, start, state, inverse):
             norms.append((ideas.norm(point.gradient), smallest))
             yield point, left
 
-    monkeypatch.setattr(ideas, "_iterations", spied)
+    monkeypatch.setattr(ideas, "_steps", spied)
     follow(ideas.GrowingSample(seed=SEED), trainer, 300)
     parts = [smallest for _, smallest in norms if smallest > 0]
     assert len(set(parts)) == 2

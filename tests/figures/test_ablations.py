@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from twophase.experiments.ablation import BUDGETS
 from twophase.figures import ablations as ablation_figures
 
 
@@ -51,3 +52,33 @@ def test_the_reference_is_a_line_at_one(ax):
     ablation_figures.ratios(ax, {"a": frame([0.9], [0.5], [0.4], [0.6])}, "x", "loss")
     assert list(ax.lines[0].get_ydata()) == [1, 1]
     assert ax.get_yscale() == "log"
+
+
+@pytest.fixture
+def compared():
+    frame = pd.DataFrame({"size": [64, 512]})
+    names = ["adam_train_loss"]
+    for budget in BUDGETS:
+        names += [f"train_loss_{budget}", f"train_loss_{budget}_ratio"]
+    for value, name in enumerate(names, 1):
+        frame[[name, f"{name}_low", f"{name}_high"]] = value, value / 2, value * 2
+    return frame
+
+
+def heights(ax):
+    return [container.lines[0].get_ydata()[0] for container in ax.containers]
+
+
+def test_each_budget_has_its_axes(compared):
+    axes = Figure().subplots(1, 2)
+    ablation_figures.by_budget(axes, {"a": compared}, "size")
+    assert [heights(ax) for ax in axes] == [[3], [5]]
+    assert [ax.get_title() for ax in axes] == ["at equal epochs", "at equal passes"]
+
+
+def test_losses_are_above_their_ratios(compared):
+    axes = Figure().subplots(2)
+    ablation_figures.losses_and_ratios(axes, compared, "size")
+    assert [heights(ax) for ax in axes] == [[1, 2, 4], [3, 5]]
+    assert axes[0].get_legend_handles_labels()[1][0] == "Adam alone"
+    assert list(axes[1].lines[0].get_ydata()) == [1, 1]

@@ -17,7 +17,8 @@ def ax():
 
 def curve(method, seed, losses):
     columns = {"method": method, "passes_spent": [0, 3, 6], "seconds": [0.0, 1.0, 2.0]}
-    return pd.DataFrame(columns | {"loss": losses}).assign(**dict.fromkeys(SETTING, 0), seed=seed)
+    setting = dict.fromkeys(SETTING, 0) | {"seed": seed}
+    return pd.DataFrame(columns | {"loss": losses}).assign(**setting)
 
 
 def test_every_method_has_a_style_of_its_own():
@@ -72,3 +73,32 @@ def test_the_map_writes_ratios_misses_and_nothing_where_nothing_was_run(ax):
     assert [text.get_text() for text in ax.texts] == ["0.50", "0.012", "missed", ""]
     assert [text.get_color() for text in ax.texts[:2]] == ["black", "white"]
     assert [text.get_text() for text in ax.get_xticklabels()] == ["100", "300"]
+
+
+def test_both_costs_are_side_by_side_with_one_legend():
+    figure = Figure()
+    curves = pd.concat([curve("adam", 0, [1.0, 0.5, 0.2]), curve("default", 0, [1.0, 0.4, 0.1])])
+    left, right = comparison_figures.both_costs(figure.subplots(1, 2), curves)
+    assert [ax.lines[0].get_xydata()[-1][0] for ax in (left, right)] == [6, 2]
+    assert left.get_ylabel() and not right.get_ylabel()
+    (legend,) = figure.legends
+    names = [METHODS[name].label for name in ("adam", "default")]
+    assert [text.get_text() for text in legend.get_texts()] == names
+
+
+def test_panels_have_titles_outer_labels_and_a_legend_of_all_methods():
+    figure = Figure()
+    groups = {
+        "first": curve("adam", 0, [1.0, 0.5, 0.2]),
+        "second": curve("default", 0, [1.0, 0.4, 0.1]),
+        "third": curve("adam", 0, [1.0, 0.3, 0.3]),
+    }
+    axes = comparison_figures.panels(figure.subplots(2, 2, squeeze=False), groups)
+    assert [ax.get_title() for ax in axes.flat] == ["first", "second", "third", ""]
+    assert [ax.axison for ax in axes.flat] == [True, True, True, False]
+    assert [bool(ax.get_ylabel()) for ax in axes.flat] == [True, False, True, False]
+    assert not axes[0, 0].get_xlabel() and axes[1, 0].get_xlabel().startswith("passes")
+    assert axes[1, 0].lines[0].get_ydata()[-1] == 0.3
+    (legend,) = figure.legends
+    names = [METHODS[name].label for name in ("adam", "default")]
+    assert [text.get_text() for text in legend.get_texts()] == names

@@ -244,7 +244,8 @@ def test_a_short_fit_lowers_loss_and_error(name):
     problem = physics.PROBLEMS[name](seed=0, width=12, depth=2, points=256)
     before, adam = problem.error(), AdamSettings(batch_size=256)
     data = (problem.inputs, problem.targets)
-    result = fit(problem.model, data, loss=mse_loss, epochs=160, switch=60, adam=adam, device="cpu")
+    epochs = {"epochs": 160, "switch": 60, "fallback": None}
+    result = fit(problem.model, data, loss=mse_loss, adam=adam, device="cpu", **epochs)
     losses = result.history.train_loss
     assert losses.iloc[-1] < 0.1 * losses[0]
     assert problem.error() < 0.5 * before

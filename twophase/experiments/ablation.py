@@ -1,5 +1,6 @@
 """Ablations: Adam then a second phase beside Adam alone, at equal epochs and at equal passes."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from twophase.errors import InputError
+from twophase.errors import InputError, TwoPhaseError
 from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
+from twophase.experiments.files import project_folder
 from twophase.experiments.statistics import Estimate, mean_of, ratio
+from twophase.objective import GRADIENT_PASSES
 
-LOSSES = ("train_loss", "validation_loss")
+# columns of losses, and their names for readers
+LOSSES = {"train_loss": "training loss", "validation_loss": "validation loss"}
 BUDGETS = ("epochs", "passes")
 _MEASURED = (
     *("status", "swapped", "epochs_run", "passes", "epochs_within"),
@@ -24,7 +28,7 @@ _MEASURED = (
 
 def run(
     rows: Sequence[tuple[Mapping[str, Any], RunConfig]],
-    out: Path,
+    out: str | Path | None = None,
     root: Path | None = None,
     device: str | torch.device = "auto",
     processes: int = 1,
@@ -36,7 +40,9 @@ def run(
     Args:
         rows: for each row of the table its labels, such as {"factor": 0.9}, and a configuration
             that begins with Adam.
-        out, root, device: see `branches.Place`; processes: see `branches.run`.
+        out: the folder of the runs, from the project's folder, so that they can go on in another
+            sitting; None or empty: a temporary one.
+        root, device: see `branches.Place`; processes: see `branches.run`.
 
     Returns:
         The labels; `seed`; `folder` below `out`, which runs of the same course share (see
@@ -53,37 +59,56 @@ def run(
     Raises:
         OSError: a file cannot be written; the runs after it are not run.
     """
-    place = branches.Place(out, root, device)
+    folder = (project_folder() or Path()) / out if out else Path(tempfile.mkdtemp())
+    place = branches.Place(folder, root, device)
     done = branches.run([config for _, config in rows], place, processes)
     return pd.DataFrame(
         [_row(labels, one, place) for (labels, _), one in zip(rows, done, strict=True)]
     )
 
 
+def split(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of finished runs, and of the others their labels, seed and error.
+
+    Raises `TwoPhaseError` where no run has finished.
+    """
+    failed = frame.error != ""
+    if failed.all():
+        raise TwoPhaseError(f"no run has finished; first error: {frame.error.iloc[0]}")
+    labels = frame.columns[: frame.columns.get_loc("seed")]
+    return frame[~failed], frame.loc[failed, [*labels, "seed", "error"]]
+
+
 def within(history: pd.DataFrame, passes: int) -> pd.Series:
     """What a run had reached within a budget: its last record that needed no more passes.
 
-    Passes are those of the optimisation, with the trials of the line searches; `monitor_passes`,
-    spent to fill the record, count for no run.
-
-    Args:
-        history: of a run, a row per epoch with a column `passes` of that epoch alone.
-        passes: over the training set; forward 1, forward with backward 3.
-
-    Returns:
-        The row.
-
-    Raises:
-        InputError: the first epoch alone needed more.
-
-    >>> history = pd.DataFrame({"epoch": [1, 2, 3], "passes": [3, 3, 17]})
-    >>> [int(within(history, budget).epoch) for budget in (6, 22, 23)]
-    [2, 2, 3]
+    Passes are those of the optimisation over the training set, forward 1, forward with backward 3,
+    with the trials of the line searches; `monitor_passes`, spent to fill the record, count for no
+    run. `history` has a row per epoch with the passes of that epoch alone. `InputError` where the
+    first epoch alone needed more.
     """
     inside = history[history.passes.cumsum() <= passes]
     if inside.empty:
         raise InputError("passes", passes, f"at least the first epoch's {history.passes.iloc[0]}")
     return inside.iloc[-1]
+
+
+def costs(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """What the second phase cost, for each combination of some labels: means over the seeds.
+
+    A row has the labels; `passes`, over the training set for each of its epochs; `epochs`, made;
+    `within`, those that fit into the passes of Adam alone; and `ended`, in how many runs it ended
+    before the last epoch. `frame` is from `run`, without the runs that failed.
+    """
+    epochs = frame.epochs_run - frame.swapped
+    found = frame[list(by)].assign(
+        passes=(frame.passes - GRADIENT_PASSES * frame.swapped) / epochs,
+        epochs=epochs,
+        within=frame.epochs_within - frame.swapped,
+        ended=frame.status != "completed",
+    )
+    how = {"passes": "mean", "epochs": "mean", "within": "mean", "ended": "sum"}
+    return found.groupby(list(by), sort=False).agg(how).reset_index()
 
 
 def compare(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -102,14 +127,6 @@ def compare(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     Raises:
         InputError: a finished run's loss is 0, which has no ratio.
-
-    >>> frame = pd.DataFrame({"factor": 0.9, "seed": [0, 1], "error": ""})
-    >>> for loss in LOSSES:
-    ...     frame[f"adam_{loss}"] = [0.2, 0.4]
-    ...     for budget in BUDGETS:
-    ...         frame[f"{loss}_{budget}"] = [0.1, 0.2]
-    >>> compare(frame, ["factor"]).train_loss_passes_ratio.tolist()
-    [0.5]
     """
     rows = []
     for values, group in frame.groupby(list(by), sort=False, dropna=False):
@@ -128,19 +145,39 @@ def compare(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def between(
+    frame: pd.DataFrame, one: Mapping[str, Any], other: Mapping[str, Any], column: str
+) -> Estimate:
+    """The ratio of a loss of `run` under some labels to that under others, paired by seed."""
+    values = []
+    for labels in (one, other):
+        there = (frame[list(labels)] == pd.Series(labels)).all(axis=1)
+        values.append(frame[there].set_index("seed")[column].astype(float))
+    shared = values[0].index.intersection(values[1].index)
+    return ratio(*(of.loc[shared].to_numpy() for of in values))
+
+
+def folds(compared: pd.DataFrame, by: Sequence[str], loss: str = "train_loss") -> dict[str, float]:
+    """For each of two or more columns, how many-fold its choice changes the ratio to Adam's loss.
+
+    The largest quotient of two ratios of `compare` in rows that differ in this column alone, by
+    either budget.
+    """
+    names = [f"{loss}_{budget}_ratio" for budget in BUDGETS]
+    found = {}
+    for column in by:
+        groups = compared.groupby([name for name in by if name != column])[names]
+        found[column] = float((groups.max() / groups.min()).max(axis=None))
+    return found
+
+
 def in_words(found: Estimate) -> str:
-    """A ratio to Adam alone as a phrase: the number, its interval, and what they allow to say.
+    """A ratio to Adam alone as a phrase to follow "the loss is": the number, its interval, a word.
 
-    Args:
-        found: from `ratio`.
-
-    Returns:
-        A phrase to follow "the loss is"; "lower" and "higher" only if the interval leaves out 1.
+    "lower" and "higher" only if the interval leaves out 1.
 
     >>> in_words(Estimate(0.5, 0.4, 0.6))
     "0.5 times Adam's (0.4 to 0.6), lower"
-    >>> in_words(Estimate(1.2, 0.9, 1.6))
-    "1.2 times Adam's (0.9 to 1.6), no clear difference"
     """
     number = f"{_number(found.mean)} times Adam's"
     if found.low is None:
@@ -154,11 +191,7 @@ def in_words(found: Estimate) -> str:
 
 
 def estimate(row: pd.Series, name: str) -> Estimate:
-    """What a row of `compare` says about a column: its value and the ends of its interval.
-
-    >>> estimate(pd.Series({"loss": 1.0, "loss_low": None, "loss_high": None}), "loss")
-    Estimate(mean=1.0, low=None, high=None)
-    """
+    """What a row of `compare` says about a column: its value and the ends of its interval."""
     mean, *ends = pd.to_numeric(row[[name, f"{name}_low", f"{name}_high"]])
     return Estimate(float(mean), *(None if pd.isna(end) else float(end) for end in ends))
 
@@ -166,22 +199,9 @@ def estimate(row: pd.Series, name: str) -> Estimate:
 def as_table(compared: pd.DataFrame, by: Sequence[str], loss: str = "train_loss") -> pd.DataFrame:
     """The comparison as a reader wants it: means and ratios with their intervals as text.
 
-    Args:
-        compared: from `compare`.
-        by: its leading columns.
-        loss: one of `LOSSES`.
-
-    Returns:
-        Columns `by`, "seeds", the loss of Adam alone, and for either budget the loss and its ratio
-        to Adam's; losses in units of 10⁻³, "–" where nothing was measured.
-
-    >>> frame = pd.DataFrame({"factor": 0.9, "seed": [0, 1], "error": ""})
-    >>> for name in LOSSES:
-    ...     frame[f"adam_{name}"] = [0.2, 0.4]
-    ...     for budget in BUDGETS:
-    ...         frame[f"{name}_{budget}"] = [0.1, 0.2]
-    >>> as_table(compare(frame, ["factor"]), ["factor"])["equal passes, 10⁻³"][0].split()
-    ['150', '[100,', '200]']
+    Columns `by`, its leading ones; "seeds"; the loss of Adam alone; and for either budget the loss
+    and its ratio to Adam's. Losses, one of `LOSSES`, are in units of 10⁻³, "–" where nothing was
+    measured.
     """
     names = {"Adam alone, 10⁻³": (f"adam_{loss}", 1e3)}
     for budget in BUDGETS:
@@ -189,8 +209,18 @@ def as_table(compared: pd.DataFrame, by: Sequence[str], loss: str = "train_loss"
         names |= {f"ratio, equal {budget}": (f"{loss}_{budget}_ratio", 1)}
     shown = compared[[*by, "seeds"]].copy()
     for heading, (name, scale) in names.items():
-        shown[heading] = [_shown(estimate(row, name), scale) for _, row in compared.iterrows()]
+        shown[heading] = [as_text(estimate(row, name), scale) for _, row in compared.iterrows()]
     return shown.reset_index(drop=True)
+
+
+def as_text(found: Estimate, scale: float = 1.0) -> str:
+    """A number times a scale, with its interval where there is one; "–" for NaN."""
+    if np.isnan(found.mean):
+        return "–"
+    mean, *ends = (_number(scale * value) for value in found if value is not None)
+    # a line may break before the interval, not within it
+    interval_text = ",\N{NO-BREAK SPACE}".join(ends)
+    return f"{mean} [{interval_text}]" if ends else mean
 
 
 def _row(labels: Mapping[str, Any], done: branches.Done, place: branches.Place) -> dict[str, Any]:
@@ -211,15 +241,6 @@ def _row(labels: Mapping[str, Any], done: branches.Done, place: branches.Place) 
         **{f"adam_{loss}": reference[loss].iloc[-1] for loss in LOSSES},
         "error": "",
     }
-
-
-def _shown(found: Estimate, scale: float) -> str:
-    if np.isnan(found.mean):
-        return "–"
-    mean, *ends = (_number(scale * value) for value in found if value is not None)
-    # a line may break before the interval, not within it
-    interval_text = ",\N{NO-BREAK SPACE}".join(ends)
-    return f"{mean} [{interval_text}]" if ends else mean
 
 
 def _number(value: float) -> str:

@@ -56,27 +56,16 @@ HISTORY = 5
 
 @dataclass(frozen=True)
 class Size:
-    """How much a preset measures.
+    """How much a preset measures."""
 
-    Args:
-        examples: of the data set at most, but for the Adam epoch.
-        epoch_examples: of the data set at most, for the Adam epoch.
-        adam_epochs: before the line searches are compared.
-        iterations: of CG with golden section; see `line_searches`.
-        repetitions: of whatever is timed.
-        widths: of the networks for time against P.
-        counts: K for time against K; examples come again where the data set has fewer.
-        memory_width: of the network whose vectors are counted.
-    """
-
-    examples: int
-    epoch_examples: int
-    adam_epochs: int
-    iterations: int
-    repetitions: int
-    widths: tuple[int, ...]
-    counts: tuple[int, ...]
-    memory_width: int
+    examples: int  # of the data set at most, but for the Adam epoch
+    epoch_examples: int  # of the data set at most, for the Adam epoch
+    adam_epochs: int  # before the line searches are compared
+    iterations: int  # of CG with golden section; see `line_searches`
+    repetitions: int  # of whatever is timed
+    widths: tuple[int, ...]  # of the networks for time against P
+    counts: tuple[int, ...]  # K for time against K; examples come again where there are fewer
+    memory_width: int  # of the network whose vectors are counted
 
 
 SIZES = {
@@ -120,17 +109,14 @@ def run(
 
     Args:
         preset: smoke (seconds, for tests) or quick (minutes).
-        dataset, model: names in `images.DATASETS` and `networks.MODELS`.
-        root, device: see `twophase.experiments.runs.run`.
+        dataset, model, root, device: see `ImageProblem` and `twophase.experiments.runs.run`.
         out: folder for `bench.csv` and `provenance.json`; None: none is written.
 
     Returns:
         A row for each result; columns are the fields of `Row`.
 
     Raises:
-        InputError: a name is unknown or the device is not there.
-        DataError: a data file is missing or damaged.
-        OSError: the folder cannot be written to.
+        InputError, DataError, OSError: as `twophase.experiments.runs.run` does.
     """
     size = SIZES[check_choice("preset", preset, SIZES)]
     check_choice("dataset", dataset, DATASETS)
@@ -174,8 +160,7 @@ def run(
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """The table for a terminal: a line for each result, with its quartiles where it has some.
-    """
+    """The table for a terminal: a line for each result, with its quartiles where it has some."""
     names = [f"{row.measure}: {row.case}" for row in table.itertuples()]
     width = max(map(len, names))
     lines = []
@@ -196,12 +181,8 @@ def line_searches(
     ten, or over all of a run that has no more. Losses are compared iteration by iteration, over
     those that golden section and the other both made.
 
-    Args:
-        network: is trained.
-        examples: training examples on its device.
-        adam_epochs: of the prefix, with the defaults of `AdamSettings`.
-        iterations: of golden section; the others stop at its last loss, after at least as many
-            iterations and at most `PATIENCE` times as many.
+    The network is trained, for `adam_epochs` first. Golden section makes so many `iterations`; the
+    others stop at its last loss, after at least as many and at most `PATIENCE` times as many.
     """
     adam = Adam(network, mse, AdamSettings(), torch.Generator().manual_seed(0))
     for _ in range(adam_epochs):
@@ -263,16 +244,10 @@ def descend(
     target: float = math.inf,
     inverse: Tensor | None = None,
 ) -> Course:
-    """CG iterations from x [P] until the loss is at most `target`, with what each costs.
+    """Iterations from x [P] until the loss is at most `target`, with what each costs.
 
-    Args:
-        objective: whose passes are counted; the gradient at x belongs to no iteration.
-        x: where to start.
-        descent: of the iterations.
-        iterations: at least so many, and at most `PATIENCE` times as many; fewer where CG can do
-            no more.
-        target: the loss.
-        inverse: of a preconditioner; see `twophase.second_phase.iterate`.
+    At least so many `iterations` are made, and at most `PATIENCE` times as many; fewer where the
+    phase can do no more. The gradient at x belongs to none of them.
     """
     point, state, costs, losses = evaluate(objective, x), None, [], []
     while len(costs) < iterations or (losses[-1] > target and len(costs) < PATIENCE * iterations):
@@ -334,10 +309,7 @@ def adam_epochs(
     network in batches of 512. Where both compute on the CPU, a loop can only be beaten by its share
     of loading, which is measured, too.
 
-    Args:
-        networks: by name.
-        examples: training examples on the networks' device, images [K, channels, height, width].
-        repetitions: of each epoch.
+    The examples are images [K, channels, height, width] on the networks' device.
     """
     inputs, targets = examples.inputs.cpu(), examples.targets.cpu()
     kinds = {"tensors": TensorDataset(inputs, targets), "images": PillowImages(inputs, targets)}
@@ -361,9 +333,7 @@ class PillowImages(Dataset):
     Each is a Pillow image that passes through `ToTensor` and `Normalize`, by which it gets its
     values back, up to the 256 levels of a byte.
 
-    Args:
-        inputs: images [N, channels, height, width], 1 or 3 channels, on the CPU.
-        targets: [N, ...].
+    The inputs are images [N, channels, height, width], 1 or 3 channels, on the CPU.
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor):
@@ -437,9 +407,7 @@ def memory(width: int, device: torch.device) -> list[Row]:
     outweigh the results of 16 examples; what an operation needs for itself is not seen. With 16
     times as many examples, in chunks as large, the peak is to be the same.
 
-    Args:
-        width: of the network; P is about its square.
-        device: where to compute.
+    P is about the square of the network's width.
     """
     few, many = 16, 256
     generator = torch.Generator().manual_seed(0)
@@ -470,8 +438,7 @@ def memory(width: int, device: torch.device) -> list[Row]:
 
 
 class LiveBytes(TorchDispatchMode):
-    """While active, follows the memory of the tensors that operations make; `peak` is the most.
-    """
+    """While active, follows the memory of the tensors that operations make; `peak` is the most."""
 
     def __init__(self):
         super().__init__()
@@ -513,11 +480,7 @@ def time_against_examples(
 ) -> Row:
     """Time of a gradient against K: the slope of their logarithms, 1 where they are proportional.
 
-    Args:
-        network: any.
-        examples: on its device; taken again and again where there are fewer than a count.
-        counts: the K.
-        repetitions: of all measurements.
+    Examples are taken again and again where there are fewer than a count K.
     """
     indices = [torch.arange(count, device=examples.inputs.device) for count in counts]
     objectives = [

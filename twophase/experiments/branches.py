@@ -160,11 +160,8 @@ def run_trunk(
 ) -> None:
     """Train a run of Adam alone and keep its state where other runs leave it, and at its end.
 
-    Args:
-        trunk: of all branches.
-        branches: configurations of both phases, whether they will be run or not.
-        place: where; a second process that wants the same trunk waits for the first.
-        kept: for further names a rule; see `twophase.experiments.runs.run`.
+    The branches are configurations of both phases, whether they will be run or not; `kept` names
+    further states by their rules. A second process that wants the same trunk waits for the first.
     """
     leaving = {_branch_name(config): config.switch for config in branches if config.passes is None}
     leaving |= {_END: FixedEpoch(trunk.epochs)} | (kept or {})

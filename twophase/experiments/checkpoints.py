@@ -20,16 +20,8 @@ log = logging.getLogger("twophase")
 def save(folder: Path, epoch: int, state: dict) -> Path:
     """Write a state as the newest checkpoint of a run, and drop all but the one before it.
 
-    Args:
-        folder: made if it is not there.
-        epoch: finished epochs that the state stands for.
-        state: tensors, numbers, strings, lists and dicts of them.
-
-    Returns:
-        The checkpoint's path, for `load`.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written to; older checkpoints are intact.
+    The state, that after `epoch` epochs, holds tensors, numbers, strings, lists and dicts of them.
+    Where the disk is full or the folder cannot be written to (OSError), older ones are intact.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"epoch-{epoch:06d}.ckpt"
@@ -40,15 +32,7 @@ def save(folder: Path, epoch: int, state: dict) -> Path:
 
 
 def write(path: Path, state: dict) -> None:
-    """Write a state to a file of its own, which `save` does not drop.
-
-    Args:
-        path: the file; its folder must be there.
-        state: as for `save`.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written to; the old file is intact.
-    """
+    """Write a state as for `save` to a file of its own, which that does not drop."""
     content = io.BytesIO()
     torch.save(state, content)
     payload = content.getvalue()
@@ -57,13 +41,7 @@ def write(path: Path, state: dict) -> None:
 
 
 def load(path: Path) -> dict:
-    """Read a state, on the CPU.
-
-    Args:
-        path: a file that `save` or `write` made.
-
-    Returns:
-        The state; its tensors lie on the CPU, wherever they were.
+    """Read a state that `save` or `write` made; its tensors lie on the CPU, wherever they were.
 
     Raises:
         DataError: the file is missing, of another version, truncated or altered.
@@ -80,14 +58,7 @@ def load(path: Path) -> dict:
 
 
 def latest(folder: Path) -> dict | None:
-    """The newest state that is whole; None if there is none. A damaged one is named in the log.
-
-    Args:
-        folder: as given to `save`; it need not be there.
-
-    Returns:
-        The state, its tensors on the CPU.
-    """
+    """The newest state that is whole; None if there is none. A damaged one is named in the log."""
     for path in reversed(_numbered(folder)):
         try:
             return load(path)
@@ -97,14 +68,7 @@ def latest(folder: Path) -> dict | None:
 
 
 def clear(folder: Path) -> None:
-    """Drop the checkpoints of a finished run, and their folder if nothing else is in it.
-
-    Args:
-        folder: as given to `save`; it need not be there.
-
-    Raises:
-        OSError: a file cannot be deleted.
-    """
+    """Drop the checkpoints of a finished run, and their folder if nothing else is in it."""
     for path in _numbered(folder):
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):

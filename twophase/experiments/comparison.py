@@ -238,14 +238,9 @@ def entries(
 ) -> list[Entry]:
     """The comparison of methods from some prefixes, of those whose package is installed.
 
-    Args:
-        prefixes: where the methods part; see `prefix`.
-        methods: names in `METHODS`.
-        passes: the budget of each, at least 3; see `Method.times`.
-        candidates: the setting of each method, as `chosen` by tuning; default: as shipped.
-
-    Raises:
-        InputError: a method is unknown, or a number out of range.
+    Each has a budget of `passes`, at least 3, times `Method.times`, and its candidate settings by
+    number, as `chosen` by tuning (default: as shipped). `InputError` for an unknown method or a
+    number out of range.
     """
     names = [check_choice("method", name, METHODS) for name in methods]
     here = [name for name in names if METHODS[name].installed]
@@ -296,18 +291,8 @@ def compare(
 ) -> pd.DataFrame:
     """Tune every method alike, then run all of them from all prefixes.
 
-    Args:
-        plan: what to compare on, and for how many passes.
-        methods: names in `METHODS`.
-        place, processes: see `run`.
-        tune: try each method's candidates once, on `Plan.tuning`, and take the best everywhere.
-            False: all methods as shipped.
-
-    Returns:
-        The curves, as from `run`, those of the tuning after the others.
-
-    Raises:
-        TwoPhaseError, OSError: as `entries` and `run` do.
+    Tuning tries each method's candidates once, on `Plan.tuning`, and takes the best everywhere; its
+    curves come after the others. Without it all methods are as shipped. Errors as of `run`.
     """
     tried = tuning_entries(plan.tuning(), methods, plan.passes) if tune else []
     numbers = {}
@@ -342,14 +327,6 @@ def save(curves: pd.DataFrame, folder: Path, facts: Mapping[str, Any]) -> None:
 
     Of each curve those points are kept at which the loss is lower than before and the passes have
     grown by 4 % or more, and its two ends; losses to five digits, seconds to three.
-
-    Args:
-        curves: from `run`.
-        folder: made if it is not there.
-        facts: of the provenance, such as the command and the hardware.
-
-    Raises:
-        OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     keys = [name for name in curves if name not in _MEASURED]
@@ -392,10 +369,7 @@ def facts(
 ) -> dict[str, Any]:
     """Provenance of results made here and now: command, revision, versions, hardware, time.
 
-    Args:
-        arguments: of `python -m twophase`.
-        device, processes: see `run`.
-        seconds: of wall time, for what was not there before.
+    `arguments` are those of `python -m twophase`, `seconds` those for what was not there before.
     """
     return {
         "command": " ".join(["python -m twophase", *arguments]),

@@ -256,17 +256,9 @@ class TorchminCG(Competitor):
 def go_on(second: Descent | Competitor, trainer: Trainer, budget: int) -> list[Progress]:
     """The curve of a second phase, or of a competitor, from where the trainer stands.
 
-    Args:
-        second: the method.
-        trainer: of Adam alone, with at least an epoch behind it; it is used up.
-        budget: passes, at least 3.
-
-    Returns:
-        The curve, which begins at passes 0; its losses never rise. It ends early where the method
-        gave up, or where the loss was no longer finite.
-
-    Raises:
-        InputError: the budget is below 3 passes.
+    The trainer, of Adam alone with at least an epoch behind it, is used up. The curve begins at
+    passes 0, and its losses never rise. It ends early where the method gave up, or where the loss
+    was no longer finite. `InputError` for a budget below 3 passes.
     """
     objective = trainer.objective
     journal = Journal(budget, objective.value(objective.vector.read()), trainer.device)

@@ -15,15 +15,11 @@ AXES = ["steps", "swap_epoch"]
 def ratios(curves: pd.DataFrame, targets: Sequence[int], examples: int) -> pd.DataFrame:
     """Median over the seeds of the default second phase's passes to a target, divided by Adam's.
 
-    Args:
-        curves: from `comparison`, of methods "adam" and "default", one network and precision.
-        targets: passes of Adam, whose losses are to be reached; the largest is the budget.
-        examples: K, the training examples.
-
-    Returns:
-        A column for each target, inf where the median is a miss. The index has `steps`, the
-        mini-batch steps per epoch K/B of the batch size B, and `swap_epoch`, both ascending with
-        the batch size falling.
+    `curves` are from `comparison`, of methods "adam" and "default", one network and precision;
+    `targets` are passes of Adam whose losses are to be reached, and the largest is the budget;
+    `examples` is K, the number of training examples. There is a column for each target, inf where
+    the median is a miss. The index has `steps`, the mini-batch steps per epoch K/B with the batch
+    size B, falling, and `swap_epoch`, rising.
     """
     columns = {}
     for target in targets:
@@ -39,7 +35,7 @@ def ratios(curves: pd.DataFrame, targets: Sequence[int], examples: int) -> pd.Da
 def paying(table: pd.DataFrame, axis: str | None = None) -> str:
     """In how many cells of a map the second phase pays, in words.
 
-    `axis` is one of `AXES`, for each of whose values it is said, "target" for each column, or None:
+    `axis` is one of `AXES`, for each of whose values it is said, "target" for each column, or None
     for the whole map.
 
     >>> steps = pd.Index([8, 32], name="steps")
@@ -53,19 +49,30 @@ def paying(table: pd.DataFrame, axis: str | None = None) -> str:
     return "; ".join(f"{value}: {paying(pd.DataFrame(cells))}" for value, cells in parts)
 
 
+def summary(table: pd.DataFrame) -> str:
+    """In how many cells of a map the second phase pays, by each of its axes: a list in Markdown."""
+    swaps = (table < 1).all(axis=1).groupby(level="swap_epoch").all()
+    always = ", ".join(map(str, swaps.index[swaps])) or "none"
+    return "\n".join(
+        [
+            f"the second phase pays in **{paying(table)}** cells.\n",
+            f"- By swap epoch: {paying(table, 'swap_epoch')}.",
+            f"- By target, in passes of Adam: {paying(table, 'target')}.",
+            f"- By mini-batch steps per epoch, K/B: {paying(table, 'steps')}.",
+            f"- Swaps after which it pays for every target and every K/B: {always}.",
+        ]
+    )
+
+
 def foretold(
     curves: pd.DataFrame, histories: Mapping[RunConfig, pd.DataFrame], targets: Sequence[int]
 ) -> pd.DataFrame:
     """What `twophase.payoff.forecast` says of the second phase, beside the Adam that went on.
 
-    Args:
-        curves: from `comparison`, of methods "adam" and "default" from all these prefixes.
-        histories: the history of each prefix.
-        targets: passes since the prefix, at which both are compared.
-
-    Returns:
-        A row for each prefix and target: `passes`; `says`, whether the second phase is below the
-        forecast of Adam; `is`, whether it is below Adam; `off`, the forecast by Adam's loss.
+    `curves` are from `comparison`, of methods "adam" and "default" from all the prefixes, whose
+    histories are given; `targets` are passes since the prefix at which both are compared. A row for
+    each prefix and target has `passes`; `says`, whether the second phase is below the forecast of
+    Adam; `is`, whether it is below Adam; and `off`, the forecast divided by Adam's loss.
     """
     rows = []
     for start, history in histories.items():
@@ -115,24 +122,20 @@ def precisions(curves: pd.DataFrame, targets: Sequence[int], examples: int) -> p
 def full_batch(curves: pd.DataFrame, targets: Sequence[int]) -> pd.DataFrame:
     """Full-batch problems: passes to Adam's losses and to the lowest of torch's L-BFGS.
 
-    Args:
-        curves: from `comparison`, with methods "adam", "default" and "torch-lbfgs".
-        targets: passes of Adam, whose losses are to be reached; the largest is the budget.
-
-    Returns:
-        A row for each problem, swap and precision: the default's passes to each target, those of
-        the other methods to the last, all in parts of Adam's; the default's passes to the lowest
-        loss of torch's L-BFGS in parts of torch's; and the median ratio of their last losses.
+    `curves` have methods "adam", "default" and "torch-lbfgs"; `targets` are those of `ratios`. A
+    row for each problem, swap and precision: the default's passes to each target, those of the
+    other methods to the largest, all in parts of Adam's; the default's passes to the lowest loss of
+    torch's L-BFGS in parts of torch's; and the median ratio of their last losses.
     """
     rows = []
     budget = max(targets)
     for (name, swap, dtype), of in curves.groupby(["problem", "swap_epoch", "dtype"], sort=False):
         row = {"problem": name, "swap after": swap, "dtype": dtype}
         found = {target: profiles.costs(of, target, budget=budget) for target in targets}
-        row |= {f"to Adam's {target}": _text(found[target], "default") for target in targets}
+        row |= {f"default to Adam's {n}": _text(found[n], "default") for n in targets}
         last = found[budget]
         others = [method for method in last.method.unique() if method not in ("adam", "default")]
-        row |= {METHODS[method].label: _text(last, method) for method in others}
+        row |= {f"{METHODS[m].label} to Adam's {budget}": _text(last, m) for m in others}
         row["default to torch's lowest"] = profiles.against(of, budget).text
         ends = last.pivot(index="seed", columns="method", values="loss")
         row["last loss / torch's"] = (ends["default"] / ends["torch-lbfgs"]).median()
@@ -140,15 +143,27 @@ def full_batch(curves: pd.DataFrame, targets: Sequence[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def verdicts(curves: pd.DataFrame, passes: int) -> pd.DataFrame:
+    """For each full-batch problem, whether the default second phase pays, over swaps and seeds.
+
+    `curves` are of one precision, from `comparison`, with methods "adam", "default", "torch-lbfgs".
+    """
+    rows = []
+    for name, of in curves.groupby("problem", sort=False):
+        found = profiles.costs(of, passes)
+        ratio = statistics.ratio_of(found.ratio[found.method == "default"])
+        rows.append(
+            {"problem": name, "pays": profiles.verdict(ratio)}
+            | {"passes to torch's lowest loss": profiles.against(of, passes).text}
+        )
+    return pd.DataFrame(rows)
+
+
 def beside_torch(curves: pd.DataFrame, rivals: pd.DataFrame) -> pd.DataFrame:
     """The lowest losses of second phases, also in parts of those of torch's L-BFGS.
 
-    Args:
-        curves: of `comparison.variants`, from the prefixes of `rivals`.
-        rivals: from `comparison`, with method "torch-lbfgs".
-
-    Returns:
-        A row for each problem and label: the median loss, and the `Ratio` text over the seeds.
+    `curves` are of `comparison.variants`, from the prefixes of `rivals`, among which is method
+    "torch-lbfgs". A row for each problem and label has the median loss and the ratio over seeds.
     """
     seeds = ["problem", "seed"]
     lowest = rivals[rivals.method == "torch-lbfgs"].groupby(seeds).loss.min()

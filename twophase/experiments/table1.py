@@ -89,13 +89,7 @@ def protocol(
 ) -> Protocol:
     """The protocol of a preset, with other numbers for all networks where they are given.
 
-    Args:
-        preset: smoke, quick or paper.
-        epochs, swap_epoch: for all networks, vit-mlp included; None: the preset's.
-        train_examples: size of a random training subset; None: the preset's.
-
-    Raises:
-        InputError: the preset is unknown. `configs` checks the numbers.
+    `InputError` where the preset is none of smoke, quick and paper; `configs` checks the numbers.
 
     >>> protocol("paper", epochs=100, swap_epoch=30).length("vit-mlp")
     (100, 30)
@@ -165,9 +159,8 @@ def default_folder(preset: str) -> Path:
 def listing(chosen: Sequence[RunConfig]) -> pd.DataFrame:
     """Parameters P and Q = K·M/P of every row, as the paper rounds it, without training.
 
-    Returns:
-        Columns dataset, model, parameters and q (to one decimal); a row for each of the
-        configurations. K is the subset's size where there is one, M the number of classes.
+    A row for each of the configurations, with its dataset, model, parameters and q (to one
+    decimal). K is the subset's size where there is one, M the number of classes.
 
     >>> listing(configs(PROTOCOLS["paper"])).q.tolist()[:5]
     [3.9, 11.0, 14.1, 33.5, 4.9]
@@ -186,18 +179,11 @@ def listing(chosen: Sequence[RunConfig]) -> pd.DataFrame:
 def run(chosen: Sequence[RunConfig], place: branches.Place, processes: int = 1) -> pd.DataFrame:
     """Run what is not finished, and write `table1.csv` after each.
 
-    A run that fails is named in the log; the others still run.
-
     Args:
-        chosen: from `configs`.
-        place: see `place`.
-        processes: see `branches.run`.
-
-    Returns:
-        The table; see `table`.
+        chosen, place, processes: from `configs` and `place`; see `branches.run`.
 
     Raises:
-        TwoPhaseError: at least one run failed; all others were run.
+        TwoPhaseError: at least one run failed; it is named in the log, all others were run.
         InputError: the package does not run from its source tree; see `paper_table`.
         OSError: a file cannot be written; the runs after it are not run.
     """
@@ -229,18 +215,10 @@ def table(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
     training loss, as in the paper.
 
     Losses are mean squared errors, accuracies shares from 0 to 1, `passes` those over the training
-    set (see `twophase.training.Record`); `q` is K·M/P.
-
-    Args:
-        chosen: from `configs`.
-        out: the table's folder; it need not be there yet.
-
-    Returns:
-        The table, in the order of `chosen`.
+    set (see `twophase.Record`); `q` is K·M/P. Rows come in the order of `chosen`.
 
     Raises:
         InputError: a run's files are damaged, or the package does not run from its source tree.
-
     """
     paper = paper_table().set_index(["dataset", "model", "strategy"])
     rows = []

@@ -57,14 +57,8 @@ def configs(
 ) -> list[RunConfig]:
     """The runs of Adam alone whose traces a preset records, seed by seed.
 
-    Args:
-        preset: smoke, quick or paper; the committed traces are paper's.
-        datasets: of the preset's; None: all of them.
-        models: names in `twophase.problems.networks.MODELS`; None: all five.
-        seeds: how many, at least 1; they count from 0.
-
-    Raises:
-        InputError: a name is unknown, or `seeds` is out of range.
+    Data sets (of the preset's) and models are all where none are named; seeds count from 0. The
+    committed traces are those of the preset "paper". `InputError` for what is not there.
     """
     lengths = LENGTHS[check_choice("preset", preset, LENGTHS)]
     found = []
@@ -96,16 +90,9 @@ def record(
 ) -> pd.DataFrame:
     """Train what is not finished of the runs, keep weights at `KEPT_EPOCHS`, return the traces.
 
-    Args:
-        chosen: from `configs`.
-        out: folder of all runs; `grad_norm_traces.csv` is written there after each.
-        root, device: see `twophase.experiments.runs.run`.
-
-    Returns:
-        The traces, a row for each epoch of each run; columns `COLUMNS`.
-
-    Raises:
-        TwoPhaseError: from `twophase.experiments.runs.run`; what was finished before stays.
+    The traces, a row for each epoch of each run with the columns `COLUMNS`, are written to
+    `grad_norm_traces.csv` in the folder `out` after each. For root, device and errors see
+    `twophase.experiments.runs.run`; what was finished before stays.
     """
     place = branches.Place(out, root, device, folder_name)
     for number, config in enumerate(chosen, 1):

@@ -1,11 +1,12 @@
 """Figures of ablations: losses and ratios over what was varied, with intervals over seeds."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from twophase.experiments.ablation import BUDGETS
 from twophase.figures.style import COLORS, DASHES, GREY, MARKERS, plain_ticks
 
 # Shares of the distance between two values, so that intervals of several lines do not overlap.
@@ -18,13 +19,6 @@ def intervals(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) 
     Frames have columns `x`, what was varied; `column`, the means, above 0; `column`_low and
     `column`_high. The values of `x` need not be numbers: each has its place, in the order of the
     first frame that has it. A missing mean leaves a gap, a missing interval a point without bars.
-
-    >>> from matplotlib.figure import Figure
-    >>> frame = pd.DataFrame({"batch": [64, 512], "loss": [1.0, 2.0]})
-    >>> frame = frame.assign(loss_low=[0.9, 1.5], loss_high=[1.1, 2.5])
-    >>> ax = intervals(Figure().subplots(), {"Adam": frame}, "batch", "loss")
-    >>> [tick.get_text() for tick in ax.get_xticklabels()], ax.get_yscale()
-    (['64', '512'], 'log')
     """
     places: dict[Hashable, int] = {}
     for frame in lines.values():
@@ -59,6 +53,40 @@ def ratios(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) -> 
     intervals(ax, lines, x, column)
     plain_ticks(ax.yaxis)
     return ax
+
+
+def by_budget(axes: Sequence[Axes], lines: Mapping[str, pd.DataFrame], x: str) -> None:
+    """Draw ratios of the training loss to Adam's: at equal epochs, and at equal passes beside it.
+
+    Frames are from `ablation.compare`; `x` is their column that was varied.
+    """
+    for ax, budget in zip(axes, BUDGETS, strict=True):
+        ratios(ax, lines, x, f"train_loss_{budget}_ratio").set_title(f"at equal {budget}")
+    axes[0].set_ylabel("training loss / Adam's")
+
+
+def losses_and_ratios(axes: Sequence[Axes], compared: pd.DataFrame, x: str) -> None:
+    """Draw training losses, of Adam alone and with a second phase, and below it their ratios.
+
+    `compared` is from `ablation.compare`; `x` is its column that was varied.
+    """
+    losses = {"Adam alone": _renamed(compared, x, "adam_train_loss")}
+    names = {budget: f"train_loss_{budget}" for budget in BUDGETS}
+    losses |= {
+        f"then second phase, equal {budget}": _renamed(compared, x, name)
+        for budget, name in names.items()
+    }
+    relative = {
+        f"equal {budget}": _renamed(compared, x, f"{name}_ratio") for budget, name in names.items()
+    }
+    intervals(axes[0], losses, x, "value").set_ylabel("training loss (mean squared error)")
+    ratios(axes[1], relative, x, "value").set_ylabel("training loss / Adam's")
+
+
+def _renamed(compared: pd.DataFrame, x: str, name: str) -> pd.DataFrame:
+    """One quantity under the name "value", which all lines share."""
+    ends = {f"{name}{end}": f"value{end}" for end in ("", "_low", "_high")}
+    return compared[[x, *ends]].rename(columns=ends)
 
 
 def _text(value: Hashable) -> str:

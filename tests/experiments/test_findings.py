@@ -1,0 +1,183 @@
+"""A comparison in tables for readers, against counts by hand on small curves."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from twophase.experiments import comparison, findings, profiles
+from twophase.experiments.comparison import METHODS, TUNING_SEED
+from twophase.experiments.files import project_folder
+from twophase.experiments.profiles import SETTING
+
+SET = {
+    **{"problem": "digits", "model": "vit-mlp", "train_examples": np.nan, "batch_size": 64},
+    **{"learning_rate": 1e-3, "dtype": "float32", "swap_epoch": 9, "seed": 0},
+    **{"candidate": 0, "passes": 9},
+}
+
+
+def curve(method, losses, step=2.0, **setting):
+    """A point every 3 passes and `step` seconds."""
+    count = np.arange(len(losses))
+    points = {"passes_spent": 3 * count, "seconds": step * count, "loss": losses}
+    return pd.DataFrame(points).assign(**SET | setting, method=method)
+
+
+ADAM = [1, 0.5, 0.4, 0.3]
+EARLY, LATE, NEVER = [1, 0.3, 0.1, 0.1], [1, 0.9, 0.8, 0.25], [1, 0.9, 0.8, 0.7]
+
+
+@pytest.fixture
+def curves():
+    """Two networks and seeds: on the second the default misses once; torch's ran on the first."""
+    other = {"model": "vit-nomlp"}
+    frames = [curve("adam", ADAM, seed=seed, **at) for at in ({}, other) for seed in (0, 1)]
+    frames += [
+        curve("default", EARLY, step=9.0),
+        curve("default", [1, 0.6, 0.3, 0.2], step=9.0, seed=1),
+        curve("default", EARLY, **other),
+        curve("default", NEVER, seed=1, **other),
+        curve("torch-lbfgs", LATE),
+        curve("torch-lbfgs", EARLY, seed=1),
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_the_tunings_runs_are_apart(curves):
+    tried = curve("sgd", EARLY, seed=TUNING_SEED)
+    found = findings.parts(pd.concat([curves, tried], ignore_index=True))
+    assert set(found.curves.seed) == {0, 1} and set(found.tuning.method) == {"sgd"}
+    assert (len(found.curves), found.passes) == (len(curves), 9)
+
+
+def test_the_table_of_the_tuning_names_what_was_chosen():
+    losses = {0: [1, 0.5], 1: [1, 0.9], 2: [1, 0.2]}
+    tuning = pd.concat(curve("sgd", of, candidate=n) for n, of in losses.items())
+    (row,) = findings.tuned(tuning).to_dict("records")
+    assert row == {
+        **{"method": METHODS["sgd"].label, "candidates": "rate 1.0; rate 0.1; rate 10.0"},
+        **{"chosen": "rate 10.0", "its loss": 0.2, "the worst's": 0.9},
+    }
+    assert findings.tuned(tuning[:0]).empty
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_candidates_differ_in_words(method):
+    words = findings.candidates(method)
+    assert len(set(words)) == len(words) == len(METHODS[method].candidates)
+    assert all(words)
+
+
+def test_nested_settings_are_told_by_what_differs_innermost():
+    assert findings.candidates("golden") == ["rtol 0.01", "rtol 0.1", "rtol 0.001"]
+    assert findings.candidates("adam") == ["as shipped"]
+    mixed = ["as shipped", "c2 0.5", "preconditioner Identity()"]
+    assert findings.candidates("default-tuned") == mixed
+
+
+def test_a_setting_in_words_is_what_the_curves_have_in_common(curves):
+    one = curves[curves.model == "vit-mlp"]
+    text = findings.setting(one)
+    assert text == "digits vit-mlp, all examples in batches of 64, after 9 epochs of Adam, 2 seeds"
+    full = curve("adam", ADAM, problem="poisson", model="", batch_size=np.nan)
+    assert (
+        findings.setting(full)
+        == "poisson, all examples in one batch, after 9 epochs of Adam, 1 seed"
+    )
+
+
+def test_methods_have_labels_and_only_names_that_differ_have_columns(curves):
+    table = findings.by_method(curves, 9)
+    assert list(table.columns[:2]) == ["network", "method"]
+    assert table.method.iloc[0] == METHODS["adam"].label
+    row = table[(table.network == "vit-mlp") & (table.method == METHODS["default"].label)].iloc[0]
+    assert row["passes / Adam's"] == "0.50 (0.33 to 0.67)"
+    alone = findings.by_method(curves[curves.model == "vit-mlp"], 9)
+    assert "network" not in alone and "problem" not in alone
+
+
+def test_twice_the_passes_of_adam_beside_the_second_phase(curves):
+    assert findings.twice(curves).empty
+    longer = [
+        curve("adam-twice", [*ADAM, 0.3, end], seed=seed) for seed, end in ((0, 0.15), (1, 0.1))
+    ]
+    (row,) = findings.twice(pd.concat([curves, *longer])).to_dict("records")
+    assert (row["Adam"], row["Adam, twice"], row["default second phase"]) == (
+        *(0.3, pytest.approx(0.125), pytest.approx(0.15)),
+    )
+    assert row["twice / Adam"] == pytest.approx(0.125 / 0.3)
+    assert row["second phase lower than Adam, twice"] == "1 of 2 seeds"
+
+
+def test_methods_and_settings_are_chosen_by_where_they_ran(curves):
+    found = profiles.costs(curves, 9)
+    assert set(findings.everywhere(found).method) == {"adam", "default"}
+    there = findings.where_ran(found, "torch-lbfgs")
+    assert set(there.model) == {"vit-mlp"}
+    assert set(there.method) == {"adam", "default", "torch-lbfgs"}
+
+
+def test_how_often_methods_are_quickest_and_get_there(curves):
+    same = findings.everywhere(profiles.costs(curves, 9))
+    table = findings.solved(same).set_index("method")
+    assert table.loc[METHODS["adam"].label].to_dict() == {"quickest": "25%", "gets there": "100%"}
+    assert table.loc[METHODS["default"].label].to_dict() == {"quickest": "75%", "gets there": "75%"}
+
+
+def test_the_standing_counts_problems_and_networks(curves):
+    equal = curve("sgd", ADAM)
+    found = profiles.costs(pd.concat([curves, equal], ignore_index=True), 9)
+    table = findings.standing(found).set_index("method")
+    assert table.loc[METHODS["default"].label].to_dict() == {
+        **{"settings": 2, "quicker on every seed": 1, "on some": 1, "on none": 0},
+        "runs that miss": "1 of 4",
+    }
+    # as quick as Adam is not quicker
+    assert table.loc[METHODS["sgd"].label].to_dict() == {
+        **{"settings": 1, "quicker on every seed": 0, "on some": 0, "on none": 1},
+        "runs that miss": "0 of 1",
+    }
+    assert METHODS["adam"].label not in table.index
+
+
+def test_the_answer_has_an_item_for_each_outcome_that_there_is(curves):
+    never = curve("golden", NEVER)
+    found = profiles.costs(pd.concat([curves, never]), 9)
+    assert findings.answer(found).splitlines() == [
+        "- on every seed (1 of 2): digits vit-mlp 0.50 (0.33 to 0.67)",
+        "- on some seeds only (1 of 2): digits vit-nomlp missed on 1 of 2 seeds (0.33 at best)",
+    ]
+    assert findings.answer(found, "golden") == "- on no seed (1 of 1): digits vit-mlp missed"
+
+
+def test_a_rival_is_met_where_both_ran(curves):
+    # a third seed on which the default misses, which is no matter in the median
+    third = [curve("adam", ADAM), curve("default", NEVER), curve("torch-lbfgs", LATE)]
+    table = pd.concat([curves, pd.concat(third).assign(seed=2)], ignore_index=True)
+    table.loc[(table.method == "torch-lbfgs") & (table.seed == 1), "loss"] = LATE
+    assert findings.ahead(profiles.costs(table, 9)) == (
+        "in the median on 1 of 1 problems and networks, in 2 of 3 runs"
+    )
+
+
+def test_verdicts_are_by_passes_and_by_seconds(curves):
+    first, second = findings.verdicts(curves, 9).to_dict("records")
+    assert (first["problem"], first["network"]) == ("digits", "vit-mlp")
+    assert first["pays by passes"].startswith("yes: it needs 0.50")
+    assert first["pays by seconds"].startswith("no: it needs 2.25 (1.50 to 3.00) times Adam's sec")
+    assert first["quickest by passes"] == f"{METHODS['default'].label}, 0.50 (0.33 to 0.67)"
+    assert second["pays by passes"].startswith("not on every seed: missed on 1 of 2 seeds")
+    assert second["quickest by passes"].startswith(METHODS["adam"].label)
+
+
+@pytest.mark.parametrize("name", ["fair-comparison", "fair-comparison-mnist-cifar"])
+def test_kept_comparisons_fill_all_tables(name):
+    kept = comparison.load(project_folder() / "reports" / "reference" / name)
+    curves, tuning, passes = findings.parts(kept)
+    assert len(findings.tuned(tuning)) == tuning.method.nunique()
+    found = profiles.costs(curves, passes)
+    assert len(findings.verdicts(curves, passes)) == len(found.drop_duplicates(findings.NAME))
+    assert set(findings.standing(found).method) == {
+        METHODS[method].label for method in set(found.method) - {"adam"}
+    }
+    assert len(found.drop_duplicates(list(SETTING))) == (found.method == "adam").sum()
