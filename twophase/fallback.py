@@ -35,9 +35,9 @@ class Fallback(Stateful, Settings):
 
     - the search found no lower loss, or the loss measured afterwards is higher or not finite, or
       the phase has converged (a minimum, but perhaps not the one that Adam would reach);
-    - the gradient norm is above its largest under Adam: by the hypothesis the loss is not convex;
-    - the loss is above what Adam promised for as many passes by its `Trend`, and fell by less over
-      the last `trial` iterations than Adam promised for these.
+    - the loss is above what Adam promised for as many passes by its `Trend`, and either the
+      gradient norm is above its largest under Adam (by the hypothesis the loss is not convex), or
+      the loss fell by less over the last `trial` iterations than Adam promised for these.
 
     Adam goes on from the weights at the swap, with the moments it had there: its epochs are those
     of a run of Adam alone. The second phase's best weights are kept aside, and are the result if
@@ -97,7 +97,7 @@ class Fallback(Stateful, Settings):
             return Decision(True, f"the second phase ended: {status}")
         if loss > before.loss + ROUNDING * abs(before.loss):
             return Decision(True, f"the loss rose from {before.loss:.4g} to {loss:.4g}")
-        if grad_norm > self._peak:
+        if grad_norm > self._peak and self._behind(Trend.of(self._adam)):
             peak = f"its peak {self._peak:.4g}"
             return Decision(True, f"the gradient norm {grad_norm:.4g} is above {peak}")
         return self._compare_rates()
@@ -112,9 +112,13 @@ class Fallback(Stateful, Settings):
         promised = trend.promise(first.passes) - trend.promise(last.passes)
         unit = "of ln loss" if trend.logarithmic else "of the loss"
         seen = f"gained {gained:.3g}, Adam promised {promised:.3g} ({unit})"
-        behind = trend.scale(last.loss) > trend.promise(last.passes)
         spent = last.passes - first.passes
-        return Decision(behind and gained < promised, f"in {spent} passes it {seen}")
+        return Decision(self._behind(trend) and gained < promised, f"in {spent} passes it {seen}")
+
+    def _behind(self, trend: "Trend") -> bool:
+        """Whether the loss is above what Adam promised for as many passes."""
+        last = self._second[-1]
+        return trend.scale(last.loss) > trend.promise(last.passes)
 
 
 class Trend(NamedTuple):

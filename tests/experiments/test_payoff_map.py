@@ -153,8 +153,9 @@ def test_variants_are_measured_by_torchs_lowest_loss_on_the_same_seed(smooth):
         [curve("adam", ADAM, **FULL), curve("tight", QUICK, **FULL)]
         + [curve("tight", SLOW, **FULL | {"seed": 1})]
     )
+    smooth.loc[(smooth.method == "torch-lbfgs") & (smooth.seed == 1), "loss"] /= 2
     (row,) = payoff_map.beside_torch(tried, smooth).to_dict("records")
     assert row == {
         **{"problem": "poisson", "second phase": "tight", "loss": pytest.approx(0.15)},
-        "loss / torch's": "0.75 (0.50 to 1.00)",
+        "loss / torch's": "1.25 (0.50 to 2.00)",
     }

@@ -6,6 +6,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from twophase.examples import Dataset, Examples
 from twophase.figures import training as training_figures
 from twophase.line_search.line import Trial
 
@@ -77,6 +78,20 @@ def test_convergence_leaves_out_zeros(ax):
     drawn = lines(training_figures.convergence(ax, {"CG": ([0, 1, 2], [1, 0.1, 0])}, "x", "y"))
     assert pd.isna(drawn["CG"].get_ydata()[2])
     assert labels(ax) == ("x", "y")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_first_images_have_their_labels_and_shades_from_0_to_1(channels):
+    images = torch.arange(-4.0, channels * 8 - 4).reshape(2, channels, 2, 2)
+    data = Dataset("tiny", Examples(images, torch.tensor([7, 3])), None, classes=10)
+    axes = Figure().subplots(1, 3)
+    training_figures.first_images(axes, data)
+    assert [ax.get_title() for ax in axes] == ["7", "3", ""]
+    drawn = axes[1].images[0].get_array()
+    assert drawn.shape == ((2, 2) if channels == 1 else (2, 2, 3))
+    span = 4 * channels - 1
+    expected = (images[1] - images[1].min()).permute(1, 2, 0).squeeze(-1) / span
+    assert np.asarray(drawn) == pytest.approx(expected.numpy())
 
 
 def test_line_search_trials_are_numbered_in_their_order(ax):

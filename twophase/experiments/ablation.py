@@ -180,7 +180,7 @@ def in_words(found: Estimate) -> str:
     "0.5 times Adam's (0.4 to 0.6), lower"
     """
     number = f"{_number(found.mean)} times Adam's"
-    if found.low is None:
+    if found.low is None or found.high is None:
         return f"{number} (one seed, no interval)"
     number += f" ({_number(found.low)} to {_number(found.high)})"
     if found.high < 1:

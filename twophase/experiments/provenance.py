@@ -2,8 +2,10 @@
 
 import platform
 import subprocess
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from twophase.experiments.files import project_folder
 
@@ -42,3 +44,18 @@ def git_revision() -> str | None:
 def now() -> str:
     """The time in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def made_with(summaries: Iterable[Mapping[str, Any]]) -> str:
+    """The devices, versions of torch and revisions that runs with these summaries were made with.
+
+    >>> run = {"device": "cpu", "versions": {"torch": "2.6"}, "git_revision": "87122238380e4abd"}
+    >>> made_with([run, run])
+    'cpu, torch 2.6, revision 8712223838'
+    """
+    found = set()
+    for run in summaries:
+        commit, dash, dirty = str(run["git_revision"] or "unknown").partition("-")
+        torch = run["versions"]["torch"]
+        found.add(f"{run['device']}, torch {torch}, revision {commit[:10]}{dash}{dirty}")
+    return "; ".join(sorted(found))

@@ -94,7 +94,7 @@ def panels(axes: np.ndarray, curves: Mapping[str, pd.DataFrame]) -> np.ndarray:
 
 def legend_below(figure: Figure, methods: Sequence[str]) -> None:
     """One legend for all axes of a figure, below them."""
-    figure.legend(handles=legend(methods), loc="outside lower center", ncols=min(4, len(methods)))
+    figure.legend(handles=legend(methods), loc="outside lower center", ncols=min(3, len(methods)))
 
 
 def profile(ax: Axes, shares: pd.DataFrame) -> Axes:

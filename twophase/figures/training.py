@@ -10,6 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from twophase.examples import Dataset
 from twophase.experiments.files import write_atomically
 from twophase.figures.style import (
     BLUE,
@@ -117,6 +118,19 @@ def loss_over_costs(
         convergence(ax, curves, xlabel, "training loss (mean squared error)").set_xlim(left=0)
     axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(parts))
     return axes
+
+
+def first_images(axes: Sequence[Axes], data: Dataset) -> None:
+    """Draw the first training images, one in each of the axes, under their labels.
+
+    Images of one channel are black on white; those of three have their colours, stretched to 0..1.
+    """
+    for ax, image, label in zip(axes, data.train.inputs, data.train.targets, strict=False):
+        shades = image.mean(dim=0) if data.channels == 1 else image.permute(1, 2, 0)
+        shades = (shades - shades.min()) / (shades.max() - shades.min())
+        ax.imshow(shades.cpu().numpy(), cmap="gray_r")
+        ax.set(title=f"{label}", xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
 
 
 def line_search_trials(

@@ -1,0 +1,132 @@
+"""The strategies of Figure 6: which runs they are, and what is read off, by hand on small cases."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import twophase as tp
+from twophase.errors import TwoPhaseError
+from twophase.experiments import branches, runs, strategies
+from twophase.experiments.config import RunConfig
+from twophase.experiments.strategies import ADAM, BOTH, CG, WITH_DEFAULT, Outcome
+from twophase.problems.problem import ImageProblem
+
+PROBLEM = ImageProblem(train_examples=16, validation_examples=10)
+PAPER = RunConfig(PROBLEM, 4, **tp.PAPER | {"switch": tp.FixedEpoch(2)})
+
+
+def run(paper, out):
+    return strategies.run(strategies.configs(paper), branches.Place(out, root=out, device="cpu"))
+
+
+def outcome(losses, passes, adam_epochs, swap=None):
+    """A run with those losses, as many seconds as passes, and Adam in its first epochs."""
+    phases = ["adam"] * adam_epochs + ["second"] * (len(losses) - adam_epochs)
+    history = pd.DataFrame({"phase": phases, "train_loss": losses, "passes": passes})
+    history = history.assign(epoch=history.index + 1, seconds=history.passes * 1.0)
+    trials = [0 if phase == "adam" else n - 3 for phase, n in zip(phases, passes, strict=True)]
+    return Outcome(history.assign(evaluations=trials), {"swap_epoch": swap, "status": "completed"})
+
+
+@pytest.fixture
+def outcomes():
+    return {
+        ADAM: outcome([0.9, 0.5, 0.2, 0.3], [3, 3, 3, 3], 4),
+        BOTH: outcome([0.9, 0.5, 0.4, 0.1], [3, 3, 6, 10], 2, swap=2),
+        WITH_DEFAULT: outcome([0.9, 0.5, 0.1], [3, 3, 4], 2, swap=2),
+        CG: outcome([0.8], [14], 0),
+    }
+
+
+def test_one_configuration_of_both_phases_gives_all():
+    chosen = strategies.configs(PAPER)
+    assert chosen[BOTH] == PAPER and chosen[ADAM] == PAPER.trunk()
+    assert chosen[WITH_DEFAULT] == replace(PAPER, second=tp.DEFAULT)
+    assert chosen[CG].strategy == "second" and chosen[CG].second == PAPER.second
+    other = strategies.configs(replace(PAPER, switch=tp.FixedEpoch(3)))
+    assert [chosen[name] == other[name] for name in chosen] == [True, False, False, True]
+
+
+@pytest.mark.slow
+def test_all_start_from_one_point_and_share_adams_epochs(tmp_path, monkeypatch):
+    found = run(PAPER, tmp_path)
+    adam = found[ADAM].history
+    for name in (BOTH, WITH_DEFAULT):
+        history, summary = found[name]
+        assert summary["swap_epoch"] == 2
+        # seconds are measured: equal ones were not trained twice
+        assert history.seconds[:2].equals(adam.seconds[:2])
+        assert history.phase.tolist() == ["adam"] * 2 + ["second"] * (len(history) - 2)
+    task = PROBLEM.load(0, "float32", "cpu", None)
+    alone = tp.fit(task.model, task.data, epochs=4, adam=None, second=PAPER.second, device="cpu")
+    assert found[CG].history.train_loss.tolist() == [r.train_loss for r in alone.records]
+    ends = strategies.ends(found).set_index("strategy")
+    assert ends["val. loss"][ADAM] == adam.validation_loss.iloc[-1]
+    assert ends["train acc."][CG] == alone.final.train_accuracy
+    monkeypatch.setattr(runs, "train", None)
+    again = run(PAPER, tmp_path)
+    assert all(again[name].history.equals(found[name].history) for name in found)
+
+
+def test_a_rule_that_never_switches_leaves_adam_alone(tmp_path):
+    found = run(replace(PAPER, switch=tp.GradientNormPeak(1e-9)), tmp_path)
+    assert found[BOTH].history.equals(found[ADAM].history)
+    assert strategies.lines(found) == {name: (name, slice(None)) for name in (ADAM, CG)}
+
+
+def test_a_strategy_that_fails_is_named(tmp_path):
+    with pytest.raises(TwoPhaseError, match="4 of 4 runs failed; first mnist"):
+        run(replace(PAPER, problem=replace(PROBLEM, dataset="mnist")), tmp_path)
+
+
+def test_second_halves_begin_where_first_halves_end(outcomes):
+    lines = strategies.lines(outcomes)
+    assert lines == {
+        ADAM: (ADAM, slice(0, 2)),
+        CG: (CG, slice(0, 2)),
+        "Adam, then Adam": (ADAM, slice(1, None)),
+        # and no "CG, then CG": it ended before the swap
+        BOTH: (BOTH, slice(1, None)),
+        WITH_DEFAULT: (WITH_DEFAULT, slice(1, None)),
+    }
+    longer = outcomes | {CG: outcome([0.8, 0.7, 0.6], [14, 14, 14], 0)}
+    assert strategies.lines(longer)["CG, then CG"] == (CG, slice(1, None))
+
+
+def test_costs_per_iteration_are_those_of_the_second_phase(outcomes):
+    found = strategies.course(outcomes).set_index("strategy")
+    assert found["swap after"].tolist() == ["–", "2", "2", "–"]
+    assert found.epochs.tolist() == [4, 4, 3, 1]
+    assert found.passes.tolist() == [12, 22, 10, 14]
+    assert found["passes per iteration"].tolist() == [pytest.approx(np.nan, nan_ok=True), 8, 4, 14]
+    assert found["trials per iteration"][BOTH] == 5
+
+
+def test_equal_cost_is_what_adam_spent(outcomes):
+    lowest = strategies.at_equal_cost(outcomes)
+    assert lowest.epochs.tolist() == [0.2, 0.1, 0.1, 0.8]
+    # 12 passes: those of Adam and one iteration of CG; the first of CG alone cost more
+    assert lowest.passes.tolist()[:3] == lowest.seconds.tolist()[:3] == [0.2, 0.4, 0.1]
+    assert np.isnan(lowest.passes[CG])
+    words = [strategies.beside_adam(lowest, BOTH, cost) for cost in ("epochs", "passes")]
+    assert words == ["0.5 times Adam's, lower", "2 times Adam's, higher"]
+    assert strategies.beside_adam(lowest, ADAM, "seconds") == "1 times Adam's, equal"
+
+
+@pytest.mark.parametrize(
+    ("norms", "words"),
+    [
+        ([2, 1, 3, 2.5, 2.6], "falls in 1 of the 2 epochs up to the largest value and rises in 1 "),
+        ([2, 1, 3, 2.5, 2.6], "of the 2 after it."),
+        ([2, 1, 3, 2.5, 2.6], "switches after epoch **2**, 1 epoch before it."),
+        ([2, 3, 2], "switches after epoch **3**, 1 epoch after it."),
+        ([1, 2, 4, 3.9, 3.8, 3], "switches after epoch **6**, 3 epochs after it."),
+        ([1, 2, 4], "`GradientNormPeak(factor=0.9)` never switches."),
+        ([1, 2, 4], "largest after epoch **3** of 3 with 4, and 4 at the end"),
+    ],
+)
+def test_the_norm_in_words(norms, words):
+    history = pd.DataFrame({"train_loss": np.linspace(1, 0.1, len(norms)), "grad_norm": norms})
+    assert words in strategies.norm_in_words(history, tp.GradientNormPeak(0.9))

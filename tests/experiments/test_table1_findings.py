@@ -1,0 +1,94 @@
+"""Table 1 for readers, against the committed rows, counted by hand."""
+
+import pandas as pd
+import pytest
+
+from twophase.experiments import runs, table1
+from twophase.experiments import table1_findings as findings
+from twophase.experiments.files import project_folder
+
+OUT = project_folder() / "reports" / "reference" / "table1-mnist-2048"
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    return findings.there(OUT, "fixed")
+
+
+@pytest.fixture(scope="module")
+def table(chosen):
+    return table1.table(chosen, OUT)
+
+
+def test_what_is_there_is_the_papers_table_and_more(tmp_path, chosen):
+    paper = [config for config in chosen if config.seed == 0]
+    assert chosen == paper == table1.configs(table1.PROTOCOLS["paper"])
+    (tmp_path / "digits" / "vit-mlp" / "seed-2").mkdir(parents=True)
+    more = findings.there(tmp_path, "rule")
+    assert {config.seed for config in more} == {0, 1, 2}
+    assert len(more) == 3 * (len(paper) + 5)
+    assert {config.swap_epoch for config in more} == {None}
+
+
+def test_runs_of_the_old_format_are_read(chosen):
+    made = findings.made(chosen, OUT)
+    assert made["data set"].tolist() == ["mnist"] * 10
+    assert made.strategy.tolist() == ["adam", "adam+cg"] * 5
+    assert made.swap.tolist() == ["–", "18"] * 5
+    assert set(made.examples) == {2048} and set(made.epochs) == {60}
+    first = made.iloc[0]
+    assert first.minutes == pytest.approx(first.summary["seconds"] / 60, abs=0.05)
+
+
+def test_nothing_there_is_nothing_shown(tmp_path):
+    chosen = findings.there(tmp_path, "fixed")
+    assert findings.made(chosen, tmp_path).empty
+    assert findings.at_equal_passes(chosen, tmp_path).empty
+    ratios = findings.advantages(table1.table(chosen, tmp_path))
+    assert ratios.own.isna().all() and ratios.paper.notna().all()
+
+
+def test_advantages_are_adams_loss_in_parts_of_the_others(table):
+    found = findings.advantages(table)
+    assert len(found) == 15 and found.index[0] == ("mnist", "vit-mlp")
+    assert found.paper.iloc[0] == pytest.approx(0.0008 / 0.0001)
+    losses = table.set_index(["model", "strategy"]).train_loss[:10]
+    for _, model in found.index[:5]:
+        expected = losses[model, "adam"] / losses[model, "adam+cg"]
+        assert found.own["mnist", model] == pytest.approx(expected)
+    assert found.own[5:].isna().all()
+
+
+def test_at_equal_passes_both_have_what_adam_spent(chosen):
+    found = findings.at_equal_passes(chosen, OUT)
+    assert found["network"].tolist() == [config.problem.model for config in chosen[:5]]
+    history, _ = runs.read(OUT / table1.folder_name(chosen[0]))
+    assert found["passes of Adam"].tolist() == [180] * 5
+    assert found["passes of both"][0] == history.passes.sum()
+    spent, lowest = 0, 1.0
+    for passes, loss in zip(history.passes, history.train_loss, strict=True):
+        spent += passes
+        lowest = min(lowest, loss) if spent <= 180 else lowest
+    assert found["at equal passes"][0] == lowest > found["Adam, then CG"][0]
+
+
+def test_what_was_not_run_says_so(table):
+    shown = findings.beside_paper(table, {"train_accuracy": ("acc.", 3)})
+    assert shown["acc."][:2].tolist() == [f"{of:.3f}" for of in table.train_accuracy[:2]]
+    assert set(shown["acc."][10:]) == {"not run"}
+    assert shown["paper's acc."][1] == "1.000"
+    digits = table1.table(table1.configs(table1.PROTOCOLS["smoke"]), OUT)
+    assert set(findings.beside_paper(digits, {"train_loss": ("loss", 4)})["paper's loss"]) == {"–"}
+
+
+def test_texts_are_unbroken_and_numbers_stay():
+    found = findings.unbroken(pd.DataFrame({"network": ["vit-mlp", "not run"], "loss": [-1, 2.5]}))
+    assert found.network.tolist() == ["vit\u2011mlp", "not\u00a0run"]
+    assert found["loss"].tolist() == [-1, 2.5]
+
+
+def test_every_choice_has_a_row():
+    found = findings.choices().set_index("choice")
+    assert list(found.index) == list(table1.CHOICES)
+    assert found.value["line search"] == "GoldenSection(rtol=0.01, max_evaluations=100)"
+    assert found.value["initialisation"] == "–"

@@ -1,0 +1,158 @@
+"""The strategies of the paper's Figure 6: Adam, CG, and one after the other, from one seed."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from twophase.experiments import branches, runs
+from twophase.experiments.config import RunConfig
+from twophase.record import SECOND
+from twophase.second_phase import DEFAULT
+from twophase.switch import SwitchRule, first_switch
+
+ADAM, CG = "Adam", "CG"
+BOTH, WITH_DEFAULT = "Adam, then CG", "Adam, then default"
+# what a run spends, by which strategies are compared
+COSTS = ("epochs", "passes", "seconds")
+_CONDITIONS = {
+    "train loss": "train_loss",
+    "train acc.": "train_accuracy",
+    "val. loss": "validation_loss",
+    "val. acc.": "validation_accuracy",
+}
+
+
+class Outcome(NamedTuple):
+    """The history of a strategy's run, a row per epoch, and its summary; see `runs.read`."""
+
+    history: pd.DataFrame
+    summary: dict[str, Any]
+
+
+def configs(paper: RunConfig) -> dict[str, RunConfig]:
+    """The runs of the strategies, by their names.
+
+    `paper` is the run of Adam, then CG. The others are Adam alone, CG alone, and Adam with the
+    library's default second phase after the same swap. All start from the same weights.
+    """
+    return {
+        ADAM: paper.trunk(),
+        BOTH: paper,
+        WITH_DEFAULT: replace(paper, second=DEFAULT),
+        # the same run whatever the swap of the others
+        CG: replace(paper, adam=None, switch=RunConfig().switch),
+    }
+
+
+def run(chosen: Mapping[str, RunConfig], place: branches.Place) -> dict[str, Outcome]:
+    """Run what is not finished of the strategies; those that begin with Adam share its epochs.
+
+    Raises:
+        TwoPhaseError: a strategy failed; the others were run.
+        OSError: a file cannot be written.
+    """
+    done = branches.run(list(chosen.values()), place)
+    branches.check(done)
+    return {name: Outcome(*runs.read(one.folder)) for name, one in zip(chosen, done, strict=True)}
+
+
+def lines(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[str, slice]]:
+    """The lines of Figure 6: for each name the strategy that it belongs to, and its epochs.
+
+    The second halves begin with the last epoch before the swap, where the first halves end. Without
+    a swap there are only Adam and CG; a run that ended before the swap has no second half.
+    """
+    swap = outcomes[BOTH].summary["swap_epoch"]
+    if swap is None:
+        return {name: (name, slice(None)) for name in (ADAM, CG)}
+    second = {f"{ADAM}, then Adam": ADAM, f"{CG}, then CG": CG}
+    second |= {name: name for name in (BOTH, WITH_DEFAULT)}
+    found = {name: (name, slice(0, swap)) for name in (ADAM, CG)}
+    return found | {
+        line: (name, slice(swap - 1, None))
+        for line, name in second.items()
+        if len(outcomes[name].history) > swap
+    }
+
+
+def course(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
+    """How each run went and what it cost; the last columns are medians over the second phase."""
+    rows = []
+    for name, (history, summary) in outcomes.items():
+        second = history[history.phase == SECOND]
+        row = {"strategy": name, "ended": summary["status"]}
+        row |= {"swap after": str(summary["swap_epoch"] or "–"), "epochs": len(history)}
+        row |= {"passes": history.passes.sum(), "seconds": history.seconds.sum()}
+        trials = {"passes": second.passes, "trials": second.evaluations}
+        rows.append(row | {f"{cost} per iteration": of.median() for cost, of in trials.items()})
+    return pd.DataFrame(rows)
+
+
+def ends(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
+    """Losses and accuracies of each run's final weights; see `twophase.Record`."""
+    rows = [
+        {"strategy": name} | {label: summary[of] for label, of in _CONDITIONS.items()}
+        for name, (_, summary) in outcomes.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def at_equal_cost(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
+    """The lowest training loss within what Adam alone spent, in each of `COSTS`.
+
+    A row for each strategy, by its name. A run that ended before counts with what it had reached;
+    NaN where its first epoch alone cost more.
+    """
+    spent = {
+        name: pd.DataFrame(
+            {"epochs": of.epoch, "passes": of.passes.cumsum(), "seconds": of.seconds.cumsum()}
+        )
+        for name, (of, _) in outcomes.items()
+    }
+    budget = spent[ADAM].iloc[-1]
+    lowest = {
+        cost: {
+            name: history.train_loss[spent[name][cost] <= budget[cost]].min()
+            for name, (history, _) in outcomes.items()
+        }
+        for cost in COSTS
+    }
+    return pd.DataFrame(lowest)
+
+
+def beside_adam(lowest: pd.DataFrame, name: str, cost: str) -> str:
+    """A strategy's loss at equal cost as a phrase to follow "the loss is".
+
+    `lowest` is from `at_equal_cost`; `cost` one of `COSTS`.
+
+    >>> beside_adam(pd.DataFrame({"passes": {"Adam": 0.02, "CG": 0.03}}), "CG", "passes")
+    "1.5 times Adam's, higher"
+    """
+    ratio = lowest[cost][name] / lowest[cost][ADAM]
+    word = "lower" if ratio < 1 else "higher" if ratio > 1 else "equal"
+    return f"{ratio:.3g} times Adam's, {word}"
+
+
+def norm_in_words(history: pd.DataFrame, rule: SwitchRule) -> str:
+    """Sentences about the gradient norm of a run of Adam alone: its peak, its zigzag, the rule.
+
+    `history` has columns train_loss and grad_norm, a row per epoch, and a plain index.
+    """
+    norms, top = history.grad_norm, int(history.grad_norm.idxmax())
+    change = norms.diff()
+    early, late = change[1 : top + 1], change[top + 1 :]
+    fired = first_switch(rule, branches.trace(history))
+    firing = "never switches"
+    if fired is not None:
+        away = fired - (top + 1)
+        epochs = f"{abs(away)} epoch{'s' * (abs(away) != 1)}"
+        where = f"{epochs} {'before' if away < 0 else 'after'} it" if away else "just there"
+        firing = f"switches after epoch **{fired}**, {where}"
+    return (
+        f"The norm is {norms[0]:.3g} after the first epoch, largest after epoch **{top + 1}** of "
+        f"{len(norms)} with {norms[top]:.3g}, and {norms.iloc[-1]:.3g} at the end. It falls in "
+        f"{(early < 0).sum()} of the {len(early)} epochs up to the largest value and rises in "
+        f"{(late > 0).sum()} of the {len(late)} after it. The rule `{rule}` {firing}."
+    )
