@@ -440,23 +440,11 @@ def test_variants_are_compared_with_adam_under_their_labels(tmp_path):
     assert curves[curves.passes_spent == 0].loss.nunique() == 1
 
 
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        (DEFAULT, "as shipped"),
-        (AdamGoesOn(), "as shipped"),
-        (AdamGoesOn(0.3), "factor 0.3"),
-        (replace(DEFAULT, line_search=StrongWolfe(c2=0.5)), "line search StrongWolfe(c2 0.5)"),
-    ],
-)
-def test_settings_in_words_are_what_differs_from_the_defaults(settings, text):
-    assert text in comparison.in_words(settings)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_the_words_tell_a_methods_candidates_apart(name):
-    candidates = METHODS[name].candidates
-    assert len({comparison.in_words(one) for one in candidates}) == len(candidates)
+    words = findings.candidates(name)
+    assert len(set(words)) == len(METHODS[name].candidates)
+    assert words[0] == "as shipped"
 
 
 # -- the command

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,6 +150,7 @@ def prefix(
     Raises:
         InputError: a field is out of range.
     """
+    check_integer("swap_epoch", swap_epoch, 1)
     if isinstance(problem, ImageProblem):
         problem = replace(problem, validation_examples=0)
     adam = AdamSettings(learning_rate, None if problem.full_batch else batch_size)
@@ -383,15 +384,6 @@ def facts(
     }
 
 
-def in_words(settings: object) -> str:
-    """A candidate of `Method.candidates` for readers: what differs from the defaults.
-
-    >>> in_words(TorchLBFGS(30)), in_words(DEFAULT)
-    ('history size 30', 'as shipped')
-    """
-    return "as shipped" if settings == DEFAULT else ", ".join(_given(settings)) or "as shipped"
-
-
 def _entry(prefix: RunConfig, name: str, candidate: int, passes: int) -> Entry:
     check_integer("passes", passes, GRADIENT_PASSES)
     method = METHODS[name]
@@ -402,19 +394,6 @@ def _entry(prefix: RunConfig, name: str, candidate: int, passes: int) -> Entry:
     return Entry(
         replace(prefix, second=second, passes=method.times * passes), name, candidate, passes
     )
-
-
-def _given(settings: Any) -> list[str]:
-    """The fields of settings that differ from their defaults, as "name value"."""
-    parts = []
-    for one in fields(settings):
-        value = getattr(settings, one.name)
-        if value != one.default:
-            shown = value
-            if is_dataclass(value):
-                shown = f"{type(value).__name__}({', '.join(_given(value))})"
-            parts.append(f"{one.name.replace('_', ' ')} {shown}")
-    return parts
 
 
 def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
