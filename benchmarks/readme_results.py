@@ -91,8 +91,8 @@ def results() -> str:
         "Adam. Median and range over n runs; a miss is one that did not get there.",
         *costs_table(),
         "The paper's own setting (CG with golden section) at equal epochs, 60 epochs on 2,048\n"
-        "images of MNIST, swap after 18, one seed: where the ratio of the training losses is above\n"
-        "1, it ends above Adam, for more passes. The paper, with 1,000 epochs on all images, has it\n"
+        "images of MNIST, swap after 18, one seed: where the ratio of training losses is above 1,\n"
+        "it ends above Adam, for more passes. The paper, with 1,000 epochs on all images, has it\n"
         "below.",
         *table1_table(),
         "Test functions of CUTEst, to a gradient norm of 1e-6 of the first:",

@@ -49,7 +49,7 @@ def test_a_function_is_its_value_and_autograds_gradient():
 
 
 def test_work_is_counted_in_sweeps():
-    """A backward pass is 2 sweeps; a product is 9, the backward pass of a forward and a backward."""
+    """A backward pass is 2 sweeps; a product is 9, the backward pass of forward and backward."""
     assert Passes(forward=14, backward=1).total == 16
     assert Passes(hessian_vector=2).total == 18
 
