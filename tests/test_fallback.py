@@ -331,7 +331,8 @@ def test_adam_goes_on_as_if_the_second_phase_had_never_been():
 
 
 def test_the_record_shows_every_change_and_its_reason():
-    result, _ = train("network", switch=9, fallback=Fallback(max_switches=2))
+    result, _ = train("network", switch=9, fallback=Fallback(max_switches=2), epochs=80)
+    assert len(result.changes) == 4
     history, changes = result.history, result.changes
     changed = history.epoch[:-1][history.phase.to_numpy()[:-1] != history.phase.to_numpy()[1:]]
     assert changes.epoch.tolist() == changed.tolist()
@@ -347,24 +348,31 @@ def test_without_a_fallback_the_second_phase_keeps_what_it_has():
     assert (result.history.phase[9:] == "second").all()
 
 
+def there_and_back():
+    model, data, loss = small_network()
+    return Trainer(
+        model,
+        data,
+        switch=9,
+        loss=loss,
+        adam=AdamSettings(0.05, 16),
+        second=Descent(SelfScaledBFGSDirection(), GoldenSection(0.3)),
+        fallback=Fallback(trial=3),
+        device="cpu",
+    )
+
+
+@cache
+def whole_run():
+    trainer = there_and_back()
+    for _ in range(40):
+        trainer.epoch()
+    return trainer, trainer.finish().epoch
+
+
 @pytest.mark.parametrize("stop", [5, 9, 11, 14, 17, 25])
 def test_a_state_at_any_epoch_continues_the_same_run(stop):
-    def trainer():
-        model, data, loss = small_network()
-        return Trainer(
-            model,
-            data,
-            switch=9,
-            loss=loss,
-            adam=AdamSettings(0.05, 16),
-            second=Descent(SelfScaledBFGSDirection(), GoldenSection(0.3)),
-            fallback=Fallback(trial=3),
-            device="cpu",
-        )
-
-    whole, half, rest = trainer(), trainer(), trainer()
-    for _ in range(40):
-        whole.epoch()
+    (whole, final), half, rest = whole_run(), there_and_back(), there_and_back()
     for _ in range(stop):
         half.epoch()
     rest.load_state_dict(half.state_dict())
@@ -373,5 +381,5 @@ def test_a_state_at_any_epoch_continues_the_same_run(stop):
     assert any(record.note.startswith("return") for record in whole.history)
     timeless = [[replace(r, seconds=0) for r in t.history] for t in (whole, rest)]
     assert timeless[0] == timeless[1]
-    assert whole.finish().epoch == rest.finish().epoch
+    assert final == rest.finish().epoch
     assert torch.equal(whole.objective.vector.read(), rest.objective.vector.read())
