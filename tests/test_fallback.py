@@ -241,7 +241,7 @@ def test_the_problems_have_the_peaks_they_claim():
 # first swap is at once, the third is before epoch 50.
 RULES = {
     "robust": by_default,
-    "literal": lambda problem: train(problem, switch=GradientNormPeak()),
+    "literal": lambda problem: train(problem, switch=GradientNormPeak(), epochs=200),
     "at once": lambda problem: train(problem, switch=3, epochs=50),
 }
 
@@ -331,7 +331,9 @@ def test_adam_goes_on_as_if_the_second_phase_had_never_been():
 
 
 def test_the_record_shows_every_change_and_its_reason():
-    result, _ = train("network", switch=9, fallback=Fallback(max_switches=2), epochs=80)
+    second = Descent(SelfScaledBFGSDirection(), Liar(0))
+    fallback = Fallback(max_switches=2)
+    result, _ = train("network", switch=9, second=second, fallback=fallback, epochs=60)
     assert len(result.changes) == 4
     history, changes = result.history, result.changes
     changed = history.epoch[:-1][history.phase.to_numpy()[:-1] != history.phase.to_numpy()[1:]]

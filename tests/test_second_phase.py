@@ -22,10 +22,10 @@ from twophase.line_search import (
     SearchStatus,
     StrongWolfe,
 )
-from twophase.objective import FunctionObjective, evaluate
+from twophase.objective import FunctionObjective, Passes, evaluate, round_off
 from twophase.preconditioner import AdamMoments
 from twophase.problems import toys
-from twophase.second_phase import DEFAULT, Descent, Status, iterate, minimize
+from twophase.second_phase import DEFAULT, PATIENCE, Descent, Status, iterate, minimize
 
 QUASI_NEWTON = {"LBFGS": LBFGSDirection(), "SSBFGS": SelfScaledBFGSDirection()}
 DESCENTS = {
@@ -267,6 +267,39 @@ def test_slopes_go_on_to_where_the_gradient_ends(name):
     result = minimize(objective, torch.zeros(5, dtype=torch.float64), 200, DESCENTS[name])
     assert result.status in (Status.RESOLUTION, Status.CONVERGED)
     assert (result.x - minimum).norm() < 1e-13
+
+
+class Creeping:
+    """A loss of one number, 1 at 0 and lower by `rate` a unit, with a gradient of its own."""
+
+    def __init__(self, rate, shrinkage=1.0):
+        self.rate, self.shrinkage = rate, shrinkage
+        self.passes, self.resolution = Passes(), round_off(torch.float64)
+
+    def value(self, x):
+        return 1 - self.rate * x.item()
+
+    def value_and_gradient(self, x):
+        return self.value(x), -(self.shrinkage**x)
+
+
+def unit_steps(line, first_step):
+    """A search that always finds a step, to one unit further on."""
+    length = line.direction.abs().item()
+    return line.result(line.gradient_trial(1 / length), SearchStatus.MINIMUM)
+
+
+@pytest.mark.parametrize("direction", [ConjugateDirection("PR+"), SelfScaledBFGSDirection()])
+def test_ends_where_neither_loss_nor_gradient_goes_on(direction):
+    """After 20 iterations without progress since the last, however small the single steps are."""
+    descent = Descent(direction, unit_steps)
+    x = torch.zeros(1, dtype=torch.float64)
+    result = minimize(Creeping(rate=0.0), x, 100, descent)
+    assert (result.status, result.iterations) == (Status.RESOLUTION, PATIENCE + 1)
+    # four steps are just seen in the loss, one is not
+    slowly = Creeping(rate=round_off(torch.float64) / 3.5)
+    assert minimize(slowly, x, 100, descent).status is Status.MOVED
+    assert minimize(Creeping(0.0, shrinkage=0.99), x, 100, descent).status is Status.MOVED
 
 
 @every_descent

@@ -162,8 +162,8 @@ def test_the_unit_of_the_norm_does_not_matter(scale, seed):
 
 
 def test_a_slower_training_switches_later_in_proportion():
-    quick, slow = (fired(SmoothedNormPeak(), bump(n, n / 8, 0.4, 8.0)) for n in (160, 1600))
-    assert slow == pytest.approx(10 * quick, rel=0.1)
+    quick, slow = (fired(SmoothedNormPeak(), bump(n, n / 8, 0.4, 8.0)) for n in (160, 800))
+    assert slow == pytest.approx(5 * quick, rel=0.1)
 
 
 def test_spikes_are_no_peaks():

@@ -172,7 +172,7 @@ def test_what_underflows_ends_and_does_not_raise(rule, dtype):
         assert point.value <= first
 
 
-def test_a_pair_takes_at_most_its_share_of_state():
+def test_a_pair_takes_at_most_its_share_of_memory():
     assert capacity(None, torch.empty(10)) == HISTORY_BOUNDS[1]
     assert capacity(7, torch.empty(10)) == 7
     for vector in (torch.empty(500_000), torch.empty(500_000).double()):

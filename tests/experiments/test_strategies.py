@@ -110,9 +110,11 @@ def test_equal_cost_is_what_adam_spent(outcomes):
     # 12 passes: those of Adam and one iteration of CG; the first of CG alone cost more
     assert lowest.passes.tolist()[:3] == lowest.seconds.tolist()[:3] == [0.2, 0.4, 0.1]
     assert np.isnan(lowest.passes[CG])
-    words = [strategies.beside_adam(lowest, BOTH, cost) for cost in ("epochs", "passes")]
-    assert words == ["0.5 times Adam's, lower", "2 times Adam's, higher"]
-    assert strategies.beside_adam(lowest, ADAM, "seconds") == "1 times Adam's, equal"
+    assert strategies.beside_adam(outcomes, BOTH) == (
+        "Its training loss is at equal epochs 0.5 times Adam's, lower; at equal passes 2 times "
+        "Adam's, higher; at equal seconds 2 times Adam's, higher"
+    )
+    assert "no swap" in strategies.beside_adam(outcomes, ADAM)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +122,9 @@ def test_equal_cost_is_what_adam_spent(outcomes):
     [
         ([2, 1, 3, 2.5, 2.6], "falls in 1 of the 2 epochs up to the largest value and rises in 1 "),
         ([2, 1, 3, 2.5, 2.6], "of the 2 after it."),
-        ([2, 1, 3, 2.5, 2.6], "switches after epoch **2**, 1 epoch before it."),
-        ([2, 3, 2], "switches after epoch **3**, 1 epoch after it."),
-        ([1, 2, 4, 3.9, 3.8, 3], "switches after epoch **6**, 3 epochs after it."),
+        ([2, 1, 3, 2.5, 2.6], "switches after epoch **2**, 1 epoch before the largest value."),
+        ([2, 3, 2], "switches after epoch **3**, 1 epoch after the largest value."),
+        ([1, 2, 4, 3.9, 3.8, 3], "switches after epoch **6**, 3 epochs after the largest value."),
         ([1, 2, 4], "`GradientNormPeak(factor=0.9)` never switches."),
         ([1, 2, 4], "largest after epoch **3** of 3 with 4, and 4 at the end"),
     ],

@@ -105,6 +105,26 @@ def test_a_gain_below_the_resolution_is_no_progress(line_of, offset):
     assert result.value == line.start.value
 
 
+def test_a_lower_loss_within_the_resolution_is_no_progress_either(line_of):
+    """At the minimum 1 the loss is two units in the last place below that of the start."""
+    line = line_of(lambda t: 1 - 4.4e-16 * (1 - (t - 1) ** 2))
+    assert line.trial(1.0).value < line.start.value
+    result = GoldenSection()(line, 1.0)
+    assert (result.status, result.step) == (SearchStatus.RESOLUTION, 0.0)
+
+
+def test_rounding_errors_of_earlier_losses_are_no_wrong_gradient(line_of):
+    """A loss of 1e-16 with the errors of losses of 1, which training may have begun with."""
+
+    def function(t):
+        return 1e-16 * (1 - t) + torch.where(t > 0, 2e-16, 0.0)
+
+    for scale, blamed in ((0.0, True), (1.0, False)):
+        result = GoldenSection()(line_of(function, scale=scale), 1.0)
+        assert result.step == 0
+        assert (result.status is SearchStatus.NO_DESCENT) == blamed
+
+
 def test_a_loss_without_a_minimum_ends_at_the_bound_with_its_best_step(line_of):
     line = line_of(lambda t: -t)
     result = GoldenSection(max_evaluations=20)(line, 1.0)

@@ -121,11 +121,34 @@ def test_a_parabola_takes_one_forward_trial_and_one_with_the_gradient(line_of):
 
 @every_search
 def test_slopes_find_the_minimum_where_losses_cannot_be_compared(line_of, search):
-    """Within 1e-9 of the minimum, all losses are the same number."""
-    line = line_of(lambda t: (t - 1e-9) ** 2 + 1)
-    result = search(line, 1e-10)
-    assert result.status is SearchStatus.MINIMUM
-    assert abs(result.step - 1e-9) <= conditions(search).c2 * 1e-9 * (1 + 1e-6)
+    """Within 1e-9 of the minimum, all losses are the same number, or two units above the start."""
+    for noise in (0.0, 4.4e-16):
+        line = line_of(lambda t, noise=noise: (t - 1e-9) ** 2 + 1 + torch.where(t > 0, noise, 0.0))
+        result = search(line, 1e-10)
+        assert result.status is SearchStatus.MINIMUM
+        assert abs(result.step - 1e-9) <= conditions(search).c2 * 1e-9 * (1 + 1e-6)
+
+
+@every_search
+def test_rounding_errors_of_earlier_losses_are_no_wrong_gradient(line_of, search):
+    """A loss of 1e-16 with the errors of losses of 1, which training may have begun with."""
+
+    def function(t):
+        return 1e-16 * (1 - t) + torch.where(t > 0, 2e-16, 0.0)
+
+    for scale, blamed in ((0.0, True), (1.0, False)):
+        result = search(line_of(function, scale=scale), 1.0)
+        assert result.step == 0
+        assert (result.status is SearchStatus.NO_DESCENT) == blamed
+
+
+@pytest.mark.parametrize("c1", [0.1, 0.3, 0.45])
+@pytest.mark.parametrize("first_step", [1.05, 1.3, 1.5, 1.75, 1.89])
+def test_the_decrease_is_as_large_as_is_asked_for(line_of, c1, first_step):
+    """On (t − 1)² slopes are flat enough up to 1.9, the loss low enough up to 2 (1 − c1)."""
+    result = StrongWolfe(c1=c1)(line_of(lambda t: (t - 1) ** 2), first_step)
+    assert result.value <= 1 - 2 * c1 * result.step
+    assert (result.evaluations == 1) == (first_step <= 2 * (1 - c1))
 
 
 @every_search

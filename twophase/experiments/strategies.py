@@ -122,17 +122,16 @@ def at_equal_cost(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     return pd.DataFrame(lowest)
 
 
-def beside_adam(lowest: pd.DataFrame, name: str, cost: str) -> str:
-    """A strategy's loss at equal cost as a phrase to follow "the loss is".
-
-    `lowest` is from `at_equal_cost`; `cost` one of `COSTS`.
-
-    >>> beside_adam(pd.DataFrame({"passes": {"Adam": 0.02, "CG": 0.03}}), "CG", "passes")
-    "1.5 times Adam's, higher"
-    """
-    ratio = lowest[cost][name] / lowest[cost][ADAM]
-    word = "lower" if ratio < 1 else "higher" if ratio > 1 else "equal"
-    return f"{ratio:.3g} times Adam's, {word}"
+def beside_adam(outcomes: Mapping[str, Outcome], name: str) -> str:
+    """A sentence on how low a strategy that begins with Adam comes, beside Adam at equal cost."""
+    if outcomes[name].summary["swap_epoch"] is None:
+        return "There was no swap, so that this is the run of Adam alone"
+    lowest = at_equal_cost(outcomes)
+    parts = []
+    for cost, ratio in (lowest.loc[name] / lowest.loc[ADAM]).items():
+        word = "lower" if ratio < 1 else "higher" if ratio > 1 else "equal"
+        parts.append(f"at equal {cost} {ratio:.3g} times Adam's, {word}")
+    return f"Its training loss is {'; '.join(parts)}"
 
 
 def norm_in_words(history: pd.DataFrame, rule: SwitchRule) -> str:
@@ -147,12 +146,11 @@ def norm_in_words(history: pd.DataFrame, rule: SwitchRule) -> str:
     firing = "never switches"
     if fired is not None:
         away = fired - (top + 1)
-        epochs = f"{abs(away)} epoch{'s' * (abs(away) != 1)}"
-        where = f"{epochs} {'before' if away < 0 else 'after'} it" if away else "just there"
-        firing = f"switches after epoch **{fired}**, {where}"
+        epochs = f"{abs(away)} epoch{'s' * (abs(away) != 1)} {'before' if away < 0 else 'after'}"
+        firing = f"switches after epoch **{fired}**, {epochs if away else 'at'} the largest value"
     return (
-        f"The norm is {norms[0]:.3g} after the first epoch, largest after epoch **{top + 1}** of "
-        f"{len(norms)} with {norms[top]:.3g}, and {norms.iloc[-1]:.3g} at the end. It falls in "
-        f"{(early < 0).sum()} of the {len(early)} epochs up to the largest value and rises in "
-        f"{(late > 0).sum()} of the {len(late)} after it. The rule `{rule}` {firing}."
+        f"Under Adam alone the norm is {norms[0]:.3g} after the first epoch, largest after epoch "
+        f"**{top + 1}** of {len(norms)} with {norms[top]:.3g}, and {norms.iloc[-1]:.3g} at the "
+        f"end. It falls in {(early < 0).sum()} of the {len(early)} epochs up to the largest value "
+        f"and rises in {(late > 0).sum()} of the {len(late)} after it. The rule `{rule}` {firing}."
     )
