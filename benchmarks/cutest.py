@@ -162,7 +162,6 @@ def unconstrained() -> list[str]:
 
 def run(name: str, methods: dict[str, Method] = METHODS) -> list[dict]:
     """A row per method for one problem."""
-    torch.set_num_threads(1)
     rows = []
     for method, minimise in methods.items():
         problem = load(name)
@@ -237,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = {name: METHODS[name] for name in chosen.methods or METHODS}
     kept, earlier = _kept(chosen.out, names, methods) if chosen.methods else (None, [])
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(chosen.processes, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(chosen.processes, spawn, torch.set_num_threads, (1,)) as pool:
         found = list(pool.map(partial(run, methods=methods), names))
     table = pd.concat([pd.DataFrame([row for rows in found for row in rows]), kept])
     order = dict.fromkeys([*names, *table.problem, *METHODS])

@@ -208,7 +208,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("reports/reference/second-phase-ideas"))
     parser.add_argument("--prefixes", type=Path, default=Path("reports/second-phase-ideas"))
     chosen, began = parser.parse_args(arguments), time.perf_counter()
-    torch.set_num_threads(1)
     path, notes = chosen.out / "curves.csv", chosen.out / "provenance.json"
     before = [pd.read_csv(path)] if path.exists() else []
     there = {key for table in before for key in table[KEY].itertuples(index=False, name=None)}
@@ -277,4 +276,5 @@ def _carried(state: State | None) -> State | None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

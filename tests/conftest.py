@@ -13,6 +13,14 @@ hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 
+@pytest.fixture(autouse=True)
+def process_as_it_was():
+    """No test leaves settings of the process behind: other threads round sums differently."""
+    before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    yield
+    assert (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()) == before
+
+
 @pytest.fixture(scope="session")
 def network():
     """Makes a small classifier of two inputs and two classes, the same for the same seed."""

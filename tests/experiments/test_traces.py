@@ -67,6 +67,26 @@ def test_outcomes_and_counts_of_a_known_trace():
     assert traces.counts(found).to_numpy().tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
 
 
+def test_artificial_traces_are_shapes_of_known_peaks_and_the_same_noise():
+    made = traces.artificial(noise=0.3, seed=0)
+    norms = made.pivot(index="epoch", columns=["model", "dataset"], values="grad_norm")
+    assert tuple(made.columns) == traces.COLUMNS and norms.shape == (160, 12)
+    smooth, noisy = (norms.xs(kind, axis=1, level="dataset") for kind in ("smooth", "noisy"))
+    assert smooth.idxmax().to_dict() == {
+        "a dip first": 30,
+        "a plateau": 30,
+        "two peaks, the first higher": 25,
+        "two peaks, the second higher": 48,
+        "no peak, rising": 160,
+        "no peak, falling": 1,
+    }
+    assert smooth["a dip first"].idxmin() > 1
+    logs = np.log(noisy / smooth)
+    assert logs.to_numpy() == pytest.approx(np.tile(logs.iloc[:, [0]], 6))
+    draws = np.random.default_rng(0).standard_normal(160)
+    assert logs.iloc[:, 0].to_numpy() == pytest.approx(0.3 * draws)
+
+
 def test_recording_resumes_and_keeps_the_weights_of_some_epochs(tmp_path, capsys):
     command = ["traces", "--preset", "smoke", "--model", "vit-nomlp-wkewq-wvwo1", "--seeds", "2"]
     assert main([*command, "--out", str(tmp_path), "--device", "cpu"]) == 0

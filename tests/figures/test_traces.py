@@ -1,8 +1,12 @@
 """Figures of traces: what the axes hold, not how it looks."""
 
+import pandas as pd
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from twophase.experiments import traces
 from twophase.figures import traces as trace_figures
+from twophase.switch import FixedEpoch
 
 
 def test_a_trace_shows_every_epoch_the_peak_and_where_rules_fire():
@@ -16,3 +20,19 @@ def test_a_trace_shows_every_epoch_the_peak_and_where_rules_fire():
     assert drawn["its peak"].get_xydata().tolist() == [[1, 4]]
     assert drawn["literal switches"].get_xdata()[0] == 4
     assert ax.get_yscale() == "log"
+
+
+def test_each_trace_has_a_panel_with_its_own_switches():
+    columns = {"dataset": "d", "model": "m", "epoch": [1, 2, 3] * 3, "loss": 1.0}
+    columns |= {"seed": [2] * 3 + [0] * 3 + [1] * 3, "grad_norm": range(1, 10)}
+    recorded = pd.DataFrame(columns)
+    found = traces.outcomes(recorded, {"at 2": FixedEpoch(2), "at 9": FixedEpoch(9)})
+    found.loc[found.seed == 0, "fired"] = 3
+    fig = trace_figures.norm_traces(recorded, found)
+    *panels, empty = fig.axes
+    assert not empty.axison and fig.legends
+    drawn = [{line.get_label(): line.get_xydata() for line in ax.lines} for ax in panels]
+    assert [lines["each epoch"][0, 1] for lines in drawn] == [1, 4, 7]
+    assert [lines["at 2 switches"][0, 0] for lines in drawn] == [2, 3, 2]
+    assert ["at 9 switches" in lines for lines in drawn] == [False, True, False]
+    plt.close(fig)

@@ -113,19 +113,9 @@ def collect(chosen: Iterable[RunConfig], out: Path) -> pd.DataFrame:
     rows = []
     for config in chosen:
         history, _ = runs.read(folder(out, config))
-        rows += [
-            (
-                config.problem.dataset,
-                config.problem.model,
-                config.seed,
-                epoch,
-                _rounded(loss),
-                _rounded(norm),
-            )
-            for epoch, loss, norm in zip(
-                history.epoch, history.train_loss, history.grad_norm, strict=True
-            )
-        ]
+        norms, losses = history.grad_norm.map(_rounded), history.train_loss.map(_rounded)
+        key = (config.problem.dataset, config.problem.model, config.seed)
+        rows += [(*key, *seen) for seen in zip(history.epoch, losses, norms, strict=True)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -146,6 +136,37 @@ def committed() -> pd.DataFrame:
     if tree is None:
         raise InputError("traces", None, "the source tree, whose data folder holds them")
     return pd.read_csv(tree / "data" / "grad_norm_traces.csv")
+
+
+def artificial(noise: float = 0.3, seed: int = 0) -> pd.DataFrame:
+    """Six traces by formula whose peaks are known, each once smooth and once with noise.
+
+    The table is one of `committed`'s kind: the data set is "smooth" or "noisy", the model what the
+    norm does over 160 epochs. Noisy norms are multiplied by exp(`noise` · z), z standard normal and
+    the same for all shapes, drawn from `seed`; all losses fall evenly from 1 to 0.1.
+    """
+    epochs = np.arange(1, 161)
+
+    def hill(centre: float, width: float, height: float) -> np.ndarray:
+        return (height - 1) * np.exp(-0.5 * (np.log(epochs / centre) / width) ** 2)
+
+    rise, decay = 1 + hill(30, 0.4, 8), 8 * 0.95 ** np.maximum(epochs - 60, 0)
+    shapes = {
+        "a dip first": rise * (1 - 0.4 * np.exp(-0.5 * ((epochs - 4) / 2) ** 2)),
+        "a plateau": np.where(epochs < 30, rise, decay),
+        "two peaks, the first higher": 1 + hill(25, 0.3, 9) + hill(70, 0.15, 5),
+        "two peaks, the second higher": 1 + hill(25, 0.25, 6) + hill(48, 0.15, 11),
+        "no peak, rising": 1 + epochs / 20,
+        "no peak, falling": 8 / (1 + epochs / 10),
+    }
+    noisy = np.exp(noise * np.random.default_rng(seed).standard_normal(len(epochs)))
+    shared = {"seed": seed, "epoch": epochs, "loss": np.linspace(1, 0.1, len(epochs))}
+    tables = [
+        pd.DataFrame({"dataset": kind, "model": name, **shared, "grad_norm": norms * factor})
+        for name, norms in shapes.items()
+        for kind, factor in (("smooth", 1), ("noisy", noisy))
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def smoothed(norms: Sequence[float], window: int = 5) -> np.ndarray:

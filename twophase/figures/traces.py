@@ -1,13 +1,53 @@
 """Figures of gradient norm traces and of what switch rules do on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from twophase.experiments.traces import peak_epoch, smoothed
-from twophase.figures.style import COLORS, GREY, mark_epochs
+from twophase.experiments.traces import KEY, peak_epoch, smoothed
+from twophase.figures.style import COLORS, GREY, WIDE, mark_epochs, share_legend
+
+# data set, network and seed of a trajectory
+Key = tuple[str, str, int]
+
+
+def panels(
+    keys: Collection[Key], draw: Callable[[Axes, Key], Any], height: float, ylabel: str, **kwargs
+) -> Figure:
+    """A figure in two columns, a panel over the epochs for each trajectory, and one legend for all.
+
+    `draw` fills the axes of one trajectory. The `height` is that of a row, in inches; `kwargs` are
+    passed on to `pyplot.subplots`.
+    """
+    rows = -(-len(keys) // 2)
+    fig, axes = plt.subplots(rows, 2, figsize=(WIDE, height * rows), squeeze=False, **kwargs)
+    for ax, key in zip(axes.flat, keys, strict=False):
+        draw(ax, key)
+        ax.set_title(f"{key[0]}, {key[1]}", fontsize=10)
+    for ax in axes.flat[len(keys) :]:
+        ax.set_axis_off()
+    fig.supxlabel("epoch", fontsize=11)
+    fig.supylabel(ylabel, fontsize=11)
+    share_legend(list(axes.flat), ncols=3)
+    return fig
+
+
+def norm_traces(recorded: pd.DataFrame, found: pd.DataFrame) -> Figure:
+    """A `norm_trace` for each recorded one, with what `traces.outcomes` has found on it."""
+    trajectories = dict(list(recorded.groupby(KEY, sort=False)))
+
+    def draw(ax: Axes, key: Key) -> None:
+        of = found[(found[KEY] == list(key)).all(axis=1)]
+        fired = {rule: None if pd.isna(e) else e for rule, e in zip(of.rule, of.fired, strict=True)}
+        norm_trace(ax, trajectories[key].grad_norm.to_numpy(), fired)
+
+    return panels(trajectories, draw, 2.1, "gradient norm (loss per unit of parameter)")
 
 
 def norm_trace(
