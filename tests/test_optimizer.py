@@ -180,7 +180,6 @@ def ones():
     return nn.Parameter(torch.ones(20, dtype=torch.float64))
 
 
-@pytest.mark.xfail(reason="more than 60 iterations on about half of the cases", strict=False)
 @pytest.mark.parametrize("scale", [1.0, 1e6, 1e-6])
 @pytest.mark.parametrize("seed", range(5))
 def test_conjugate_gradient_solves_a_quadratic_of_condition_1e3_in_60(seed, scale):

@@ -20,6 +20,9 @@ from twophase.settings import Settings
 GROWTH = (1.1, 10.0)
 # A trial between two others keeps this part of their distance away from both.
 MARGIN = 0.05
+# A parabola is trusted where its vertex is within the first factor of its trial; else the next
+# trial goes there, by at most the second factor, and so many are tried.
+TRUST, REACH, PARABOLAS = 10.0, 100.0, 5
 # An interval that a trial leaves longer than this part of itself is halved next (Hager and Zhang,
 # 2005, step L2).
 SHRINKAGE = 0.66
@@ -91,25 +94,30 @@ class StrongWolfe(Settings):
 
 @dataclass(frozen=True)
 class ParabolaFirst(Settings):
-    """One forward pass places the first step of another search, at the vertex of a parabola.
+    """Forward passes place the first step of another search, at the vertex of a parabola.
 
     The parabola goes through the start, its slope and a trial at the proposed first step (Hager and
-    Zhang's QuadStep, 2005; Nocedal and Wright, equation 3.58). Near a minimum, where lines are
-    almost parabolas, `search` then accepts its first trial: 4 passes for a step as good as an exact
-    one. Where losses are too close to compare, the proposed step is left as it is.
+    Zhang's QuadStep, 2005; Nocedal and Wright, equation 3.58). Where its vertex is not within ten
+    times the trial, up or down, the next trial goes there, at most 100 times as far and at most
+    five in all. Near a minimum, where lines are almost parabolas, `search` then accepts its first
+    trial: most often 4 passes for a step as good as an exact one. Where losses are too close to
+    compare, the step is left as it is.
     """
 
     search: LineSearch = StrongWolfe(c2=0.4)
 
     def __call__(self, line: Line, first_step: float) -> SearchResult:
-        if abs(line.slope) * first_step <= CLEAR * line.resolution:
-            return self.search(line, first_step)
-        trial, shortest = line.trial(first_step), CONTRACTION[0] * first_step
-        if math.isinf(trial.value):
-            return self.search(line, shortest)
-        part = line.vertex(trial)
-        vertex = math.inf if part is None else part * first_step
-        return self.search(line, min(max(vertex, shortest), GROWTH[1] * first_step))
+        step = first_step
+        for _ in range(PARABOLAS):
+            if abs(line.slope) * step <= CLEAR * line.resolution:
+                break
+            trial = line.trial(step)
+            part = 0.0 if math.isinf(trial.value) else line.vertex(trial)
+            ratio = math.inf if part is None else part
+            step *= min(max(ratio, 1 / REACH), REACH)
+            if 1 / TRUST <= ratio <= TRUST:
+                break
+        return self.search(line, step)
 
 
 def _ended(line: Line, low: Trial, high: Trial, broken: float) -> SearchResult:
