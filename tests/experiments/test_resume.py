@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, branched, damaged or crowded: what is finished is never lost."""
 
+import multiprocessing
 import random
 import signal
 import subprocess
@@ -97,20 +98,25 @@ def test_a_run_with_ways_back_is_stopped_anywhere(tmp_path, monkeypatch):
         assert same(out, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_twenty_moments_reaches_the_same_end(tmp_path):
     """kill -9 at random moments of training; each attempt goes on where the last one was."""
-    long = replace(CONFIG, epochs=200, switch=FixedEpoch(30))
+    long = replace(CONFIG, epochs=120, switch=FixedEpoch(30))
     moments, out = random.Random(0), tmp_path / "killed"
-    command = [*COMMAND, "--epochs", "200", "--switch", "30", "--device", "cpu"]
+    # forks of a process that has loaded torch and what it imports at first use start at once
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([run.__module__, "torch._dynamo", "sklearn.datasets"])
     for _ in range(20):
         started = written(out / "config.json")
-        process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL)
+        process = server.Process(target=run, args=(long, out), kwargs={"device": "cpu"})
+        process.start()
         while written(out / "config.json") == started:
-            assert process.poll() is None, "it ended before it trained"
+            assert process.is_alive(), "it ended before it trained"
             time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.2))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         assert not (out / "summary.json").exists()
     assert checkpoints.latest(out / CHECKPOINTS)["history"], "the attempts came nowhere"
     run(long, out, device="cpu")
