@@ -115,7 +115,7 @@ def test_a_loss_that_turns_nan_leaves_nothing_that_looks_finished(tmp_path, caps
         ("--line-search", "LBFGSDirection", "a line search"),
         ("--line-search", "5", "a line search"),
         ("--preconditioner", "None", "AdamMoments() or Identity()"),
-        ("--fallback", "20", "a Fallback or None"),
+        ("--fallback", "20", "or None"),
         ("--dtype", "float16", "one of float32, float64"),
         ("--device", "tpu", "auto, cpu or cuda"),
     ],

@@ -623,5 +623,5 @@ def test_arguments_out_of_range_name_themselves(field, arguments):
 
 @pytest.mark.parametrize("second", [None, GoldenSection(), "cg", ConjugateDirection()])
 def test_a_second_phase_is_a_descent(second):
-    with pytest.raises(InputError, match="^second: .* use a Descent"):
+    with pytest.raises(InputError, match="^second: .* use Descent"):
         SecondPhase([weight()], second)

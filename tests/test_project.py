@@ -146,14 +146,9 @@ def code_lines(cell):
 
 
 # these are to be rewritten yet, each run here says whether it has been
-NOT_YET_ARTICLES = ("06", "07")
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_articles(request, path):
+def test_notebooks_are_articles(path):
     """At most 150 lines of code, and functions of at most eight lines."""
-    if path.name.startswith(NOT_YET_ARTICLES):
-        request.applymarker(pytest.mark.xfail(reason="more than 150 lines of code", strict=True))
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert sum(len(code_lines(cell)) for cell in code) <= 150

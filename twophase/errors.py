@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any
 
 
@@ -39,6 +40,29 @@ def check_choice(field: str, value: Any, choices: Iterable[str]) -> str:
     near = get_close_matches(str(value), choices, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise InputError(field, value, f"one of {', '.join(choices)}{hint}")
+
+
+def check_type(field: str, value: object, kind: type, also: str = "") -> None:
+    """Raise `InputError` unless `value` is of a class; `also` says what else is allowed."""
+    if not isinstance(value, kind):
+        raise InputError(field, value, f"{kind.__name__}(...){also}")
+
+
+def check_call(field: str, value: object, allowed: str) -> None:
+    """Raise `InputError` unless `value` can be called with the arguments that `allowed` lists.
+
+    `allowed` is a text such as "a line search: (line, first_step)".
+    """
+    if callable(value) and not isinstance(value, type):
+        try:
+            signature(value).bind(*allowed.partition("(")[2].split(","))
+        except TypeError:
+            pass
+        except ValueError:  # a builtin, which tells nothing
+            return
+        else:
+            return
+    raise InputError(field, value, allowed)
 
 
 def check_integer(field: str, value: object, minimum: int) -> int:

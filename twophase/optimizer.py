@@ -9,7 +9,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from twophase.closure import Closure, ClosureObjective
 from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBFGSDirection, State
-from twophase.errors import InputError
+from twophase.errors import InputError, check_type
 from twophase.line_search import LineSearch, ParabolaFirst, StrongWolfe
 from twophase.objective import Point, check_repeats, evaluate, norm
 from twophase.parameters import ParameterVector
@@ -68,8 +68,7 @@ class SecondPhase(Optimizer):
     def __init__(
         self, params: ParamsT, second: Descent = DEFAULT, preconditioner: Optimizer | None = None
     ):
-        if not isinstance(second, Descent):
-            raise InputError("second", second, "a Descent")
+        check_type("second", second, Descent)
         self.second = second
         self.result: StepResult | None = None
         super().__init__(params, defaults={})

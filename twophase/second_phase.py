@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from twophase.directions import DirectionRule, SelfScaledBFGSDirection, State
 from twophase.directions.direction import Direction, expected_step, steepest_descent
-from twophase.errors import InputError, check_integer, check_number
+from twophase.errors import InputError, check_call, check_integer, check_number
 from twophase.line_search import Line, LineSearch, SearchResult, SearchStatus, StrongWolfe
 from twophase.objective import Objective, Point, evaluate, norm, start
 from twophase.preconditioner import AdamMoments, Identity, Preconditioner
@@ -40,18 +39,11 @@ class Descent(Settings):
     tolerance_grad: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_call("direction", self.direction, "a direction rule: (point, last, inverse)")
-        _check_call("line_search", self.line_search, "a line search: (line, first_step)")
+        check_call("direction", self.direction, "a direction rule: (point, last, inverse)")
+        check_call("line_search", self.line_search, "a line search: (line, first_step)")
         if not callable(getattr(self.preconditioner, "inverse", None)):
             raise InputError("preconditioner", self.preconditioner, "AdamMoments() or Identity()")
         check_number("tolerance_grad", self.tolerance_grad, minimum=0)
-
-
-def _check_call(field: str, part: object, allowed: str) -> None:
-    """Raise `InputError` unless a part is called with as many arguments as are allowed."""
-    wanted = allowed.count(",") + 1
-    if not callable(part) or isinstance(part, type) or len(signature(part).parameters) != wanted:
-        raise InputError(field, part, allowed)
 
 
 # Reached low losses of networks with the fewest passes, 3 for most iterations (notebook 12).

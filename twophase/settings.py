@@ -54,7 +54,10 @@ def from_dict(content: Any, field: str = "settings") -> Any:
         return tuple(from_dict(part, field) for part in content)
     if not isinstance(content, dict):
         return content
-    given = {name: from_dict(part, name) for name, part in content.items() if name != "type"}
+    try:
+        given = {name: from_dict(part, name) for name, part in content.items() if name != "type"}
+    except RecursionError:
+        raise InputError(field, "...", "settings in fewer layers") from None
     return _made(str(content.get("type")), [], given, field)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from twophase.errors import InputError, check_integer, check_number
+from twophase.errors import InputError, check_integer, check_number, check_type
 from twophase.settings import Settings, Stateful, state
 
 # The median of absolute deviations of a normal distribution, in standard deviations.
@@ -153,6 +153,9 @@ class SmoothedNormPeak(Stateful, Settings):
     test: PeakTest = PeakTest()
     norms: list[float] = state(default_factory=list)
 
+    def __post_init__(self) -> None:
+        check_type("test", self.test, PeakTest)
+
     def update(self, loss: float, grad_norm: float) -> Decision:
         check_seen(loss, grad_norm)
         self.norms.append(grad_norm)
@@ -170,6 +173,9 @@ class NormVersusLoss(Stateful, Settings):
 
     test: PeakTest = PeakTest()
     seen: list[tuple[float, float]] = state(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_type("test", self.test, PeakTest)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
         check_seen(loss, grad_norm)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from twophase.adam import AdamSettings
 from twophase.device import clock, resolve_device
-from twophase.errors import InputError, NonFiniteError, check_integer
+from twophase.errors import InputError, NonFiniteError, check_integer, check_type
 from twophase.examples import Data, Examples, splits
 from twophase.fallback import Fallback
 from twophase.full_batch import FullBatch
@@ -259,8 +259,8 @@ def _check_settings(**given: object) -> None:
     if given["adam"] is None and given["second"] is None:
         raise InputError("second", None, "a Descent, or settings of Adam: one phase at least")
     for field, kind in {"adam": AdamSettings, "second": Descent, "fallback": Fallback}.items():
-        if given[field] is not None and not isinstance(given[field], kind):
-            raise InputError(field, given[field], f"a {kind.__name__} or None")
+        if given[field] is not None:
+            check_type(field, given[field], kind, " or None")
 
 
 def _objectives(

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from operator import attrgetter
 
-from twophase.errors import check_integer, check_number
+from twophase.errors import check_call, check_integer, check_number
 from twophase.line_search.line import (
     CLEAR,
     CONTRACTION,
@@ -105,6 +105,9 @@ class ParabolaFirst(Settings):
     """
 
     search: LineSearch = StrongWolfe(c2=0.4)
+
+    def __post_init__(self) -> None:
+        check_call("search", self.search, "a line search: (line, first_step)")
 
     def __call__(self, line: Line, first_step: float) -> SearchResult:
         step = first_step
