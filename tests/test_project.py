@@ -145,7 +145,6 @@ def code_lines(cell):
     return [line for line in cell.source.splitlines() if line.strip()]
 
 
-# these are to be rewritten yet, each run here says whether it has been
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_articles(path):
     """At most 150 lines of code, and functions of at most eight lines."""
