@@ -2,7 +2,16 @@
 
 import os
 
+import pytest
+
 os.environ["TWOPHASE_PRESET"] = "smoke"
 # Read when torch is imported: threads that wait shall sleep, since spinning ones slow a busy
 # machine down many times.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker("slow")

@@ -14,23 +14,14 @@ EXIT_USER_ERROR = 2
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line that names the argument, the value and what is allowed.
-
-    >>> OneLineParser().parse_args(["dance"])
-    Traceback (most recent call last):
-    twophase.errors.TwoPhaseError: unrecognized arguments: dance
-    """
+    """A parser that raises `TwoPhaseError` where argparse prints its usage and exits."""
 
     def error(self, message: str) -> None:
-        """Raise the message as `TwoPhaseError`, where argparse prints its usage and exits."""
         raise TwoPhaseError(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets `command` to the function that carries it out.
-
-    Its `parse_args` raises `TwoPhaseError` for arguments that are not allowed.
-    """
+    """The parser of all commands; each sets `command` to the function that carries it out."""
     parser = OneLineParser(prog="twophase", description="Adam, then full batches.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('twophase')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
@@ -40,31 +31,39 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    _report_options(add("report", "execute the notebooks, write HTML reports", _report))
+    report = add("report", "execute the notebooks, write HTML reports", _report)
+    report.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
+    report.add_argument("--out", type=Path, help="folder; default: reports/")
+    report.add_argument("--notebooks", nargs="+", help="their numbers; default: all")
+    _device_option(report)
     _run_options(add("run", "train one model; leave a folder with its history", _run))
-    _plot_options(add("plot", "draw a run's gradient norm over its loss", _plot))
+    plot = add("plot", "draw a run's gradient norm over its loss", _plot)
+    plot.add_argument("run", type=Path, help="the folder of a finished run")
+    plot.add_argument("--out", type=Path, help="PNG; default: in that folder")
     _table1_options(add("table1", "the paper's Table 1, resumable", _table1))
     _compare_options(add("compare", "second phases and their competitors, resumable", _compare))
-    _traces_options(add("traces", "record gradient norms of Adam alone, resumable", _traces))
-    _bench_options(add("bench", "ratios of speed, work and memory, side by side", _bench))
-    _download_options(add("download", "fetch a data set, or mend a damaged one", _download))
+    traces = add("traces", "record gradient norms of Adam alone, resumable", _traces)
+    _preset_options(traces, seeds=3)
+    _place_options(traces, "folder of the runs")
+    bench = add("bench", "ratios of speed, work and memory, side by side", _bench)
+    bench.add_argument("--preset", default="quick", help="smoke or quick (default)")
+    bench.add_argument("--dataset", default="digits", help="default: digits")
+    bench.add_argument("--model", default="vit-nomlp-wkewq-wvwo1", help="default: %(default)s")
+    _place_options(bench, "folder for the results; default: none", required=False)
+    download = add("download", "fetch a data set, or mend a damaged one", _download)
+    download.add_argument("dataset", help="mnist, fashion-mnist, cifar10 or cifar100")
+    download.add_argument("--data", type=Path, help="data folder")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command; what a user can put right is one line on stderr and exit code 2.
 
-    Args:
-        arguments: without the program's name; None: those of this process.
-
-    Returns:
-        The exit code: 0, 2 after a user's error or one of files and disks, 130 if interrupted.
-
-    Raises:
-        SystemExit: help was asked for.
+    `arguments` are without the program's name; None: those of this process. The exit code is 0, 2
+    after a user's error or one of files and disks, 130 if interrupted.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        given = sys.argv[1:] if arguments is None else arguments
         options = build_parser().parse_args(given, argparse.Namespace(arguments=given))
         options.command(options)
     except TwoPhaseError as error:
@@ -78,13 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("twophase: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
-
-
-def _report_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
-    parser.add_argument("--out", type=Path, default=None, help="folder; default: reports/")
-    parser.add_argument("--notebooks", nargs="+", help="their numbers; default: all")
-    _device_option(parser)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -139,9 +131,8 @@ def _config(options: argparse.Namespace):
     from twophase.settings import from_text
 
     defaults = {"second": DEFAULT, "switch": SmoothedNormPeak(), "fallback": Fallback()}
-    settings = {"default": defaults, "paper": dict(PAPER)}[
-        check_choice("second", options.second, ("default", "paper"))
-    ]
+    known = {"default": defaults, "paper": dict(PAPER)}
+    settings = known[check_choice("second", options.second, known)]
     for name in ("direction", "line_search", "preconditioner"):
         if getattr(options, name) is not None:
             part = from_text(getattr(options, name), name)
@@ -168,11 +159,6 @@ def _config(options: argparse.Namespace):
     )
 
 
-def _plot_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
-    parser.add_argument("--out", type=Path, default=None, help="PNG; default: in that folder")
-
-
 def _plot(options: argparse.Namespace) -> None:
     from twophase.experiments import runs
     from twophase.figures import training
@@ -196,15 +182,16 @@ def _table1_options(parser: argparse.ArgumentParser) -> None:
 
 def _table1(options: argparse.Namespace) -> None:
     from twophase.experiments import table1
+    from twophase.experiments.files import project_folder
 
-    protocol = table1.protocol(
-        options.preset, options.epochs, options.swap_epoch, options.train_examples
-    )
+    lengths = options.epochs, options.swap_epoch, options.train_examples
+    protocol = table1.protocol(options.preset, *lengths)
     chosen = table1.configs(protocol, options.dataset, options.model, options.seeds, options.swap)
     if options.list:
         print(table1.listing(chosen).to_csv(index=False), end="")
         return
-    out = options.out or table1.default_folder(options.preset)
+    reports = (project_folder() or Path()) / "reports"
+    out = options.out or reports / "table1" / options.preset
     print(table1.as_text(table1.run(chosen, table1.place(out, options.data, options.device))))
     print(f"table: {out / 'table1.csv'}")
 
@@ -230,13 +217,11 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from twophase.experiments import branches, comparison, profiles
 
-    plan = comparison.plan(
-        options.preset,
-        problems=options.problem and tuple(options.problem),
-        models=options.model and tuple(options.model),
-        **{name: getattr(options, name) for name in ("seeds", "passes", "swap_epoch")},
-        **{name: getattr(options, name) for name in ("batch_size", "train_examples", "dtype")},
-    )
+    names = ("seeds", "passes", "swap_epoch", "batch_size", "train_examples", "dtype")
+    changes = {name: getattr(options, name) for name in names}
+    for name, given in (("problems", options.problem), ("models", options.model)):
+        changes[name] = given and tuple(given)
+    plan = comparison.plan(options.preset, **changes)
     # what the others are measured against
     methods = list(dict.fromkeys(["adam", *(options.method or comparison.METHODS)]))
     place = branches.Place(options.work or options.out / "runs", options.data, options.device)
@@ -251,24 +236,12 @@ def _compare(options: argparse.Namespace) -> None:
     print(f"curves: {options.out / 'curves.csv'}")
 
 
-def _traces_options(parser: argparse.ArgumentParser) -> None:
-    _preset_options(parser, seeds=3)
-    _place_options(parser, "folder of the runs")
-
-
 def _traces(options: argparse.Namespace) -> None:
     from twophase.experiments import traces
 
     chosen = traces.configs(options.preset, options.dataset, options.model, options.seeds)
     traces.record(chosen, options.out, options.data, options.device)
     print(f"traces: {options.out / 'grad_norm_traces.csv'}")
-
-
-def _bench_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="quick", help="smoke or quick (default)")
-    parser.add_argument("--dataset", default="digits", help="default: digits")
-    parser.add_argument("--model", default="vit-nomlp-wkewq-wvwo1", help="default: %(default)s")
-    _place_options(parser, "folder for the results; default: none", required=False)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -280,11 +253,6 @@ def _bench(options: argparse.Namespace) -> None:
     print(bench.as_text(table))
     if options.out is not None:
         print(f"benchmark: {options.out / 'bench.csv'}")
-
-
-def _download_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", help="mnist, fashion-mnist, cifar10 or cifar100")
-    parser.add_argument("--data", type=Path, default=None, help="data folder")
 
 
 def _download(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import twophase as tp
 from twophase.errors import InputError, TwoPhaseError
-from twophase.experiments import ablation, branches, runs
+from twophase.experiments import ablation, branches, files, runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.statistics import Estimate
 from twophase.problems.problem import ImageProblem
@@ -65,7 +65,7 @@ def test_what_is_finished_is_not_run_again(tmp_path, monkeypatch):
 
 
 def test_a_folder_is_found_from_the_projects(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "project_folder", lambda: tmp_path)
+    monkeypatch.setattr(files, "project_folder", lambda: tmp_path)
     ablation.run([({}, ADAM)], "some/folder", device="cpu")
     assert branches.Place(tmp_path / "some" / "folder").folder(ADAM).is_dir()
     ablation.run([({}, ADAM)], "", device="cpu")

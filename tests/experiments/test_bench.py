@@ -2,12 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
 from twophase import ConjugateDirection, Descent, ParabolaFirst, StrongWolfe
 from twophase.__main__ import main
@@ -15,6 +15,8 @@ from twophase.experiments import bench
 from twophase.experiments.bench import LINE_SEARCHES
 from twophase.objective import FunctionObjective
 from twophase.problems import images, networks
+
+pytestmark = pytest.mark.slow
 
 
 def conjugate(line_search):
@@ -94,21 +96,6 @@ def test_rows_are_medians_and_quartiles():
     assert (row.low, row.value, row.high, row.count) == (*np.quantile(values, (0.25, 0.5, 0.75)), 4)
 
 
-def test_live_bytes_are_those_of_tensors_that_are_alive():
-    model = nn.Linear(100, 1, bias=False)
-    with bench.LiveBytes() as live:
-        model(torch.zeros(1, 100)).sum()
-    # the input, the output and the sum; the weight was there before, views are no memory
-    assert live.peak == 4 * (100 + 1 + 1)
-    with bench.LiveBytes() as live:
-        for _ in range(5):
-            torch.zeros(100).view(10, 10).t()
-    assert live.peak == 400
-    with bench.LiveBytes() as live:
-        torch.autograd.grad(model(torch.zeros(1, 100)).sum(), model.parameters())
-    assert live.peak >= 4 * (100 + 100), "the input and the gradient"
-
-
 def test_cg_holds_as_many_vectors_however_large_the_training_set():
     rows = bench.memory(256, torch.device("cpu"))
     vectors = {row.case: row.value for row in rows if row.unit == "vectors"}
@@ -185,17 +172,29 @@ def test_times_are_taken_in_turns(monkeypatch):
 
         return run
 
-    rounds = bench._times([call("a", 1.0), call("b", 4.0)], 2, torch.device("cpu"))
-    assert rounds == [[1.0, 4.0], [1.0, 4.0]]
+    times = bench._times([call("a", 1.0), call("b", 4.0)], 2, torch.device("cpu"))
+    assert times.tolist() == [[1.0, 1.0], [4.0, 4.0]]
     assert order == ["a", "b"] * 3, "one round is not measured"
 
 
 def test_slopes_are_those_of_a_power_law(monkeypatch):
-    monkeypatch.setattr(bench, "_times", lambda calls, *_: [[3 * k**0.7 for k in (4, 40, 400)]] * 2)
+    asked = []
+
+    def times(calls, repetitions, device):
+        asked.append(len(calls))
+        return np.array([[3 * k**0.7] * repetitions for k in (4, 40, 400)])
+
+    monkeypatch.setattr(bench, "_times", times)
     network = networks.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0)
     examples = images.load("digits", train_examples=8).train
-    row = bench.time_against_examples(network, examples, (4, 40, 400), 2)
-    assert row.value == pytest.approx(0.7) and row.count == 2
+    size = replace(bench.SIZES["smoke"], widths=(2, 4, 8), counts=(4, 40, 400))
+    parameters, counts = bench.gradients(network, examples, size, torch.device("cpu"))
+    assert counts.value == pytest.approx(0.7) and counts.count == size.repetitions
+    # P = 64 w + w + w² + w + 10 w + 10
+    p = [76 * width + width**2 + 10 for width in size.widths]
+    slope, _ = np.polyfit(np.log(p), 0.7 * np.log((4, 40, 400)), 1)
+    assert parameters.value == pytest.approx(slope)
+    assert asked == [3, 3]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from twophase.problems.problem import ImageProblem
 from twophase.settings import from_dict
 from twophase.switch import first_switch
 
+pytestmark = pytest.mark.slow
+
 PROBLEM = ImageProblem(train_examples=16, validation_examples=10)
 BOTH = RunConfig(PROBLEM, 4, **tp.PAPER | {"switch": tp.FixedEpoch(2)})
 ADAM = BOTH.trunk()
@@ -178,7 +180,6 @@ def test_many_runs_that_were_stopped_go_on(tmp_path, trained, monkeypatch):
     assert not any(one.error for one in done)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_give_the_same_and_train_a_trunk_once(tmp_path):
     configs = [ADAM, BOTH, beta("FR"), replace(BOTH, seed=1), MEASURED]
@@ -206,7 +207,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 def test_a_trunk_that_is_killed_loses_at_most_an_epoch(tmp_path):
     out = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", PROGRAM % str(out)])

@@ -38,6 +38,8 @@ from twophase.line_search import StrongWolfe
 from twophase.problems.problem import ImageProblem, PhysicsProblem
 from twophase.second_phase import DEFAULT
 
+pytestmark = pytest.mark.slow
+
 SMOKE = replace(PLANS["smoke"], seeds=1, passes=12)
 METHOD_NAMES = ["adam", "adam-tuned", "default", "torch-lbfgs"]
 DIGITS = prefix(ImageProblem("digits", "vit-mlp"), 1)
@@ -187,7 +189,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 def test_a_killed_comparison_goes_on(done, tmp_path):
     _, curves = done
     out = tmp_path / "killed"
@@ -203,7 +204,6 @@ def test_a_killed_comparison_goes_on(done, tmp_path):
     assert_same(comparison.compare(SMOKE, METHOD_NAMES, here(out)), curves)
 
 
-@pytest.mark.slow
 def test_several_processes_find_what_one_finds(done, tmp_path):
     _, curves = done
     both = entries(SMOKE.prefixes(), ["default", "adam-tuned"], SMOKE.passes, {"adam-tuned": 2})

@@ -11,6 +11,8 @@ from twophase.experiments.convexity_audit import Checkpoint
 from twophase.experiments.hessian import Hessian
 from twophase.full_batch import FullBatch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
@@ -25,7 +27,7 @@ def recording(tmp_path_factory):
 
 def state(recording, epoch):
     config, out, _ = recording
-    file = runs.branch_file(traces.folder(out, config), f"epoch-{epoch}")
+    file = runs.branch_file(out / traces.folder_name(config), f"epoch-{epoch}")
     return runs.restore(config, file, device="cpu")
 
 
@@ -33,7 +35,6 @@ def rayleigh(full: FullBatch, x, v):
     return (v @ full.hessian_vector(x, v)).item() / (v @ v).item()
 
 
-@pytest.mark.slow
 def test_a_row_is_the_audit_of_its_weights(recording):
     table = recording[2]
     assert table[["phase", "epoch", "iteration"]].to_numpy().tolist() == [
@@ -49,7 +50,6 @@ def test_a_row_is_the_audit_of_its_weights(recording):
     assert table.loss.iloc[2] < table.loss.iloc[1], "CG lowers the loss"
 
 
-@pytest.mark.slow
 def test_curvature_along_adam_is_that_of_its_next_epoch(recording):
     trainer = state(recording, 5)
     x = trainer.objective.vector.read()
@@ -59,7 +59,6 @@ def test_curvature_along_adam_is_that_of_its_next_epoch(recording):
     assert row.along_adam == pytest.approx(rayleigh(trainer.objective, x, step), rel=1e-3)
 
 
-@pytest.mark.slow
 def test_the_extremes_bound_the_curvature_of_any_vector(recording):
     trainer = state(recording, 5)
     x = trainer.objective.vector.read()
@@ -71,7 +70,6 @@ def test_the_extremes_bound_the_curvature_of_any_vector(recording):
         assert row.smallest - row.smallest_error <= found <= row.largest + row.largest_error
 
 
-@pytest.mark.slow
 def test_what_is_audited_is_not_audited_again(recording, monkeypatch):
     config, out, table = recording
     settings = {"device": "cpu", "epochs": (2, 5), "cg_iterations": (1,)}

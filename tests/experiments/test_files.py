@@ -2,11 +2,20 @@
 
 import json
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
+from twophase.errors import InputError
 from twophase.experiments import files, provenance
-from twophase.experiments.files import project_folder, write_atomically, write_json
+from twophase.experiments.files import (
+    committed_table,
+    project_folder,
+    work_folder,
+    write_atomically,
+    write_json,
+)
 
 
 def git(folder, *command):
@@ -60,6 +69,21 @@ def test_the_source_tree_is_known_by_its_pyproject(tmp_path, runs_from):
     assert project_folder() is None
     (tmp_path / "pyproject.toml").touch()
     assert project_folder() == tmp_path.resolve()
+
+
+def test_what_lies_in_the_source_tree(tmp_path, runs_from, monkeypatch):
+    runs_from(tmp_path)
+    with pytest.raises(InputError, match="^data/x.csv: .* use the source tree"):
+        committed_table("data/x.csv")
+    assert work_folder("runs") == Path("runs")
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    assert committed_table("x.csv").to_dict("list") == {"a": [1], "b": [2]}
+    assert work_folder("runs") == tmp_path.resolve() / "runs"
+    assert work_folder(tmp_path / "elsewhere") == tmp_path / "elsewhere"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first, second = work_folder(""), work_folder(None)
+    assert first.is_dir() and second.is_dir() and first != second
 
 
 def test_the_commit_of_the_source_tree(tmp_path, runs_from):

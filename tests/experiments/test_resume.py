@@ -24,6 +24,8 @@ from twophase.switch import FixedEpoch, GradientNormPeak
 from twophase.trainer import Trainer
 from twophase.training import PAPER
 
+pytestmark = pytest.mark.slow
+
 CONFIG = RunConfig(
     ImageProblem(train_examples=48),
     10,
@@ -98,7 +100,6 @@ def test_a_run_with_ways_back_is_stopped_anywhere(tmp_path, monkeypatch):
         assert same(out, tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_twenty_moments_reaches_the_same_end(tmp_path):
     """kill -9 at random moments of training; each attempt goes on where the last one was."""
     long = replace(CONFIG, epochs=120, switch=FixedEpoch(30))

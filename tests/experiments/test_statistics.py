@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from twophase.errors import InputError
 from twophase.experiments.statistics import (
     Estimate,
     Ratio,
+    by_group,
     interval,
     mean_of,
     ratio,
@@ -19,6 +21,13 @@ from twophase.experiments.statistics import (
 )
 
 COST = st.floats(0.1, 1e6) | st.just(math.inf)
+
+
+def test_a_group_is_a_row_with_its_labels_in_the_order_of_the_frame():
+    frame = pd.DataFrame({"a": ["y", "x", "y"], "b": [math.nan, 1, math.nan], "loss": [1, 2, 4]})
+    found = by_group(frame, ["a", "b"], lambda of: {"mean": of.loss.mean()})
+    assert found.fillna(0).to_dict("list") == {"a": ["y", "x"], "b": [0, 1], "mean": [2.5, 2]}
+    assert by_group(frame[:0], ["a"], len).empty
 
 
 def test_ratios_are_geometric_means_with_the_logarithms_interval():

@@ -11,7 +11,7 @@ import pytest
 from twophase import PAPER
 from twophase.__main__ import main
 from twophase.errors import InputError, TwoPhaseError
-from twophase.experiments import runs, table1
+from twophase.experiments import files, runs, table1
 from twophase.problems import image_files, images
 
 TINY = table1.protocol("smoke", epochs=3, swap_epoch=1, train_examples=16)
@@ -172,8 +172,8 @@ def test_sizes_are_those_of_the_data():
 
 
 def test_a_table_needs_the_source_tree(monkeypatch):
-    monkeypatch.setattr(table1, "project_folder", lambda: None)
-    with pytest.raises(InputError, match="paper's table"):
+    monkeypatch.setattr(files, "project_folder", lambda: None)
+    with pytest.raises(InputError, match="paper_table1.csv: .* use the source tree"):
         table1.paper_table()
 
 

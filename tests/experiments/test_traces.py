@@ -7,7 +7,6 @@ import pytest
 from twophase.__main__ import main
 from twophase.errors import InputError
 from twophase.experiments import traces
-from twophase.experiments.traces import Outcome
 from twophase.switch import FixedEpoch, GradientNormPeak, NormVersusLoss, SmoothedNormPeak
 
 
@@ -45,7 +44,7 @@ def test_the_literal_rule_is_early_on_most_of_them():
     [(None, "never"), (9, "early"), (10, "in time"), (30, "in time"), (31, "late")],
 )
 def test_verdicts_follow_their_definition(fired, verdict):
-    assert Outcome(fired, peak=10).verdict == verdict
+    assert traces.verdict(fired, peak=10) == verdict
 
 
 def test_smoothing_is_a_centred_mean():
@@ -93,7 +92,8 @@ def test_recording_resumes_and_keeps_the_weights_of_some_epochs(tmp_path, capsys
     written = pd.read_csv(tmp_path / "grad_norm_traces.csv")
     assert written.groupby("seed").epoch.max().tolist() == [12, 12]
     (config, _) = traces.configs("smoke", models=["vit-nomlp-wkewq-wvwo1"], seeds=2)
-    kept = sorted(p.name for p in traces.folder(tmp_path, config).glob("branch-epoch-*.ckpt"))
+    folder = tmp_path / traces.folder_name(config)
+    kept = sorted(path.name for path in folder.glob("branch-epoch-*.ckpt"))
     assert len(kept) == sum(epoch <= 12 for epoch in traces.KEPT_EPOCHS)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")}
     assert main([*command, "--out", str(tmp_path), "--device", "cpu"]) == 0

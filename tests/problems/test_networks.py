@@ -13,8 +13,6 @@ from twophase.problems.networks import (
     AttentionLayer,
     EncoderLayer,
     SelfAttention,
-    SharedKeySelfAttention,
-    SharedKeyTokenAttention,
     VisionTransformer,
     build,
     overdetermination,
@@ -173,14 +171,14 @@ def test_self_attention_is_the_definition_and_torchs():
 
 
 def test_shared_key_attention_uses_one_matrix_for_keys_and_queries():
-    x, layer = tokens(), SharedKeySelfAttention().double()
+    x, layer = tokens(), SelfAttention(own_keys=False).double()
     q, v = x @ layer.query.weight.T, x @ layer.value.weight.T
     expected = attention_by_definition(q, q, v) @ layer.output.weight.T
     torch.testing.assert_close(layer(x), expected)
 
 
 def test_token_attention_takes_the_tokens_as_values():
-    x, layer = tokens(), SharedKeyTokenAttention().double()
+    x, layer = tokens(), SelfAttention(own_keys=False, own_values=False).double()
     q = x @ layer.query.weight.T
     torch.testing.assert_close(layer(x), attention_by_definition(q, q, x))
 
@@ -195,7 +193,7 @@ def test_encoder_layer_is_a_pre_norm_transformer_layer():
 
 
 def test_layer_without_mlp_normalises_its_sum():
-    x, layer = tokens(), AttentionLayer(SharedKeyTokenAttention()).double()
+    x, layer = tokens(), AttentionLayer(SelfAttention(own_keys=False, own_values=False)).double()
     y = x + layer.attention(F.layer_norm(x, (64,)))
     torch.testing.assert_close(layer(x), F.layer_norm(y, (64,)))
 

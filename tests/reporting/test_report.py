@@ -18,6 +18,8 @@ from twophase.reporting import report
 from twophase.reporting.notebook import PRESET_VARIABLE
 from twophase.reporting.report import ReportError, build
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = 'preset: str = "auto"  # smoke, quick or paper\nepochs: int = 3\n'
 
 
@@ -99,7 +101,6 @@ def test_a_build_leaves_a_page_for_each_notebook_and_an_index(project, monkeypat
     assert str(project) not in json.dumps(executed.metadata), "no names of temporary files"
 
 
-@pytest.mark.slow
 def test_a_failure_keeps_the_old_page_and_lets_the_others_run(project, capfd):
     write(project, "01-first", "print('old')")
     write(project, "02-second", "print('old')")
@@ -159,7 +160,6 @@ def test_a_kernel_that_dies_is_a_failure_like_others(project):
         build("smoke", project=project)
 
 
-@pytest.mark.slow
 def test_two_builds_into_one_folder_keep_both_entries(project, monkeypatch):
     """The second runs, start to end, while the first one's notebook runs."""
     write(project, "01-first")

@@ -1,7 +1,6 @@
 """Ablations: Adam then a second phase beside Adam alone, at equal epochs and at equal passes."""
 
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import torch
 from twophase.errors import InputError, TwoPhaseError
 from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
-from twophase.experiments.files import project_folder
-from twophase.experiments.statistics import Estimate, mean_of, ratio
+from twophase.experiments.files import work_folder
+from twophase.experiments.statistics import Estimate, by_group, mean_of, ratio
 from twophase.objective import GRADIENT_PASSES
 
 # columns of losses, and their names for readers
@@ -35,32 +34,19 @@ def run(
 ) -> pd.DataFrame:
     """Run what is not finished of some configurations, and put them beside Adam alone.
 
-    A run that fails is named in the log and in the table; the others still run.
+    Each row of the table has its labels, such as {"factor": 0.9}, and a configuration that begins
+    with Adam. The runs are kept in `out`, see `work_folder`; for the rest see `branches.Place` and
+    `branches.run`. A run that fails is named in the log and in the table; the others still run.
 
-    Args:
-        rows: for each row of the table its labels, such as {"factor": 0.9}, and a configuration
-            that begins with Adam.
-        out: the folder of the runs, from the project's folder, so that they can go on in another
-            sitting; None or empty: a temporary one.
-        root, device: see `branches.Place`; processes: see `branches.run`.
-
-    Returns:
-        The labels; `seed`; `folder` below `out`, which runs of the same course share (see
-        `branches.settled`); `status`, `swapped` (the last epoch before the first swap, missing if
-        there was none), `epochs_run` and `passes` of the run; `epochs_within`, the epochs within
-        the budget of passes; for each loss of `LOSSES` its value at equal epochs (`…_epochs`), at
-        equal passes (`…_passes`) and that of Adam alone after all its epochs (`adam_…`); `error`,
-        the reason why a run failed, else empty.
-
-        Losses are means over examples and classes. At equal epochs: of the run's final weights;
-        where the second phase ended before the last epoch, what it had reached. At equal passes:
-        see `within`, with the passes that Adam alone spent in all its epochs as the budget.
-
-    Raises:
-        OSError: a file cannot be written; the runs after it are not run.
+    The columns are the labels; `seed`; `folder` below `out`, which runs of the same course share
+    (see `branches.settled`); `status`, `swapped` (the last epoch before the first swap, missing if
+    there was none), `epochs_run` and `passes` of the run; `epochs_within`, the epochs within the
+    budget of passes; for each loss of `LOSSES`, a mean over examples and classes, its value for the
+    final weights (`…_epochs`), at the passes that Adam alone spent in all its epochs (`…_passes`,
+    see `within`), and that of Adam alone after these (`adam_…`); `error`, the reason why a run
+    failed, else empty.
     """
-    folder = (project_folder() or Path()) / out if out else Path(tempfile.mkdtemp())
-    place = branches.Place(folder, root, device)
+    place = branches.Place(work_folder(out), root, device)
     done = branches.run([config for _, config in rows], place, processes)
     return pd.DataFrame(
         [_row(labels, one, place) for (labels, _), one in zip(rows, done, strict=True)]
@@ -68,10 +54,7 @@ def run(
 
 
 def split(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of finished runs, and of the others their labels, seed and error.
-
-    Raises `TwoPhaseError` where no run has finished.
-    """
+    """The rows of finished runs, else `TwoPhaseError`; of the others labels, seed and error."""
     failed = frame.error != ""
     if failed.all():
         raise TwoPhaseError(f"no run has finished; first error: {frame.error.iloc[0]}")
@@ -82,10 +65,8 @@ def split(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def within(history: pd.DataFrame, passes: int) -> pd.Series:
     """What a run had reached within a budget: its last record that needed no more passes.
 
-    Passes are those of the optimisation over the training set, forward 1, forward with backward 3,
-    with the trials of the line searches; `monitor_passes`, spent to fill the record, count for no
-    run. `history` has a row per epoch with the passes of that epoch alone. `InputError` where the
-    first epoch alone needed more.
+    `history` has a row per epoch with the passes of that epoch alone; its `monitor_passes`, spent
+    to fill the record, do not count. `InputError` where the first epoch alone needed more.
     """
     inside = history[history.passes.cumsum() <= passes]
     if inside.empty:
@@ -96,9 +77,9 @@ def within(history: pd.DataFrame, passes: int) -> pd.Series:
 def costs(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """What the second phase cost, for each combination of some labels: means over the seeds.
 
-    A row has the labels; `passes`, over the training set for each of its epochs; `epochs`, made;
-    `within`, those that fit into the passes of Adam alone; and `ended`, in how many runs it ended
-    before the last epoch. `frame` is from `run`, without the runs that failed.
+    `passes` for each of its epochs; `epochs`, made; `within`, those that fit into the passes of
+    Adam alone; and `ended`, in how many runs it ended before the last epoch. `frame` is from `run`,
+    without the runs that failed.
     """
     epochs = frame.epochs_run - frame.swapped
     found = frame[list(by)].assign(
@@ -114,35 +95,27 @@ def costs(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def compare(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Means and paired ratios to Adam alone over the seeds, with 95 % intervals.
 
-    Args:
-        frame: from `run`.
-        by: columns; a row of the result for each combination of their values.
-
-    Returns:
-        Columns `by`; `seeds`, the finished runs; `failed`, the others; and for each loss and each
-        budget of `BUDGETS`, with the ends of the interval in `…_low` and `…_high` (missing for
-        fewer than two seeds; all is missing where no run has finished): the mean loss, such as
-        `train_loss_passes`, and its ratio to Adam alone, such as `train_loss_passes_ratio`; the
-        mean loss of Adam alone, `adam_train_loss`.
-
-    Raises:
-        InputError: a finished run's loss is 0, which has no ratio.
+    A row for each combination of some columns of what `run` returned has these; `seeds`, the
+    finished runs; `failed`, the others; and for each loss and each budget of `BUDGETS`, with the
+    ends of the interval in `…_low` and `…_high` (missing for fewer than two seeds; all is missing
+    where no run has finished): the mean loss, such as `train_loss_passes`, and its ratio to Adam
+    alone, such as `train_loss_passes_ratio`; the mean loss of Adam alone, `adam_train_loss`.
+    `InputError` for a finished run with a loss of 0, which has no ratio.
     """
-    rows = []
-    for values, group in frame.groupby(list(by), sort=False, dropna=False):
-        done = group[group.error == ""]
-        row = dict(zip(by, values, strict=True))
-        row |= {"seeds": len(done), "failed": len(group) - len(done)}
+
+    def describe(of: pd.DataFrame) -> dict[str, float | None]:
+        done = of[of.error == ""]
+        row = {"seeds": len(done), "failed": len(of) - len(done)}
         for loss in LOSSES:
-            for name in (f"adam_{loss}", *(f"{loss}_{budget}" for budget in BUDGETS)):
+            reference = done[f"adam_{loss}"].to_numpy(float)
+            row |= _columns(f"adam_{loss}", mean_of, reference)
+            for name in (f"{loss}_{budget}" for budget in BUDGETS):
                 losses = done[name].to_numpy(float)
-                row |= _columns(name, mean_of(losses) if len(done) else None)
-                if not name.startswith("adam_"):
-                    reference = done[f"adam_{loss}"].to_numpy(float)
-                    found = ratio(losses, reference) if len(done) else None
-                    row |= _columns(f"{name}_ratio", found)
-        rows.append(row)
-    return pd.DataFrame(rows)
+                row |= _columns(name, mean_of, losses)
+                row |= _columns(f"{name}_ratio", ratio, losses, reference)
+        return row
+
+    return by_group(frame, by, describe)
 
 
 def between(
@@ -164,11 +137,9 @@ def folds(compared: pd.DataFrame, by: Sequence[str], loss: str = "train_loss") -
     either budget.
     """
     names = [f"{loss}_{budget}_ratio" for budget in BUDGETS]
-    found = {}
-    for column in by:
-        groups = compared.groupby([name for name in by if name != column])[names]
-        found[column] = float((groups.max() / groups.min()).max(axis=None))
-    return found
+    others = {column: [name for name in by if name != column] for column in by}
+    groups = {column: compared.groupby(rest)[names] for column, rest in others.items()}
+    return {name: float((of.max() / of.min()).max(axis=None)) for name, of in groups.items()}
 
 
 def in_words(found: Estimate) -> str:
@@ -182,12 +153,8 @@ def in_words(found: Estimate) -> str:
     number = f"{_number(found.mean)} times Adam's"
     if found.low is None or found.high is None:
         return f"{number} (one seed, no interval)"
-    number += f" ({_number(found.low)} to {_number(found.high)})"
-    if found.high < 1:
-        return f"{number}, lower"
-    if found.low > 1:
-        return f"{number}, higher"
-    return f"{number}, no clear difference"
+    word = "lower" if found.high < 1 else "higher" if found.low > 1 else "no clear difference"
+    return f"{number} ({_number(found.low)} to {_number(found.high)}), {word}"
 
 
 def estimate(row: pd.Series, name: str) -> Estimate:
@@ -197,11 +164,9 @@ def estimate(row: pd.Series, name: str) -> Estimate:
 
 
 def as_table(compared: pd.DataFrame, by: Sequence[str], loss: str = "train_loss") -> pd.DataFrame:
-    """The comparison as a reader wants it: means and ratios with their intervals as text.
+    """What `compare` found, as a reader wants it: means and ratios with their intervals as text.
 
-    Columns `by`, its leading ones; "seeds"; the loss of Adam alone; and for either budget the loss
-    and its ratio to Adam's. Losses, one of `LOSSES`, are in units of 10⁻³, "–" where nothing was
-    measured.
+    Losses, one of `LOSSES`, are in units of 10⁻³, "–" where nothing was measured.
     """
     names = {"Adam alone, 10⁻³": (f"adam_{loss}", 1e3)}
     for budget in BUDGETS:
@@ -248,6 +213,9 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.{3 if value >= 1 else 2}g}"
 
 
-def _columns(name: str, found: Estimate | None) -> dict[str, float | None]:
-    values = (None, None, None) if found is None else found
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+def _columns(
+    name: str, estimate: Callable[..., Estimate], *losses: np.ndarray
+) -> dict[str, float | None]:
+    """An estimate and its ends as columns, missing where there are no losses."""
+    found = estimate(*losses) if len(losses[0]) else (None, None, None)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))

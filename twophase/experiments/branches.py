@@ -4,8 +4,6 @@ Comparisons are then paired, run by run, and what Adam did before a swap costs n
 run has a folder named by its configuration, so that many can be made in any number of sittings.
 """
 
-import hashlib
-import json
 import logging
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +17,7 @@ from filelock import FileLock
 
 from twophase.errors import TwoPhaseError, check_integer
 from twophase.experiments import runs
-from twophase.experiments.config import RunConfig
+from twophase.experiments.config import RunConfig, digest
 from twophase.switch import FixedEpoch, SwitchRule, first_switch
 
 log = logging.getLogger("twophase")
@@ -29,7 +27,7 @@ _END = "end"
 
 def digest_name(config: RunConfig) -> str:
     """A run's folder: named by what it is and by its digest."""
-    return f"{config.name.replace(' ', '-')}-{config.digest()}"
+    return f"{config.name.replace(' ', '-')}-{digest(config)}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,6 @@ class Place:
     name: Callable[[RunConfig], str] = digest_name
 
     def folder(self, config: RunConfig) -> Path:
-        """The folder of a run."""
         return self.out / self.name(config)
 
     def standing_for(self, config: RunConfig) -> RunConfig:
@@ -67,7 +64,7 @@ class Place:
 
 
 class Done(NamedTuple):
-    """A configuration that was run: its folder, which runs of the same course share, or the error.
+    """A configuration that was run: its folder, which runs of the same course share.
 
     `error` is the reason why the run failed, else empty.
     """
@@ -75,6 +72,11 @@ class Done(NamedTuple):
     config: RunConfig
     folder: Path
     error: str = ""
+
+    @property
+    def label(self) -> str:
+        """Problem, phases and seed, for logs."""
+        return f"{self.config.name} seed {self.config.seed}"
 
 
 def run(
@@ -85,21 +87,15 @@ def run(
 ) -> list[Done]:
     """Run what is not finished of many configurations, each trajectory of Adam once.
 
-    A run that fails is named in the log and in the result; the others still run.
+    A run that fails is named in the log and in its `Done`, of which each configuration has one, in
+    their order; the others still run. But where a file cannot be written (`OSError`), the runs
+    after it are not run.
 
     Args:
-        configs: any; a configuration that comes twice is run once.
-        place: where.
-        processes: that work side by side, each on one thread if there are several; seconds are
-            then those of a busy machine.
+        configs: a configuration that comes twice is run once.
+        processes: that work side by side, at least 1, each on one thread if there are several;
+            seconds are then those of a busy machine.
         on_done: called after each, in the order in which they are done.
-
-    Returns:
-        A `Done` for each configuration, in their order.
-
-    Raises:
-        InputError: `processes` is below 1.
-        OSError: a file cannot be written; the runs after it are not run.
     """
     check_integer("processes", processes, 1)
     families: dict[RunConfig, list[RunConfig]] = {}
@@ -108,7 +104,9 @@ def run(
     found = {}
     work = _in_turn(families, place) if processes == 1 else _pooled(families, place, processes)
     for number, done in enumerate(work, 1):
-        log.warning("[%d/%d] %s", number, sum(map(len, families.values())), _line(done))
+        failed = f" failed: {done.error}" if done.error else ""
+        total = sum(map(len, families.values()))
+        log.warning("[%d/%d] %s%s", number, total, done.label, failed)
         found[done.config] = done
         if on_done is not None:
             on_done(done)
@@ -120,27 +118,16 @@ def check(done: Iterable[Done]) -> None:
     done = list(done)
     failed = [one for one in done if one.error]
     if failed:
-        raise TwoPhaseError(
-            f"{len(failed)} of {len(done)} runs failed; first {failed[0].config.name} seed "
-            f"{failed[0].config.seed}: {failed[0].error}"
-        )
+        first = f"{failed[0].label}: {failed[0].error}"
+        raise TwoPhaseError(f"{len(failed)} of {len(done)} runs failed; first {first}")
 
 
 def settled(config: RunConfig, trace: Iterable[tuple[float, float]]) -> RunConfig:
     """The run that takes the same course as `config`, named by the epoch of its swap.
 
     Without the way back to Adam a rule does nothing but choose that epoch: rules that choose the
-    same one are one run, and where none is chosen before the end the run is Adam's own.
-
-    Args:
-        config: of a run that begins with Adam.
-        trace: of its trunk, the epochs' (training loss, gradient norm).
-
-    >>> from twophase import GradientNormPeak
-    >>> trace = [(0.9, 1.0), (0.8, 2.0), (0.7, 1.5), (0.6, 1.0)]
-    >>> literal = RunConfig(epochs=4, switch=GradientNormPeak(), fallback=None)
-    >>> settled(literal, trace).switch
-    FixedEpoch(epoch=3)
+    same one are one run, and where none is chosen before the end the run is Adam's own. `config`
+    begins with Adam; `trace` is of its trunk, the epochs' (training loss, gradient norm).
     """
     if config.second is None:
         return config.trunk()
@@ -175,10 +162,8 @@ def state_for(config: RunConfig, place: Place) -> Path:
     """The state of a finished trunk from which a run goes on: at its swap, or at the end.
 
     Where the trunk was finished before anybody asked for that swap, its first epochs are trained
-    once more, into a folder beside it, for all the runs that will ask.
-
-    Raises:
-        InputError: the trunk is not finished.
+    once more, into a folder beside it, for all the runs that will ask. `InputError` for a trunk
+    that is not finished.
     """
     trunk = config.trunk()
     folder = place.folder(trunk)
@@ -254,11 +239,4 @@ def _branch_name(config: RunConfig) -> str:
     """By the rule alone: runs that differ in the second phase only leave with one state."""
     if isinstance(config.switch, FixedEpoch):
         return f"epoch-{config.switch.epoch}"
-    rule = json.dumps(config.switch.to_dict(), sort_keys=True)
-    return f"{type(config.switch).__name__}-{hashlib.sha256(rule.encode()).hexdigest()[:8]}"
-
-
-def _line(done: Done) -> str:
-    config = done.config
-    text = f"{config.name} seed {config.seed}"
-    return f"{text} failed: {done.error}" if done.error else text
+    return f"{type(config.switch).__name__}-{digest(config.switch)}"

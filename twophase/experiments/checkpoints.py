@@ -20,8 +20,8 @@ log = logging.getLogger("twophase")
 def save(folder: Path, epoch: int, state: dict) -> Path:
     """Write a state as the newest checkpoint of a run, and drop all but the one before it.
 
-    The state, that after `epoch` epochs, holds tensors, numbers, strings, lists and dicts of them.
-    Where the disk is full or the folder cannot be written to (OSError), older ones are intact.
+    The state after `epoch` epochs holds tensors, numbers, strings, lists and dicts of them. Where
+    it cannot be written (`OSError`), older ones are intact.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"epoch-{epoch:06d}.ckpt"
@@ -41,10 +41,9 @@ def write(path: Path, state: dict) -> None:
 
 
 def load(path: Path) -> dict:
-    """Read a state that `save` or `write` made; its tensors lie on the CPU, wherever they were.
+    """Read a state that `save` or `write` made, its tensors to the CPU, wherever they were.
 
-    Raises:
-        DataError: the file is missing, of another version, truncated or altered.
+    `DataError` where the file is missing, of another version, truncated or altered.
     """
     try:
         content = path.read_bytes()

@@ -8,7 +8,8 @@ import logging
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,35 +47,23 @@ SAVED_SPACING = 0.04
 # Of weights, batches and subsets in the runs that tuning looks at, never in those it is judged by.
 TUNING_SEED = 100
 # Networks from the quickest to the slowest pass.
-SIZES = (
-    *("vit-nomlp-wkewq-wvwo1", "vit-nomlp-wkewq", "vit-nomlp"),
-    *("vit-mlp", "vgg5-max-relu"),
-)
+SIZES = ("vit-nomlp-wkewq-wvwo1", "vit-nomlp-wkewq", "vit-nomlp", "vit-mlp", "vgg5-max-relu")
 _MEASURED = ("passes_spent", "seconds", "loss")
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the comparison.
+    """A method of the comparison."""
 
-    Attributes:
-        label: for figures and tables.
-        candidates: the settings among which tuning may choose, the first as shipped.
-        times: its budget, in multiples of the others'.
-    """
-
-    label: str
-    candidates: tuple[Descent | Competitor, ...] = field(default=())
-    times: int = 1
+    label: str  # for figures and tables
+    candidates: tuple[Descent | Competitor, ...]  # for tuning to choose from, the first as shipped
+    times: int = 1  # its budget, in multiples of the others'
 
     @property
     def installed(self) -> bool:
-        """Whether the method can run here."""
-        return not isinstance(self.candidates[0], Competitor) or self.candidates[0].installed()
-
-
-def _preconditioned(beta: str) -> Descent:
-    return Descent(ConjugateDirection(beta), ParabolaFirst(), AdamMoments(min_batches=1))
+        """Whether the packages that it needs are here."""
+        package = getattr(self.candidates[0], "package", None)
+        return package is None or find_spec(package) is not None
 
 
 METHODS: dict[str, Method] = {
@@ -88,7 +77,11 @@ METHODS: dict[str, Method] = {
         tuple(Descent(ConjugateDirection("PR+"), GoldenSection(r)) for r in (1e-2, 1e-1, 1e-3)),
     ),
     "cg": Method(
-        "CG, parabola, preconditioned", tuple(map(_preconditioned, ("PR+", "HS-DY", "HZ")))
+        "CG, parabola, preconditioned",
+        tuple(
+            Descent(ConjugateDirection(beta), ParabolaFirst(), AdamMoments(min_batches=1))
+            for beta in ("PR+", "HS-DY", "HZ")
+        ),
     ),
     "default": Method("default second phase", (DEFAULT,)),
     "default-tuned": Method(
@@ -106,32 +99,27 @@ METHODS: dict[str, Method] = {
 
 
 class Entry(NamedTuple):
-    """A configuration with a budget of passes, and the method that it stands for.
-
-    `passes` is the comparison's budget, of which a method may have a multiple.
-    """
+    """A configuration with a budget of passes, and the method that it stands for."""
 
     config: RunConfig
     method: str
     candidate: int
-    passes: int
+    passes: int  # the comparison's budget, of which a method may have a multiple
 
     @property
     def keys(self) -> dict[str, Any]:
         """The columns that name the entry in a table of curves."""
-        config = self.config
+        config, problem = self.config, self.config.problem
         return {
-            "problem": getattr(config.problem, "dataset", config.problem.name),
-            "model": getattr(config.problem, "model", ""),
+            "problem": getattr(problem, "dataset", problem.name),
+            "model": getattr(problem, "model", ""),
             "swap_epoch": config.epochs,
             "seed": config.seed,
             "batch_size": config.adam.batch_size,
             "learning_rate": config.adam.learning_rate,
-            "train_examples": getattr(config.problem, "train_examples", None),
+            "train_examples": getattr(problem, "train_examples", None),
             "dtype": config.dtype,
-            "method": self.method,
-            "candidate": self.candidate,
-            "passes": self.passes,
+            **{"method": self.method, "candidate": self.candidate, "passes": self.passes},
         }
 
 
@@ -145,10 +133,8 @@ def prefix(
 ) -> RunConfig:
     """Adam on a problem up to where the methods part, without validation examples.
 
-    A full-batch problem takes all its points in one batch, whatever `batch_size` says.
-
-    Raises:
-        InputError: a field is out of range.
+    A full-batch problem takes all its points in one batch, whatever `batch_size` says. `InputError`
+    for a field out of range.
     """
     check_integer("swap_epoch", swap_epoch, 1)
     if isinstance(problem, ImageProblem):
@@ -161,25 +147,18 @@ def prefix(
 class Plan:
     """A comparison: problems and networks, where the methods part, their budget, and the seeds.
 
-    Args:
-        problems, models: see `twophase.problems.problem.named`; equations take no model.
-        swap_epoch, batch_size, train_examples: see `prefix` and `ImageProblem`.
-        passes: each method's budget after the prefix, at least 3.
-        seeds: 0, 1, ..., so many.
-        dtype: of networks for images; full-batch problems take float64.
-
-    Raises:
-        InputError: a field is out of range.
+    See `prefix`, `ImageProblem` and `twophase.problems.problem.named`. `InputError` for a field out
+    of range.
     """
 
     problems: tuple[str, ...]
-    models: tuple[str, ...]
+    models: tuple[str, ...]  # equations take none
     swap_epoch: int
-    passes: int
-    seeds: int = 3
+    passes: int  # each method's budget after the prefix, at least 3
+    seeds: int = 3  # 0, 1, ..., so many
     batch_size: int = 512
     train_examples: int | None = None
-    dtype: str = "float32"
+    dtype: str = "float32"  # of networks for images; full-batch problems take float64
 
     def __post_init__(self) -> None:
         check_integer("seeds", self.seeds, 1)
@@ -207,26 +186,14 @@ class Plan:
 
 
 PLANS = {
-    "smoke": Plan(
-        *(("digits",), ("vit-nomlp-wkewq-wvwo1",)),
-        **{"swap_epoch": 2, "passes": 30, "seeds": 2, "batch_size": 16, "train_examples": 32},
-    ),
-    "quick": Plan(
-        *(("digits",), ("vit-nomlp-wkewq-wvwo1",)),
-        **{"swap_epoch": 60, "passes": 240, "batch_size": 64, "train_examples": 192},
-    ),
-    "paper": Plan(
-        ("digits", "mnist", "cifar10"), tuple(networks.MODELS), swap_epoch=100, passes=1000
-    ),
+    "smoke": Plan(("digits",), SIZES[:1], 2, 30, seeds=2, batch_size=16, train_examples=32),
+    "quick": Plan(("digits",), SIZES[:1], 60, 240, batch_size=64, train_examples=192),
+    "paper": Plan(("digits", "mnist", "cifar10"), tuple(networks.MODELS), 100, 1000),
 }
 
 
 def plan(preset: str, **changes: Any) -> Plan:
-    """A preset's plan, with the fields that were given instead of its own; None: the preset's.
-
-    Raises:
-        InputError: the preset is unknown, or a field is out of range.
-    """
+    """A preset's plan, with the fields that are not None instead of its own; else `InputError`."""
     given = {name: value for name, value in changes.items() if value is not None}
     return replace(PLANS[check_choice("preset", preset, PLANS)], **given)
 
@@ -273,12 +240,7 @@ def variants(
 
 
 def chosen(curves: pd.DataFrame) -> dict[str, int]:
-    """For each method the candidate with the lowest loss at the end of the tuning runs' budget.
-
-    >>> curves = pd.DataFrame({"method": "sgd", "candidate": [0, 1, 1], "loss": [0.5, 0.9, 0.4]})
-    >>> chosen(curves)
-    {'sgd': 1}
-    """
+    """For each method the candidate with the lowest loss at the end of the tuning runs' budget."""
     lowest = curves.groupby(["method", "candidate"]).loss.min()
     return {method: int(of.idxmin()[1]) for method, of in lowest.groupby("method")}
 
@@ -296,23 +258,18 @@ def compare(
     curves come after the others. Without it all methods are as shipped. Errors as of `run`.
     """
     tried = tuning_entries(plan.tuning(), methods, plan.passes) if tune else []
-    numbers = {}
+    numbers = chosen(run(tried, place, processes)) if tried else {}
     if tried:
-        numbers = chosen(run(tried, place, processes))
         log.warning("tuning chose %s", numbers)
     return run([*entries(plan.prefixes(), methods, plan.passes, numbers), *tried], place, processes)
 
 
 def run(todo: Sequence[Entry], place: branches.Place, processes: int = 1) -> pd.DataFrame:
-    """Run what is not done of some entries, each prefix once.
+    """The curves of some entries, of which those that are not done are run, each prefix once.
 
-    Returns:
-        The curves, a row for each point: the keys of the entry, and `passes_spent` and `seconds`
-        since the prefix, with the lowest training `loss` so far.
-
-    Raises:
-        TwoPhaseError: an entry failed; the others were run.
-        OSError: a file cannot be written.
+    A row for each point: the keys of the entry, and `passes_spent` and `seconds` since the prefix,
+    with the lowest training `loss` so far. `TwoPhaseError` where an entry failed, once the others
+    were run; `OSError` where a file cannot be written.
     """
     done = branches.run([entry.config for entry in todo], place, processes)
     branches.check(done)
@@ -335,20 +292,15 @@ def save(curves: pd.DataFrame, folder: Path, facts: Mapping[str, Any]) -> None:
     table = curves[keys].assign(run=numbers).drop_duplicates("run").set_index("run")
     points = curves[list(_MEASURED)].assign(run=numbers)
     points = pd.concat([_thinned(run) for _, run in points.groupby("run")]).set_index("run")
-    points = points.assign(
-        seconds=points.seconds.map("{:.3g}".format), loss=points.loss.map("{:.5g}".format)
-    )
+    for name, form in (("seconds", "{:.3g}"), ("loss", "{:.5g}")):
+        points[name] = points[name].map(form.format)
     write_atomically(folder / "runs.csv", table.to_csv())
     write_atomically(folder / "curves.csv", points.to_csv())
     write_json(folder / "provenance.json", dict(facts))
 
 
 def load(folder: Path) -> pd.DataFrame:
-    """The curves that `save` wrote.
-
-    Raises:
-        InputError: the folder does not hold them.
-    """
+    """The curves that `save` wrote; `InputError` where the folder does not hold them."""
     try:
         table = pd.read_csv(folder / "runs.csv", index_col="run", keep_default_na=False)
         points = pd.read_csv(folder / "curves.csv")

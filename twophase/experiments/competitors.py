@@ -9,9 +9,8 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from scipy import optimize
 from torch import Tensor, nn
 
-from twophase.adam import Adam, sweep
+from twophase.adam import sweep
 from twophase.device import clock
 from twophase.errors import NonFiniteError, check_integer, check_number
 from twophase.full_batch import FullBatch
@@ -54,22 +53,8 @@ class Journal:
     looked at whenever the passes have grown by 2 %, and at the end, by a forward pass that neither
     passes nor seconds count.
 
-    Args:
-        budget: passes, at least 3, one full-batch gradient or mini-batch epoch.
-        loss: at the end of the prefix.
-        device: the model's, whose work seconds wait for.
-
-    Raises:
-        InputError: the budget is too small.
-
-    >>> journal = Journal(6, 1.0, torch.device("cpu"))
-    >>> journal.saw(3, 0.5), journal.saw(6, 0.7)
-    (None, None)
-    >>> [(row.passes, row.loss) for row in journal.rows]
-    [(0, 1.0), (3, 0.5), (6, 0.5)]
-    >>> journal.saw(9, 0.1)
-    Traceback (most recent call last):
-    twophase.experiments.competitors.BudgetSpent
+    The `budget` is in passes, at least 3, one full-batch gradient or mini-batch epoch, else
+    `InputError`; `loss` is that at the end of the prefix; seconds wait for work on the `device`.
     """
 
     def __init__(self, budget: int, loss: float, device: torch.device):
@@ -89,14 +74,12 @@ class Journal:
 
     def due(self, passes: int, step: int = 0) -> bool:
         """Whether the curve lacks a point here, or could not have one `step` passes later."""
-        return passes >= self._next or passes + step > self.budget
+        last = self.rows[-1].passes
+        next_one = min(max(last + 1, (1 + SPACING) * last), self.budget)
+        return passes >= next_one or passes + step > self.budget
 
     def saw(self, passes: int, loss: float) -> None:
-        """A loss was met, after so many passes since the prefix.
-
-        Raises:
-            BudgetSpent: these are more than there are; the loss does not count.
-        """
+        """A loss was met, after so many passes; `BudgetSpent` where there are not so many."""
         if passes > self.budget:
             raise BudgetSpent
         seconds = clock(self.device) - self._began - self._paused
@@ -110,25 +93,14 @@ class Journal:
         if self._lowest.passes > self.rows[-1].passes:
             self.rows.append(self._lowest)
 
-    @property
-    def _next(self) -> float:
-        last = self.rows[-1].passes
-        return min(max(last + 1, (1 + SPACING) * last), self.budget)
-
 
 class Competitor(Settings):
     """A method to compare a second phase with; `package` must be installed for it (None: nothing).
 
-    To add one: a frozen dataclass with its settings and `run`, and an entry in
-    `twophase.experiments.comparison.METHODS`.
+    Each is a frozen dataclass, and listed in `twophase.experiments.comparison.METHODS`.
     """
 
     package: ClassVar[str | None] = None
-
-    @classmethod
-    def installed(cls) -> bool:
-        """Whether the method can run here."""
-        return cls.package is None or find_spec(cls.package) is not None
 
     @abstractmethod
     def run(self, trainer: Trainer, journal: Journal) -> None:
@@ -145,10 +117,12 @@ class AdamGoesOn(Competitor):
         check_number("factor", self.factor, above=0)
 
     def run(self, trainer: Trainer, journal: Journal) -> None:
-        """Epochs of the trainer's own Adam."""
-        optimizer = _adam(trainer).optimizer
+        optimizer = trainer.phases[ADAM].adam.optimizer
         rate = self.factor * optimizer.param_groups[0]["lr"]
-        _mini_batches(trainer, journal, optimizer, lambda share: rate)
+        _mini_batches(trainer, journal, optimizer, lambda share: self._rate(rate, share))
+
+    def _rate(self, rate: float, share: float) -> float:
+        return rate
 
 
 @dataclass(frozen=True)
@@ -158,13 +132,8 @@ class AdamCosine(AdamGoesOn):
     Loshchilov and Hutter (2017), without restarts.
     """
 
-    def run(self, trainer: Trainer, journal: Journal) -> None:
-        """Epochs of the trainer's own Adam."""
-        optimizer = _adam(trainer).optimizer
-        rate = self.factor * optimizer.param_groups[0]["lr"]
-        _mini_batches(
-            trainer, journal, optimizer, lambda share: rate * (1 + math.cos(math.pi * share)) / 2
-        )
+    def _rate(self, rate: float, share: float) -> float:
+        return rate * (1 + math.cos(math.pi * share)) / 2
 
 
 @dataclass(frozen=True)
@@ -174,7 +143,6 @@ class SGD(Competitor):
     rate: float = 1.0
 
     def run(self, trainer: Trainer, journal: Journal) -> None:
-        """Epochs of torch's SGD."""
         parameters = trainer.objective.vector.parameters
         optimizer = torch.optim.SGD(parameters, lr=self.rate, momentum=0.9)
         _mini_batches(trainer, journal, optimizer, lambda share: self.rate)
@@ -191,7 +159,6 @@ class TorchLBFGS(Competitor):
     history_size: int = 100
 
     def run(self, trainer: Trainer, journal: Journal) -> None:
-        """One step of torch's optimizer."""
         x = nn.Parameter(trainer.objective.vector.read())
         seen = _seen(trainer.objective, journal)
         optimizer = torch.optim.LBFGS(
@@ -218,7 +185,7 @@ class ScipyCG(Competitor):
     c2: float = 0.4
 
     def run(self, trainer: Trainer, journal: Journal) -> None:
-        """One call, which ends by itself where its search finds no lower loss."""
+        # it ends by itself where its search finds no lower loss
         seen = _seen(trainer.objective, journal)
         x = trainer.objective.vector.read()
 
@@ -239,7 +206,6 @@ class TorchminCG(Competitor):
     package = "torchmin"
 
     def run(self, trainer: Trainer, journal: Journal) -> None:
-        """One call."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of torch, for what the package uses
             from torchmin import minimize
@@ -256,19 +222,17 @@ class TorchminCG(Competitor):
 def go_on(second: Descent | Competitor, trainer: Trainer, budget: int) -> list[Progress]:
     """The curve of a second phase, or of a competitor, from where the trainer stands.
 
-    The trainer, of Adam alone with at least an epoch behind it, is used up. The curve begins at
-    passes 0, and its losses never rise. It ends early where the method gave up, or where the loss
-    was no longer finite. `InputError` for a budget below 3 passes.
+    The trainer, of Adam alone with at least an epoch behind it, is used up. The curve ends early
+    where the method gave up, or where the loss was no longer finite. `InputError` for a budget
+    below 3 passes.
     """
     objective = trainer.objective
     journal = Journal(budget, objective.value(objective.vector.read()), trainer.device)
-    try:
+    with suppress(BudgetSpent, NonFiniteError):
         if isinstance(second, Descent):
             _descend(second, trainer, journal)
         else:
             second.run(trainer, journal)
-    except (BudgetSpent, NonFiniteError):
-        pass
     journal.end()
     return journal.rows
 
@@ -279,16 +243,9 @@ def _descend(second: Descent, trainer: Trainer, journal: Journal) -> None:
     phase = DescentPhase(objective, second, trainer.phases[ADAM])
     before = objective.passes.total
     point = evaluate(objective, objective.vector.read())
-    while True:
-        work = phase.epoch(point)
-        if work.status is not Status.MOVED:
-            return
+    while (work := phase.epoch(point)).status is Status.MOVED:
         point = work.point or evaluate(objective, work.x)
         journal.saw(objective.passes.total - before, point.value)
-
-
-def _adam(trainer: Trainer) -> Adam:
-    return trainer.phases[ADAM].adam
 
 
 def _mini_batches(
@@ -298,21 +255,19 @@ def _mini_batches(
     rate: Callable[[float], float],
 ) -> None:
     """Epochs of a first-order optimizer, whose rate follows from the share of the budget spent."""
-    objective, source = trainer.objective, _adam(trainer)
+    objective, source = trainer.objective, trainer.phases[ADAM].adam
     inputs, targets, spent = objective.inputs, objective.targets, 0
-    while True:
+    loss = 0.0
+    while math.isfinite(loss):
         for group in optimizer.param_groups:
             group["lr"] = rate(spent / journal.budget)
         batches = source.batches(len(inputs), inputs.device)
         sweep(trainer.model, objective.loss, optimizer, inputs, targets, batches)
         spent += GRADIENT_PASSES
-        if not journal.due(spent, GRADIENT_PASSES):
-            continue
-        with journal.paused():
-            loss = objective.value(objective.vector.read())
-        journal.saw(spent, loss)
-        if not math.isfinite(loss):
-            return
+        if journal.due(spent, GRADIENT_PASSES):
+            with journal.paused():
+                loss = objective.value(objective.vector.read())
+            journal.saw(spent, loss)
 
 
 def _seen(objective: FullBatch, journal: Journal) -> Callable[[Tensor], tuple[float, Tensor]]:

@@ -20,7 +20,7 @@ from twophase.trainer import Trainer
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """One run, checked as a whole before anything starts; made of objects that go to JSON.
+    """One run, made of objects that go to JSON; checked as a whole before anything is loaded.
 
     Args:
         problem: what is trained; see `twophase.problems.problem`.
@@ -33,12 +33,7 @@ class RunConfig(Settings):
         seed: of initial weights, mini-batch order and subsets, at least 0.
         dtype: of the parameters, "float32" or "float64".
 
-    Raises:
-        InputError: a field is out of range; nothing has been loaded yet.
-
-    >>> paper = RunConfig(ImageProblem("digits", "vit-mlp"), epochs=70, switch=FixedEpoch(21))
-    >>> paper.strategy, paper.trunk().strategy
-    ('adam+second', 'adam')
+    `InputError` where a field is out of range, or fields do not go together.
     """
 
     problem: Problem = ImageProblem()
@@ -111,24 +106,22 @@ class RunConfig(Settings):
             device=device,
         )
 
-    def digest(self) -> str:
-        """Eight characters that differ for different configurations, to name folders."""
-        content = json.dumps(self.to_dict(), sort_keys=True).encode()
-        return hashlib.sha256(content).hexdigest()[:8]
-
     def _check_kinds(self) -> None:
-        kinds: dict[str, tuple[object, str]] = {
-            "adam": (AdamSettings | None, "AdamSettings or None"),
-            "second": (Descent | Competitor | None, "a Descent, a Competitor or None"),
-            "fallback": (Fallback | None, "a Fallback or None"),
-            "switch": (Settings, "a switch rule of the library"),
-            "problem": (Settings, "an ImageProblem or a PhysicsProblem"),
+        # which kinds are allowed, what they must be able to do, and how they are called
+        kinds = {
+            "adam": (AdamSettings | None, "", "AdamSettings or None"),
+            "second": (Descent | Competitor | None, "", "a Descent, a Competitor or None"),
+            "fallback": (Fallback | None, "", "a Fallback or None"),
+            "switch": (Settings, "update", "a switch rule of the library"),
+            "problem": (Settings, "load", "an ImageProblem or a PhysicsProblem"),
         }
-        for field, (kind, allowed) in kinds.items():
+        for field, (kind, method, allowed) in kinds.items():
             value = getattr(self, field)
-            if not isinstance(value, kind):  # type: ignore[arg-type]
+            if not isinstance(value, kind) or (method and not hasattr(value, method)):
                 raise InputError(field, value, allowed)
-        if not hasattr(self.problem, "load"):
-            raise InputError("problem", self.problem, kinds["problem"][1])
-        if not hasattr(self.switch, "update"):
-            raise InputError("switch", self.switch, kinds["switch"][1])
+
+
+def digest(settings: Settings) -> str:
+    """Eight characters that differ for different settings, to name files and folders."""
+    content = json.dumps(settings.to_dict(), sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()[:8]

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from twophase.device import clock
-from twophase.errors import InputError, check_number
+from twophase.errors import check_number
 from twophase.experiments import runs, traces
 from twophase.experiments.config import RunConfig
-from twophase.experiments.files import project_folder, write_atomically
+from twophase.experiments.files import committed_table, write_atomically
 from twophase.experiments.hessian import Hessian
 from twophase.objective import Objective, evaluate
 from twophase.second_phase import Status, iterate
@@ -76,19 +76,16 @@ def audit_recording(
     curvatures along Adam's next epoch and along CG's third step from there, too.
 
     Args:
-        config, out: of a run that `traces.record` has finished; the folder of all recordings.
+        config, out: of a run that `traces.record` has finished, else `InputError`; the folder of
+            all recordings.
         root, device: see `runs.run`.
         epochs, cg_iterations: of Adam, as far as their weights were kept; of CG after the swap.
 
     Returns:
-        Columns `KEY`, the fields of `twophase.experiments.hessian.Curvature` (with `along_adam` and
-        `along_cg`), its verdict `convexity`, and `seconds`.
-
-    Raises:
-        InputError: the recording is not finished.
-        NonFiniteError: a loss or a product of its Hessian is not finite.
+        Columns `KEY`, the fields of `hessian.Curvature` (with `along_adam` and `along_cg`), its
+        verdict `convexity`, and `seconds`. For errors see `hessian.Hessian`.
     """
-    folder = traces.folder(out, config)
+    folder = out / traces.folder_name(config)
     trace = traces.collect([config], out)
     kept = [e for e in epochs if runs.branch_file(folder, f"epoch-{e}").exists()]
     written = folder / "audit.csv"
@@ -108,11 +105,8 @@ def audit_recording(
 
 
 def committed() -> pd.DataFrame:
-    """The source tree's audits of the recorded traces; `InputError` where there is none."""
-    tree = project_folder()
-    if tree is None:
-        raise InputError("audit", None, "the source tree, whose reports folder holds it")
-    return pd.read_csv(tree / "reports" / "reference" / "convexity-audit" / "audit.csv")
+    """The source tree's audits of the recorded traces; `InputError` without it."""
+    return committed_table("reports/reference/convexity-audit/audit.csv")
 
 
 def clearly_negative(audits: pd.DataFrame, level: float = 1e-2) -> pd.Series:

@@ -1,8 +1,13 @@
-"""Files that are either whole or not there, and the folder that the package runs from."""
+"""Files that are either whole or not there; the source tree, and what lies in it."""
 
 import json
 import os
+import tempfile
 from pathlib import Path
+
+import pandas as pd
+
+from twophase.errors import InputError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -34,3 +39,16 @@ def project_folder() -> Path | None:
     """
     folder = Path(__file__).resolve().parents[2]
     return folder if (folder / "pyproject.toml").is_file() else None
+
+
+def committed_table(path: str) -> pd.DataFrame:
+    """A CSV file of the source tree, such as `data/paper_table1.csv`; `InputError` without one."""
+    folder = project_folder()
+    if folder is None:
+        raise InputError(path, None, "the source tree, which holds it")
+    return pd.read_csv(folder / path)
+
+
+def work_folder(path: str | Path | None) -> Path:
+    """A folder for runs: `path`, from the project's folder; a temporary one for None or ""."""
+    return (project_folder() or Path()) / path if path else Path(tempfile.mkdtemp())

@@ -8,7 +8,7 @@ import pandas as pd
 
 from twophase.experiments import profiles
 from twophase.experiments.comparison import METHODS, TUNING_SEED, chosen
-from twophase.experiments.statistics import ratio_of
+from twophase.experiments.statistics import by_group, ratio_of
 from twophase.settings import Settings
 
 NAME = ["problem", "model"]
@@ -24,18 +24,13 @@ class Parts(NamedTuple):
 
 
 def parts(curves: pd.DataFrame) -> Parts:
-    """What `comparison.compare` returned or `comparison.load` read, the tuning apart."""
+    """What `comparison.compare` or `comparison.load` returned, the tuning apart."""
     tuned = curves.seed == TUNING_SEED
     return Parts(curves[~tuned], curves[tuned], int(curves.passes.max()))
 
 
 def setting(curves: pd.DataFrame) -> str:
-    """What curves of one setting, but for the seed, were made on, for captions.
-
-    >>> row = {"problem": "mnist", "model": "vit-mlp", "train_examples": 2048, "batch_size": 64}
-    >>> setting(pd.DataFrame([row | {"swap_epoch": 100, "seed": seed} for seed in range(3)]))
-    'mnist vit-mlp, 2048 examples in batches of 64, after 100 epochs of Adam, 3 seeds'
-    """
+    """What curves of one setting, but for the seed, were made on, for captions."""
     first, seeds = curves.iloc[0], curves.seed.nunique()
     name = f"{first.problem} {first.model}".strip()
     part, batch = first.train_examples, first.batch_size
@@ -46,10 +41,7 @@ def setting(curves: pd.DataFrame) -> str:
 
 
 def tuned(tuning: pd.DataFrame) -> pd.DataFrame:
-    """For each method that was tuned: its candidates, the chosen one, and its and the worst loss.
-
-    A row for each method, none if `tuning` is empty.
-    """
+    """For each tuned method: its candidates, the chosen one, its loss and the worst."""
     picked = chosen(tuning)
     lowest = tuning.groupby(["method", "candidate"]).loss.min()
     rows = [
@@ -67,11 +59,7 @@ def tuned(tuning: pd.DataFrame) -> pd.DataFrame:
 
 
 def candidates(method: str) -> list[str]:
-    """The candidates of a method in words: what differs from the first, which is as shipped.
-
-    >>> candidates("cg"), candidates("default-tuned")
-    (['beta PR+', 'beta HS-DY', 'beta HZ'], ['as shipped', 'c2 0.5', 'preconditioner Identity()'])
-    """
+    """The candidates of a method in words: what differs from the first, which is as shipped."""
     first, *others = METHODS[method].candidates
     if not others:
         return ["as shipped"]
@@ -83,34 +71,29 @@ def candidates(method: str) -> list[str]:
 
 
 def by_method(curves: pd.DataFrame, passes: int) -> pd.DataFrame:
-    """`profiles.overview` of each problem, network and method, with the methods' labels.
-
-    Problem and network are left out where there is only one.
-    """
-    shown = profiles.overview(curves, passes, [*NAME, "method"])
-    shown["method"] = [METHODS[name].label for name in shown.method]
-    return _readable(shown)
+    """`profiles.overview` of each problem and network; left out where there is only one."""
+    return _readable(_labelled(profiles.overview(curves, passes, [*NAME, "method"])))
 
 
 def twice(curves: pd.DataFrame) -> pd.DataFrame:
-    """What Adam makes of twice the passes, beside the default second phase with the simple ones.
+    """Median losses of Adam, of Adam with twice the passes and of the default, where all ran."""
 
-    A row for each problem and network on which both ran, with the median losses, and the seeds on
-    which the second phase is lower than Adam with twice the passes.
-    """
-    rows = []
-    for values, of in curves.groupby(NAME, sort=False):
-        if {"adam-twice", "default"} <= set(of.method):
-            ends = of.pivot_table(index="seed", columns="method", values="loss", aggfunc="min")
-            lower = int((ends["default"] < ends["adam-twice"]).sum())
-            rows.append(
-                dict(zip(NAME, values, strict=True))
-                | {"Adam": ends["adam"].median(), "Adam, twice": ends["adam-twice"].median()}
-                | {"twice / Adam": (ends["adam-twice"] / ends["adam"]).median()}
-                | {"default second phase": ends["default"].median()}
-                | {"second phase lower than Adam, twice": f"{lower} of {len(ends)} seeds"}
-            )
-    return _readable(pd.DataFrame(rows))
+    def describe(of: pd.DataFrame) -> dict[str, Any]:
+        ends = of.pivot_table(index="seed", columns="method", values="loss", aggfunc="min")
+        adam, longer, default = (ends[name] for name in ("adam", "adam-twice", "default"))
+        lower = (default < longer).sum()
+        return {
+            "Adam": adam.median(),
+            "Adam, twice": longer.median(),
+            "twice / Adam": (longer / adam).median(),
+            "default second phase": default.median(),
+            "second phase lower than Adam, twice": f"{lower} of {len(ends)} seeds",
+        }
+
+    both = curves.groupby(NAME).method.transform(
+        lambda names: {"adam-twice", "default"} <= set(names)
+    )
+    return _readable(by_group(curves[both], NAME, describe))
 
 
 def everywhere(found: pd.DataFrame) -> pd.DataFrame:
@@ -128,14 +111,11 @@ def where_ran(found: pd.DataFrame, method: str) -> pd.DataFrame:
 def solved(found: pd.DataFrame) -> pd.DataFrame:
     """How often each method is the quickest, and how often it gets to Adam's last loss at all.
 
-    `found` is from `profiles.costs`, of methods that ran on every setting; the shares are the ends
-    of `profiles.performance_profile`.
+    The shares are the ends of the `profiles.performance_profile` of what `profiles.costs` found.
     """
     ends = profiles.performance_profile(found, [1, np.inf])
-    columns = {"quickest": ends.iloc[0], "gets there": ends.iloc[1]}
-    shown = pd.DataFrame(columns).map("{:.0%}".format)
-    shown.insert(0, "method", [METHODS[name].label for name in shown.index])
-    return shown.reset_index(drop=True)
+    ends = ends.set_axis(["quickest", "gets there"]).T.map("{:.0%}".format)
+    return _labelled(ends.rename_axis("method").reset_index())
 
 
 def standing(found: pd.DataFrame) -> pd.DataFrame:
@@ -145,23 +125,20 @@ def standing(found: pd.DataFrame) -> pd.DataFrame:
     and how many runs, a setting and a seed each, do not get to Adam's last loss.
     """
     ratios = profiles.ratios(found, [*NAME, "method"])
-    rows = []
-    for method, of in ratios[ratios.method != "adam"].groupby("method", sort=False):
+
+    def describe(of: pd.DataFrame) -> dict[str, Any]:
         every, none = int((of.high < 1).sum()), int((of.low >= 1).sum())
-        rows.append(
-            {"method": METHODS[method].label, "settings": len(of), "quicker on every seed": every}
-            | {"on some": len(of) - every - none, "on none": none}
-            | {"runs that miss": f"{of.missed.sum()} of {of.seeds.sum()}"}
-        )
-    return pd.DataFrame(rows)
+        return {
+            **{"settings": len(of), "quicker on every seed": every},
+            **{"on some": len(of) - every - none, "on none": none},
+            "runs that miss": f"{of.missed.sum()} of {of.seeds.sum()}",
+        }
+
+    return _labelled(by_group(ratios[ratios.method != "adam"], ["method"], describe))
 
 
 def answer(found: pd.DataFrame, method: str = "default") -> str:
-    """Where a method is quicker than Adam, as a list in Markdown, from `profiles.costs`.
-
-    An item for the problems and networks where it is on every seed, on some, on none, each with its
-    ratio of costs to Adam's.
-    """
+    """Where a method is quicker than Adam, with its ratios of `profiles.costs`, in Markdown."""
     ratios = profiles.ratios(found[found.method == method], NAME)
     names = (ratios.problem + " " + ratios.model).str.strip() + " " + ratios.text
     groups = {
@@ -193,25 +170,24 @@ def verdicts(curves: pd.DataFrame, passes: int, method: str = "default") -> pd.D
 
     A method pays where it gets to the loss that Adam ends with at less than Adam's cost.
     """
-    by_passes, by_seconds = (
-        profiles.ratios(profiles.costs(curves, passes, cost), [*NAME, "method"]).groupby(
-            NAME, sort=False
+
+    def describe(of: pd.DataFrame) -> dict[str, str]:
+        by_passes, by_seconds = (
+            {name: ratio_of(ratios) for name, ratios in costs.groupby("method", sort=False).ratio}
+            for costs in (profiles.costs(of, passes, cost) for cost in profiles.COSTS)
         )
-        for cost in profiles.COSTS
-    )
-    rows = []
-    for (values, of), (_, timed) in zip(by_passes, by_seconds, strict=True):
-        own, own_timed = (
-            profiles.as_ratio(ratios[ratios.method == method].iloc[0]) for ratios in (of, timed)
-        )
-        best = of.loc[of["median"].idxmin()]
-        rows.append(
-            dict(zip(NAME, values, strict=True))
-            | {"pays by passes": profiles.verdict(own)}
-            | {"pays by seconds": profiles.verdict(own_timed, "seconds")}
-            | {"quickest by passes": f"{METHODS[best.method].label}, {best.text}"}
-        )
-    return pd.DataFrame(rows).rename(columns=NETWORK)
+        best = min(by_passes, key=lambda name: by_passes[name].median)
+        return {
+            "pays by passes": profiles.verdict(by_passes[method]),
+            "pays by seconds": profiles.verdict(by_seconds[method], "seconds"),
+            "quickest by passes": f"{METHODS[best].label}, {by_passes[best].text}",
+        }
+
+    return by_group(curves, NAME, describe).rename(columns=NETWORK)
+
+
+def _labelled(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(method=[METHODS[name].label for name in table.method])
 
 
 def _readable(table: pd.DataFrame) -> pd.DataFrame:

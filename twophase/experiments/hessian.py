@@ -70,12 +70,6 @@ class Hessian:
     The first question costs one gradient, each one the products that it says. All of them raise
     `InputError` where an argument is out of range or the model does not repeat itself, and
     `NonFiniteError` where the loss, its gradient or a product is not finite.
-
-    >>> from twophase.objective import FunctionObjective
-    >>> saddle = FunctionObjective(lambda x: 3 * x[0] ** 2 - x[1] ** 2)
-    >>> found = Hessian(saddle, torch.ones(2).double()).audit()
-    >>> round(found.smallest, 9), round(found.negative_share, 9), found.convexity().value
-    (-2.0, 0.25, 'clearly negative')
     """
 
     def __init__(self, objective: TwiceDifferentiable, x: Tensor):
@@ -83,7 +77,6 @@ class Hessian:
 
     @cached_property
     def point(self) -> Point:
-        """Loss and gradient at `x`."""
         return evaluate(self.objective, self.x)
 
     def product(self, vector: Tensor) -> Tensor:
@@ -97,7 +90,7 @@ class Hessian:
         return image
 
     def along(self, direction: Tensor) -> float:
-        """Curvature v'Hv / v'v along a direction v [P], of any length but 0; one product."""
+        """Curvature v'Hv / v'v along a vector v [P] other than 0; one product."""
         self._check("direction", direction)
         unit = (direction / norm(direction)).to(self.x)
         # a unit vector in float32 has a norm of 1 to seven digits only
@@ -109,9 +102,8 @@ class Hessian:
         """The extreme eigenvalues, by Lanczos iterations from a random vector.
 
         The error bound of a Ritz pair (θ, y) is its residual norm ‖Hy − θy‖, plus rounding: an
-        eigenvalue lies that near to θ. That it is the outermost one, no residual can tell: those
-        near 0, of which a network has most, can hold the smallest Ritz value for ten steps. So no
-        run has converged before 20 products. At most 49 vectors [P] are kept, 73 in a restart.
+        eigenvalue lies that near to θ, be it the outermost or not; see `lanczos.LEAST_PRODUCTS`.
+        At most 49 vectors [P] are kept, 73 in a restart.
 
         It ends when both errors are within `tolerance` times the largest |λ|, by default a tenth of
         the level of `Curvature.convexity`; or with what is found after `max_products`, by default
@@ -119,8 +111,7 @@ class Hessian:
         """
         check_number("tolerance", tolerance, above=0)
         generator = _generator(seed, max_products=max_products)
-        krylov = Krylov(self.product, lanczos.random_unit(self.x, generator), BASIS_SIZE)
-        return krylov.converge(tolerance, max_products)
+        return self._first_run(generator, BASIS_SIZE, tolerance, max_products)[0]
 
     def negative_share(
         self, *, power: int = 1, probes: int = 1, steps: int = 20, seed: int = 0

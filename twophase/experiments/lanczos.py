@@ -64,7 +64,7 @@ class Krylov:
         self.complete = False
 
     def converge(self, tolerance: float, max_products: int) -> Extremes:
-        """Extend until both extremes are within the tolerance, or the products are used up."""
+        """Extend until both extremes are within the tolerance or the products are used up."""
         ends = [0, -1]
         while True:
             self.extend()
@@ -77,7 +77,7 @@ class Krylov:
                 return Extremes(*found, *self.ritz_vectors(ends), self.products, converged)
 
     def extend(self) -> None:
-        """Make the space larger by one dimension: one product."""
+        """Add a dimension: one product."""
         if self.size == self.limit:
             self._restart()
         image = self.product(self.vectors[self.size])
@@ -111,7 +111,6 @@ class Krylov:
         return rotation @ self.vectors[: self.size]
 
     def outliers(self) -> Pairs:
-        """The Ritz pairs that have converged."""
         values, errors, _ = self.ritz()
         converged = np.flatnonzero(errors <= DEFLATED * np.abs(values))
         return values[converged], self.ritz_vectors(converged)
@@ -139,16 +138,15 @@ class NegativeShare(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Deviation and truncation, the root of their summed squares."""
         return float(np.hypot(self.deviation, self.truncation))
 
 
 class Spectrum(NamedTuple):
     """What is known of all eigenvalues: some as they are, and a random view of the others.
 
-    `known` [k]: eigenvalues that count once each. `matrices`: for each random probe the operator
-    within its Krylov space, [m, m]. `complete`: whether each space holds all that the operator
-    makes of it. `count`: the number of the other eigenvalues.
+    `known` [k]: those that count once each. `matrices`: for each random probe the operator within
+    its Krylov space, [m, m]. `complete`: whether the spaces hold all that the operator makes of
+    them. `count`: the number of the other eigenvalues.
     """
 
     known: np.ndarray

@@ -1,13 +1,14 @@
 """What a comparison comes to: costs to a target, performance profiles, verdicts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from twophase.errors import InputError, check_choice
 from twophase.experiments.comparison import METHODS
-from twophase.experiments.statistics import Ratio, ratio_of
+from twophase.experiments.statistics import Ratio, by_group, ratio_of
 from twophase.objective import GRADIENT_PASSES
 
 # what one problem instance is known by in the tables of `twophase.experiments.comparison`
@@ -22,14 +23,8 @@ REFERENCE = "adam"
 def cost_to(curve: pd.DataFrame, target: float, cost: str = "passes_spent") -> float:
     """What a run had spent when its loss was first at or below a target; inf if it never was.
 
-    Args:
-        curve: rows of one run in their order, with columns `loss` and `cost`.
-        target: a loss.
-        cost: one of `COSTS`, both since the shared prefix.
-
-    Returns:
-        The cost of the first point of the curve that is low enough. Points lie 2 % apart, in saved
-        tables another 4 %, so that it is up to that much too high.
+    `curve` has the rows of one run in their order; `cost` is one of `COSTS`, both since the shared
+    prefix. Points lie 2 % apart, in saved tables another 4 %: so much may the cost be too high.
     """
     check_choice("cost", cost, COSTS)
     reached = curve.loss.to_numpy() <= target
@@ -46,22 +41,15 @@ def costs(
 ) -> pd.DataFrame:
     """What each method spends to reach what Adam at a constant rate reaches in so many passes.
 
-    Args:
-        curves: from `comparison`, with runs of method "adam"; runs of other candidates of
-            one method must not be in it. Methods with a multiple of the budget are left out.
-        passes: since the prefix; they fix the target, the lowest loss of Adam within them.
-        cost: in which to count; see `cost_to`.
-        budget: passes that the methods have; what they reach later is a miss. Default: `passes`,
-            as many as Adam had.
+    `curves` are from `comparison`, with one candidate of each method; methods with a multiple of
+    the budget are left out. The target is the lowest loss of Adam within `passes` since the prefix;
+    what the others reach later than `budget` passes, by default as many, is a miss.
 
-    Returns:
-        A row for each setting and method: the columns `SETTING`, `method`; `target`; `cost`, inf
-        where the target was missed; `ratio` to Adam's own cost; `loss`, the method's lowest within
-        the budget; and `timed_loss`, that within no more than the seconds that Adam took for
-        `passes`: a method that is quicker for a pass had its passes in less.
-
-    Raises:
-        InputError: a setting lacks Adam, or Adam has not spent the passes.
+    A row for each setting and method has the columns `SETTING`, `method`; `target`; `cost`, inf
+    where the target was missed; `ratio` to Adam's own cost; `loss`, the method's lowest within the
+    budget; and `timed_loss`, that within no more than the seconds that Adam took for `passes`: a
+    method that is quicker for a pass had its passes in less. `InputError` where a setting lacks
+    Adam, or Adam has not spent the passes.
     """
     rows = []
     for values, of in curves.groupby(list(SETTING), sort=False, dropna=False):
@@ -95,20 +83,8 @@ def performance_profile(found: pd.DataFrame, factors: Sequence[float]) -> pd.Dat
     Benchmarking optimization software with performance profiles, 2002). A miss is no solution at
     any τ; a setting that no method solved counts in the denominator.
 
-    Args:
-        found: from `costs`.
-        factors: τ, at least 1.
-
-    Returns:
-        A column for each method, a row for each factor.
-
-    Raises:
-        InputError: a factor is below 1, or a method did not run on every setting.
-
-    >>> found = pd.DataFrame({"method": ["a", "b"], "cost": [3.0, 6.0]})
-    >>> found = found.assign(**dict.fromkeys(SETTING, 0))
-    >>> performance_profile(found, [1, 2]).to_dict("list")
-    {'a': [1.0, 1.0], 'b': [0.0, 1.0]}
+    `found` is from `costs`. The result has a column for each method, a row for each factor τ.
+    `InputError` for a factor below 1, and where a method did not run on every setting.
     """
     if min(factors) < 1:
         raise InputError("factors", min(factors), "factors of at least 1")
@@ -126,26 +102,16 @@ def performance_profile(found: pd.DataFrame, factors: Sequence[float]) -> pd.Dat
 
 
 def ratios(found: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """The ratios to Adam's cost over the seeds, for each combination of some columns.
+    """The ratios to Adam's cost over the seeds, for each combination of some columns of `costs`.
 
-    Args:
-        found: from `costs`, or several of them.
-        by: columns such as "problem", "model", "method".
-
-    Returns:
-        Columns `by`, and the fields and the `text` of the `Ratio`.
+    A row has the columns `by`, and the fields and the `text` of the `Ratio`.
     """
-    rows = []
-    for values, of in found.groupby(list(by), sort=False, dropna=False):
+
+    def describe(of: pd.DataFrame) -> dict[str, Any]:
         ratio = ratio_of(of.ratio)
-        rows.append(dict(zip(by, values, strict=True)) | ratio._asdict() | {"text": ratio.text})
-    return pd.DataFrame(rows)
+        return ratio._asdict() | {"text": ratio.text}
 
-
-def as_ratio(row: pd.Series) -> Ratio:
-    """The `Ratio` in a row of `ratios`."""
-    median, low, high, seeds, missed = row[list(Ratio._fields)]
-    return Ratio(float(median), float(low), float(high), int(seeds), int(missed))
+    return by_group(found, by, describe)
 
 
 def against(
@@ -153,13 +119,8 @@ def against(
 ) -> Ratio:
     """Passes of a method to the lowest loss of a rival within `passes`, in parts of the rival's.
 
-    Args:
-        curves: from `comparison`, with runs of both on every setting.
-        passes: within which the rival's lowest loss is the target.
-        method, rival: values of the column `method`.
-
-    Returns:
-        The ratio over the settings; a target that the method misses counts as infinite.
+    `curves` are from `comparison`, with runs of both on every setting, over which the ratio is; a
+    target that the method misses counts as infinite.
     """
     found = []
     for _, of in curves.groupby(list(SETTING), dropna=False):
@@ -172,38 +133,27 @@ def against(
 def overview(curves: pd.DataFrame, passes: int, by: Sequence[str]) -> pd.DataFrame:
     """A comparison as a reader wants it: losses at equal passes and seconds, costs to Adam's loss.
 
-    Args:
-        curves, passes: see `costs`.
-        by: columns that name a setting but for its seed, and "method".
-
-    Returns:
-        Columns `by`; the lowest loss within the passes, and within no more than the seconds that
-        Adam took for them, each as the median over the seeds and the range; the ratio of passes and
-        of seconds to Adam's, to the loss that Adam ends with.
+    For `curves` and `passes` see `costs`; the columns `by` name a setting but for its seed, and the
+    method. Losses are the lowest within the passes, and within no more than the seconds that Adam
+    took for them, as medians over the seeds and ranges; costs are to the loss that Adam ends with.
     """
     found = costs(curves, passes)
     # the same rows in the same order, counted otherwise
     found["seconds_ratio"] = costs(curves, passes, "seconds").ratio
-    rows = []
-    for values, of in found.groupby(list(by), sort=False, dropna=False):
-        rows.append(
-            dict(zip(by, values, strict=True))
-            | {
-                "loss at equal passes": _losses(of.loss),
-                "loss in Adam's seconds": _losses(of.timed_loss),
-                "passes / Adam's": ratio_of(of.ratio).text,
-                "seconds / Adam's": ratio_of(of.seconds_ratio).text,
-            }
-        )
-    return pd.DataFrame(rows)
+
+    def describe(of: pd.DataFrame) -> dict[str, str]:
+        return {
+            "loss at equal passes": _losses(of.loss),
+            "loss in Adam's seconds": _losses(of.timed_loss),
+            "passes / Adam's": ratio_of(of.ratio).text,
+            "seconds / Adam's": ratio_of(of.seconds_ratio).text,
+        }
+
+    return by_group(found, by, describe)
 
 
 def verdict(ratio: Ratio, unit: str = "passes") -> str:
-    """Whether a method pays, in a sentence's second half, by the ratio of its cost to Adam's.
-
-    >>> verdict(Ratio(0.5, 0.4, 0.6, 3))
-    "yes: it needs 0.50 (0.40 to 0.60) times Adam's passes"
-    """
+    """Whether a method pays, in a sentence's second half, by the ratio of its cost to Adam's."""
     if np.isinf(ratio.low):
         return "no: it does not get there"
     word = {True: "yes" if ratio.high < 1 else "no", False: "not on every seed"}[ratio.decided]
@@ -213,7 +163,6 @@ def verdict(ratio: Ratio, unit: str = "passes") -> str:
 
 
 def _losses(losses: pd.Series) -> str:
-    """Median and range."""
     return f"{_short(losses.median())} ({_short(losses.min())} to {_short(losses.max())})"
 
 

@@ -28,12 +28,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a loop has come: `done` of `total` steps (None: not known) after `elapsed` seconds.
+    """How far a loop has come: `done` of `total` steps (None: unknown) after `elapsed` seconds."""
 
-    `label` says in a word or two what the loop does.
-    """
-
-    label: str
+    label: str  # in a word or two what the loop does
     done: int
     total: int | None
     elapsed: float
@@ -55,16 +52,9 @@ def track(items: Iterable[Item], total: int | None = None, label: str = "") -> I
     In a terminal and in a notebook it is tqdm's text bar on stderr with the time left, elsewhere
     nothing. Where the environment variable `TWOPHASE_PROGRESS` names a file, nothing is printed
     and the file holds the current `Progress` as a line of JSON, renewed at most five times a
-    second.
-
-    `total` is the number of items, by default `len(items)` where it has a length; `label` says
-    in a word or two what the loop does.
-
-    >>> sum(track([1, 2, 3], label="adding"))
-    6
+    second. `total` is by default `len(items)` where it has a length.
     """
-    path = os.environ.get(PROGRESS_VARIABLE)
-    if path:
+    if path := os.environ.get(PROGRESS_VARIABLE):
         yield from _FileBar(Path(path), items, total=total, desc=label)
     else:
         terminal = sys.stderr.isatty()

@@ -47,12 +47,7 @@ def now() -> str:
 
 
 def made_with(summaries: Iterable[Mapping[str, Any]]) -> str:
-    """The devices, versions of torch and revisions that runs with these summaries were made with.
-
-    >>> run = {"device": "cpu", "versions": {"torch": "2.6"}, "git_revision": "87122238380e4abd"}
-    >>> made_with([run, run])
-    'cpu, torch 2.6, revision 8712223838'
-    """
+    """The devices, versions of torch and revisions of runs with these summaries, each once."""
     found = set()
     for run in summaries:
         commit, dash, dirty = str(run["git_revision"] or "unknown").partition("-")

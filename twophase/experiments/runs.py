@@ -47,12 +47,12 @@ def run(
     branches: Mapping[str, SwitchRule] | None = None,
     branch_from: Path | None = None,
 ) -> dict[str, Any]:
-    """Train or measure as configured; leave config.json, results and summary.json in `out`.
+    """Train or measure as configured; leave results and summary.json in `out`; return the summary.
 
     A training leaves history.csv and weights.pt; a configuration with `passes` leaves curve.csv.
-    A finished run of the same configuration is not repeated: its summary is returned. A training
-    that was stopped goes on after its last finished epoch; on the CPU its history and weights are
-    then equal, bit for bit, to those of a run in one piece.
+    A finished run of the same configuration is not repeated. A training that was stopped goes on
+    after its last finished epoch; on the CPU the results are then those of a run in one piece, bit
+    for bit.
 
     Args:
         config: what to run.
@@ -63,10 +63,6 @@ def run(
             kept in `branch_file(out, name)`, so that another run can branch off there.
         branch_from: a state that another run kept, whose epochs are this run's first; needed where
             `config.passes` is given.
-
-    Returns:
-        The summary: final losses and accuracies, parameters, q, swap_epoch, status, work, time,
-        versions, device, seed and git revision.
 
     Raises:
         InputError: the folder holds another run or is in use by another process, or the
@@ -99,39 +95,19 @@ def run(
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The history and the summary of a finished training.
+    """The history and the summary of a finished training; `InputError` where there is none.
 
     The history has a row per epoch with the fields of `twophase.Record`; histories that were
     written before the phases were called "adam" and "second" are read as if they were today's.
-
-    Raises:
-        InputError: the folder holds no finished training, or its files are damaged.
     """
-    try:
-        summary = _read_json(folder / "summary.json")
-        history = pd.read_csv(folder / HISTORY)
-    except (FileNotFoundError, NotADirectoryError, pd.errors.ParserError, pd.errors.EmptyDataError):
-        summary = {}
-    if not summary:
-        allowed = "the folder of a finished run, with history and summary"
-        raise InputError("run", str(folder), allowed)
+    allowed = "the folder of a finished run, with history and summary"
+    history, summary = _read_finished(folder, HISTORY, allowed)
     return history.replace({"phase": {"cg": "second"}}), summary
 
 
 def read_curve(folder: Path) -> pd.DataFrame:
-    """The curve of a finished measurement: passes, seconds and lowest loss since the prefix.
-
-    Raises:
-        InputError: the folder holds no finished measurement, or its file is damaged.
-    """
-    try:
-        finished = _read_json(folder / "summary.json")
-        curve = pd.read_csv(folder / CURVE)
-    except (FileNotFoundError, NotADirectoryError, pd.errors.ParserError, pd.errors.EmptyDataError):
-        finished = {}
-    if not finished:
-        raise InputError("run", str(folder), "the folder of a finished measurement, with its curve")
-    return curve
+    """The passes, seconds and lowest losses of a finished measurement; else `InputError`."""
+    return _read_finished(folder, CURVE, "the folder of a finished measurement, with its curve")[0]
 
 
 def restore(
@@ -140,16 +116,10 @@ def restore(
     root: Path | None = None,
     device: str | torch.device = "auto",
 ) -> Trainer:
-    """The trainer of a run at a state that it kept, without validation examples.
+    """The trainer of a run at a `state` that it kept, without validation examples.
 
-    Args:
-        config: the run's.
-        state: the file; see `branch_file`.
-        root, device: see `run`.
-
-    Raises:
-        InputError: the file is no state of such a run, or is damaged.
-        DataError: a data file is missing or damaged.
+    For the file `state` see `branch_file`, for `root` and `device` `run`. `InputError` for no state
+    of such a run, `DataError` for damaged files.
     """
     chosen = resolve_device(device)
     task = config.problem.load(config.seed, config.dtype, chosen, root)
@@ -237,25 +207,31 @@ def _measure(
 
 def _finished(config: RunConfig, out: Path) -> dict[str, Any] | None:
     """The summary of the same run if `out` holds it; an error if it holds another run."""
-    written = out / "config.json"
-    if not written.exists():
-        foreign = [name for name in WRITTEN if (out / name).exists()]
-        if foreign:
-            raise InputError("out", str(out), f"a folder without a foreign {foreign[0]}")
+    if not (out / "config.json").exists():
+        for name in WRITTEN:
+            if (out / name).exists():
+                raise InputError("out", str(out), f"a folder without a foreign {name}")
         return None
-    there = _read_json(written)
-    wanted = {"format": FORMAT, **config.to_dict()}
-    for name in wanted:
-        if there.get(name, "missing") != wanted[name]:
-            raise InputError(
-                "out",
-                str(out),
-                f"a folder without another run (there {name} is {there.get(name, 'missing')}, "
-                f"here {wanted[name]})",
-            )
+    there = _read_json(out / "config.json")
+    for name, wanted in {"format": FORMAT, **config.to_dict()}.items():
+        found = there.get(name, "missing")
+        if found != wanted:
+            differs = f"there {name} is {found}, here {wanted}"
+            raise InputError("out", str(out), f"a folder without another run ({differs})")
     results = out / (HISTORY if config.passes is None else CURVE)
     finished = (out / "summary.json").exists() and results.exists()
     return (_read_json(out / "summary.json") or None) if finished else None
+
+
+def _read_finished(folder: Path, table: str, allowed: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A finished run's table and summary."""
+    try:
+        found, summary = pd.read_csv(folder / table), _read_json(folder / "summary.json")
+    except (FileNotFoundError, NotADirectoryError, pd.errors.ParserError, pd.errors.EmptyDataError):
+        summary = {}
+    if not summary:
+        raise InputError("run", str(folder), allowed)
+    return found, summary
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -297,6 +273,8 @@ def _facts(config: RunConfig, trainer: Trainer, task: Task) -> dict[str, Any]:
 
 def _summary(trainer: Trainer, task: Task, outcome: Fit) -> dict[str, Any]:
     last = outcome.final
+    ends = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+    sums = ("passes", "monitor_passes", "seconds")
     return {
         "epochs": len(outcome.records),
         "weights_epoch": last.epoch,
@@ -304,13 +282,8 @@ def _summary(trainer: Trainer, task: Task, outcome: Fit) -> dict[str, Any]:
         "message": outcome.message,
         "swap_epoch": outcome.swap_epoch,
         "changes": outcome.changes.to_dict("records"),
-        "train_loss": last.train_loss,
-        "train_accuracy": last.train_accuracy,
-        "validation_loss": last.validation_loss,
-        "validation_accuracy": last.validation_accuracy,
+        **{name: getattr(last, name) for name in ends},
         "validation_top5_accuracy": _top5(trainer, task),
         "grad_norm": last.grad_norm,
-        "passes": sum(record.passes for record in outcome.records),
-        "monitor_passes": sum(record.monitor_passes for record in outcome.records),
-        "seconds": sum(record.seconds for record in outcome.records),
+        **{name: sum(getattr(record, name) for record in outcome.records) for name in sums},
     }

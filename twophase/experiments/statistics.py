@@ -1,12 +1,25 @@
 """How numbers over seeds are summarised: means with intervals, and ratios with their range."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.stats import bootstrap
 
 from twophase.errors import InputError
+
+
+def by_group(
+    frame: pd.DataFrame, by: Sequence[str], describe: Callable[[pd.DataFrame], Mapping[str, Any]]
+) -> pd.DataFrame:
+    """A row for each combination of the values of some columns: these, and what describes its rows.
+
+    They come in the order in which `frame` has them first; a missing value is one, too.
+    """
+    groups = frame.groupby(list(by), sort=False, dropna=False)
+    rows = [dict(zip(by, values, strict=True)) | describe(of) for values, of in groups]
+    return pd.DataFrame(rows)
 
 
 class Estimate(NamedTuple):
@@ -18,10 +31,9 @@ class Estimate(NamedTuple):
 
 
 def interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """Ends of the 95 % percentile bootstrap interval of the mean of `values` [n].
+    """Ends of the 95 % percentile bootstrap interval of the mean of `values` [n]; None for n < 2.
 
-    They are None for fewer than two values. The resampling always starts from the same seed, so
-    that the same values give the same ends.
+    The resampling always starts from one seed, so that the same values give the same ends.
     """
     if len(values) < 2:
         return None, None
@@ -36,19 +48,13 @@ def mean_of(values: np.ndarray) -> Estimate:
 
 
 def ratio(losses: np.ndarray, reference: np.ndarray) -> Estimate:
-    """The geometric mean ratio of paired losses: exp of the mean of ln(loss / reference).
+    """The geometric mean ratio of losses to others of the same seeds, both [n >= 1].
+
+        ratio = exp(mean(ln(loss / reference)))
 
     It treats halving and doubling alike, and a hard seed counts like an easy one. The interval's
-    ends are exp of those of the logarithms' mean.
-
-    Args:
-        losses, reference: above 0, of the same seeds in the same order, shape [n >= 1].
-
-    Raises:
-        InputError: a loss is not above 0, or the shapes differ.
-
-    >>> ratio(np.array([1.0, 4.0]), np.array([2.0, 2.0])).mean
-    1.0
+    ends are exp of those of the logarithms' mean. `InputError` for a loss that is not above 0 and
+    for different shapes.
     """
     if np.shape(losses) != np.shape(reference):
         raise InputError("losses", np.shape(losses), f"the reference's shape {np.shape(reference)}")
@@ -75,11 +81,7 @@ class Ratio(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The median and the range, or how many seeds missed.
-
-        >>> Ratio(0.5, 0.4, float("inf"), 3, 1).text
-        '0.50 (0.40 to a miss)'
-        """
+        """The median and the range, or how many seeds missed."""
         if self.missed == self.seeds:
             return "missed"
         if np.isinf(self.median):

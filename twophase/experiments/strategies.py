@@ -14,14 +14,6 @@ from twophase.switch import SwitchRule, first_switch
 
 ADAM, CG = "Adam", "CG"
 BOTH, WITH_DEFAULT = "Adam, then CG", "Adam, then default"
-# what a run spends, by which strategies are compared
-COSTS = ("epochs", "passes", "seconds")
-_CONDITIONS = {
-    "train loss": "train_loss",
-    "train acc.": "train_accuracy",
-    "val. loss": "validation_loss",
-    "val. acc.": "validation_accuracy",
-}
 
 
 class Outcome(NamedTuple):
@@ -47,12 +39,7 @@ def configs(paper: RunConfig) -> dict[str, RunConfig]:
 
 
 def run(chosen: Mapping[str, RunConfig], place: branches.Place) -> dict[str, Outcome]:
-    """Run what is not finished of the strategies; those that begin with Adam share its epochs.
-
-    Raises:
-        TwoPhaseError: a strategy failed; the others were run.
-        OSError: a file cannot be written.
-    """
+    """Run what is not finished of the strategies; then `TwoPhaseError` if one of them failed."""
     done = branches.run(list(chosen.values()), place)
     branches.check(done)
     return {name: Outcome(*runs.read(one.folder)) for name, one in zip(chosen, done, strict=True)}
@@ -82,42 +69,43 @@ def course(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     rows = []
     for name, (history, summary) in outcomes.items():
         second = history[history.phase == SECOND]
-        row = {"strategy": name, "ended": summary["status"]}
-        row |= {"swap after": str(summary["swap_epoch"] or "–"), "epochs": len(history)}
-        row |= {"passes": history.passes.sum(), "seconds": history.seconds.sum()}
-        trials = {"passes": second.passes, "trials": second.evaluations}
-        rows.append(row | {f"{cost} per iteration": of.median() for cost, of in trials.items()})
+        rows.append(
+            {"strategy": name, "ended": summary["status"]}
+            | {"swap after": str(summary["swap_epoch"] or "–"), "epochs": len(history)}
+            | {"passes": history.passes.sum(), "seconds": history.seconds.sum()}
+            | {"passes per iteration": second.passes.median()}
+            | {"trials per iteration": second.evaluations.median()}
+        )
     return pd.DataFrame(rows)
 
 
 def ends(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     """Losses and accuracies of each run's final weights; see `twophase.Record`."""
+    columns = {
+        **{"train loss": "train_loss", "train acc.": "train_accuracy"},
+        **{"val. loss": "validation_loss", "val. acc.": "validation_accuracy"},
+    }
     rows = [
-        {"strategy": name} | {label: summary[of] for label, of in _CONDITIONS.items()}
+        {"strategy": name} | {label: summary[of] for label, of in columns.items()}
         for name, (_, summary) in outcomes.items()
     ]
     return pd.DataFrame(rows)
 
 
 def at_equal_cost(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
-    """The lowest training loss within what Adam alone spent, in each of `COSTS`.
+    """The lowest training loss within the epochs, passes and seconds that Adam alone spent.
 
     A row for each strategy, by its name. A run that ended before counts with what it had reached;
     NaN where its first epoch alone cost more.
     """
     spent = {
-        name: pd.DataFrame(
-            {"epochs": of.epoch, "passes": of.passes.cumsum(), "seconds": of.seconds.cumsum()}
-        )
+        name: of.assign(epochs=of.epoch, passes=of.passes.cumsum(), seconds=of.seconds.cumsum())
         for name, (of, _) in outcomes.items()
     }
     budget = spent[ADAM].iloc[-1]
     lowest = {
-        cost: {
-            name: history.train_loss[spent[name][cost] <= budget[cost]].min()
-            for name, (history, _) in outcomes.items()
-        }
-        for cost in COSTS
+        cost: {name: of.train_loss[of[cost] <= budget[cost]].min() for name, of in spent.items()}
+        for cost in ("epochs", "passes", "seconds")
     }
     return pd.DataFrame(lowest)
 

@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 
 from twophase.adam import AdamSettings
-from twophase.errors import InputError, check_choice, check_integer
+from twophase.errors import check_choice, check_integer
 from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
-from twophase.experiments.files import project_folder, write_atomically
+from twophase.experiments.files import committed_table, write_atomically
 from twophase.experiments.statistics import interval
 from twophase.problems import networks
 from twophase.problems.image_files import SOURCES
@@ -90,17 +90,9 @@ def protocol(
     """The protocol of a preset, with other numbers for all networks where they are given.
 
     `InputError` where the preset is none of smoke, quick and paper; `configs` checks the numbers.
-
-    >>> protocol("paper", epochs=100, swap_epoch=30).length("vit-mlp")
-    (100, 30)
     """
-    given = {
-        "epochs": epochs,
-        "mlp_epochs": epochs,
-        "swap_epoch": swap_epoch,
-        "mlp_swap_epoch": swap_epoch,
-        "train_examples": train_examples,
-    }
+    given = {"epochs": epochs, "mlp_epochs": epochs, "train_examples": train_examples}
+    given |= {"swap_epoch": swap_epoch, "mlp_swap_epoch": swap_epoch}
     known = PROTOCOLS[check_choice("preset", preset, PROTOCOLS)]
     return replace(known, **{name: value for name, value in given.items() if value is not None})
 
@@ -114,7 +106,8 @@ def configs(
 ) -> list[RunConfig]:
     """The runs of Adam, then CG of a table; Adam alone is the trunk of each.
 
-    They come seed by seed, so that a first whole table is there early.
+    They come seed by seed, so that a first whole table is there early. `InputError` for unknown
+    names and numbers out of range.
 
     Args:
         protocol: how long the runs are.
@@ -122,9 +115,6 @@ def configs(
         models: names in `networks.MODELS`; None: all five.
         seeds: how many, at least 1; they count from 0.
         swap: where Adam ends: "fixed", after the protocol's epoch, or "rule", by Algorithm 1.
-
-    Raises:
-        InputError: a data set, network or swap is unknown, or a number out of range.
     """
     check_choice("swap", swap, SWAPS)
     found = []
@@ -140,20 +130,11 @@ def configs(
 
 
 def folder_name(config: RunConfig) -> str:
-    """Where a run lies below the table's folder; Adam's run is the same for both kinds of swap.
-
-    >>> folder_name(configs(PROTOCOLS["smoke"], models=["vit-mlp"])[0])
-    'digits/vit-mlp/seed-0/adam+cg-fixed'
-    """
+    """Such as digits/vit-mlp/seed-0/adam+cg-fixed; Adam's is the same for both kinds of swap."""
     name = "adam"
     if config.second is not None:
         name = "adam+cg-rule" if config.swap_epoch is None else "adam+cg-fixed"
     return f"{config.problem.dataset}/{config.problem.model}/seed-{config.seed}/{name}"
-
-
-def default_folder(preset: str) -> Path:
-    """reports/table1/PRESET in the source tree, or in the working directory without one."""
-    return (project_folder() or Path()) / "reports" / "table1" / preset
 
 
 def listing(chosen: Sequence[RunConfig]) -> pd.DataFrame:
@@ -161,9 +142,6 @@ def listing(chosen: Sequence[RunConfig]) -> pd.DataFrame:
 
     A row for each of the configurations, with its dataset, model, parameters and q (to one
     decimal). K is the subset's size where there is one, M the number of classes.
-
-    >>> listing(configs(PROTOCOLS["paper"])).q.tolist()[:5]
-    [3.9, 11.0, 14.1, 33.5, 4.9]
     """
     rows = []
     for problem in (config.problem for config in chosen):
@@ -177,15 +155,10 @@ def listing(chosen: Sequence[RunConfig]) -> pd.DataFrame:
 
 
 def run(chosen: Sequence[RunConfig], place: branches.Place, processes: int = 1) -> pd.DataFrame:
-    """Run what is not finished, and write `table1.csv` after each.
+    """Run what is not finished, and write `table1.csv` after each; return that table.
 
-    Args:
-        chosen, place, processes: from `configs` and `place`; see `branches.run`.
-
-    Raises:
-        TwoPhaseError: at least one run failed; it is named in the log, all others were run.
-        InputError: the package does not run from its source tree; see `paper_table`.
-        OSError: a file cannot be written; the runs after it are not run.
+    `chosen` and `place` are from `configs` and `place`. `TwoPhaseError` where at least one run
+    failed; all others were run. For other errors see `branches.run` and `paper_table`.
     """
     paper_table()
     place.out.mkdir(parents=True, exist_ok=True)
@@ -215,21 +188,22 @@ def table(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
     training loss, as in the paper.
 
     Losses are mean squared errors, accuracies shares from 0 to 1, `passes` those over the training
-    set (see `twophase.Record`); `q` is K·M/P. Rows come in the order of `chosen`.
-
-    Raises:
-        InputError: a run's files are damaged, or the package does not run from its source tree.
+    set (see `twophase.Record`); `q` is K·M/P. Rows come in the order of `chosen`. Raises
+    `InputError` where a run's files are damaged, and as `paper_table` does.
     """
     paper = paper_table().set_index(["dataset", "model", "strategy"])
     rows = []
     for dataset, model in dict.fromkeys((c.problem.dataset, c.problem.model) for c in chosen):
         group = [c for c in chosen if (c.problem.dataset, c.problem.model) == (dataset, model)]
-        finished = {s: list(_summaries(group, out, s)) for s in STRATEGIES}
-        found = _direction(finished)
+        summaries: dict[str, list] = {strategy: [] for strategy in STRATEGIES}
+        for config in group:
+            for strategy, _, summary in finished(config, out):
+                summaries[strategy].append(summary)
+        found = _direction(summaries)
         for strategy in STRATEGIES:
             key = (dataset, model, strategy)
             printed = paper.loc[key] if key in paper.index else None
-            measured = pd.DataFrame(finished[strategy])
+            measured = pd.DataFrame(summaries[strategy])
             rows.append(
                 {"dataset": dataset, "model": model, "strategy": strategy}
                 | {"seeds": len(measured), "direction_found": found}
@@ -240,54 +214,39 @@ def table(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
 
 
 def as_text(frame: pd.DataFrame) -> str:
-    """The table's most important columns for a terminal; rows that were not run say so.
-
-    Args:
-        frame: from `table`.
-
-    Returns:
-        Lines of text: a head, then one for each row.
-
-    >>> row = {"dataset": "digits", "model": "vit-mlp", "strategy": "adam", "train_loss": 0.01}
-    >>> print(as_text(pd.DataFrame([row])))
-    dataset   model strategy train_loss validation_accuracy paper_train_loss
-     digits vit-mlp     adam   0.010000             not run                –
-    """
+    """The most important columns of `table` for a terminal; rows that were not run say so."""
     shown = frame[["dataset", "model", "strategy"]].copy()
     for name, digits in (("train_loss", 6), ("validation_accuracy", 3), ("paper_train_loss", 4)):
-        values = frame.get(name, pd.Series(dtype=float)).reindex(frame.index)
-        empty = "–" if name.startswith("paper") else "not run"
-        shown[name] = [empty if pd.isna(v) else f"{v:.{digits}f}" for v in values]
+        shown[name] = decimals(frame[name], digits)
     return shown.to_string(index=False)
 
 
+def decimals(measured: pd.Series, digits: int) -> list[str]:
+    """A column of `table` as text; missing is "not run", or "–" where the paper has no such row."""
+    missing = "–" if measured.name.startswith("paper") else "not run"
+    return [missing if pd.isna(value) else f"{value:.{digits}f}" for value in measured]
+
+
 def paper_table() -> pd.DataFrame:
-    """The paper's own Table 1, from `data/paper_table1.csv` of the source tree.
+    """The paper's own Table 1, from the source tree, `InputError` without it.
 
-    Returns:
-        A row for each data set, network and strategy; columns dataset, model, strategy, q and
-        `METRICS`, as printed.
-
-    Raises:
-        InputError: the package does not run from its source tree.
-
+    A row for each data set, network and strategy; columns dataset, model, strategy, q and
+    `METRICS`, as printed.
     """
-    tree = project_folder()
-    if tree is None:
-        raise InputError("paper's table", None, "the source tree, whose data folder holds it")
-    return pd.read_csv(tree / "data" / "paper_table1.csv")
+    return committed_table("data/paper_table1.csv")
 
 
-def _summaries(group: Sequence[RunConfig], out: Path, strategy: str) -> Iterator[dict[str, Any]]:
-    for config in group:
-        folder = out / folder_name(config.trunk() if strategy == "adam" else config)
+def finished(config: RunConfig, out: Path) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
+    """Strategy, history and summary of the runs of a row, Adam's and that with CG, if finished."""
+    for strategy, run in zip(STRATEGIES, (config.trunk(), config), strict=True):
+        folder = out / folder_name(run)
         if (folder / "summary.json").exists():
-            yield runs.read(folder)[1]
+            yield strategy, *runs.read(folder)
 
 
-def _direction(finished: dict[str, list[dict]]) -> bool | None:
+def _direction(summaries: dict[str, list]) -> bool | None:
     """Whether the paper's direction was found, in the mean over the seeds that both have."""
-    losses = {s: {r["seed"]: r["train_loss"] for r in rows} for s, rows in finished.items()}
+    losses = {s: {r["seed"]: r["train_loss"] for r in rows} for s, rows in summaries.items()}
     shared = losses["adam"].keys() & losses["adam+cg"].keys()
     if not shared:
         return None
@@ -298,9 +257,7 @@ def _measured(measured: pd.DataFrame) -> dict[str, object]:
     if measured.empty:
         ends = [f"{name}_{end}" for name in METRICS for end in ("low", "high")]
         return dict.fromkeys(("parameters", "q", "epochs", *METRICS, *EXTRAS, *ends))
-    row: dict[str, object] = {
-        name: measured[name].iloc[0] for name in ("parameters", "q", "epochs")
-    }
+    row = {name: measured[name].iloc[0] for name in ("parameters", "q", "epochs")}
     for name in (*METRICS, *EXTRAS):
         values = pd.to_numeric(measured[name], errors="coerce").dropna().to_numpy()
         row[name] = values.mean() if len(values) else None
@@ -311,9 +268,8 @@ def _measured(measured: pd.DataFrame) -> dict[str, object]:
 
 def _compared(measured: pd.DataFrame, printed: pd.Series | None) -> dict[str, object]:
     names = (*METRICS, "q")
-    row = dict.fromkeys(
-        [*(f"paper_{name}" for name in names), *(f"{n}_difference" for n in METRICS)]
-    )
+    keys = [f"paper_{name}" for name in names] + [f"{name}_difference" for name in METRICS]
+    row = dict.fromkeys(keys)
     if printed is not None:
         row |= {f"paper_{name}": printed[name] for name in names}
         if not measured.empty:

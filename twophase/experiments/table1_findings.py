@@ -1,21 +1,17 @@
 """Table 1 for readers: what was run, who is ahead by how much, all numbers beside the paper's."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from twophase.experiments import runs, table1
+from twophase.experiments import table1
 from twophase.experiments.config import RunConfig
 from twophase.problems.image_files import SOURCES
 
 
 def there(out: Path, swap: str) -> list[RunConfig]:
-    """Configurations for `table1.table`: the paper's rows, and all others that lie below `out`.
-
-    Rows of the paper that were not run are among them. `swap` is one of `table1.SWAPS`.
-    """
+    """For `table1.table`: the paper's rows, run or not, and all others that lie below `out`."""
     paper = table1.PROTOCOLS["paper"]
     others = [name for name in SOURCES if name not in paper.datasets and (out / name).is_dir()]
     seeds = [int(folder.name.removeprefix("seed-")) for folder in out.glob("*/*/seed-*")]
@@ -35,22 +31,18 @@ def made(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
         {"data set": config.problem.dataset, "network": config.problem.model, "strategy": strategy}
         | {"seed": config.seed, "examples": summary["train_examples"]}
         | {"epochs": summary["epochs"], "swap": str(summary["swap_epoch"] or "–")}
-        | {
-            "minutes": round(summary["seconds"] / 60, 1),
-            "passes": summary["passes"],
-            "summary": summary,
-        }
+        | {"minutes": round(summary["seconds"] / 60, 1), "passes": summary["passes"]}
+        | {"summary": summary}
         for config in chosen
-        for strategy, _, summary in _finished(config, out)
+        for strategy, _, summary in table1.finished(config, out)
     ]
     return pd.DataFrame(rows)
 
 
 def advantages(table: pd.DataFrame) -> pd.DataFrame:
-    """Adam's training loss over that of Adam, then CG, in the paper and in own runs.
+    """Adam's training loss over that of Adam, then CG, in the columns paper and own (runs).
 
-    `table` is from `table1.table`; the index is data set and network, in its order; columns paper
-    and own, missing where there is no such row.
+    `table` is from `table1.table`; the index is data set and network, in its order.
     """
     losses = table.set_index(["dataset", "model", "strategy"])[["paper_train_loss", "train_loss"]]
     adam, both = (losses.xs(name, level="strategy").astype(float) for name in table1.STRATEGIES)
@@ -65,7 +57,7 @@ def at_equal_passes(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
     """
     rows = []
     for config in chosen:
-        histories = [history for _, history, _ in _finished(config, out)]
+        histories = [history for _, history, _ in table1.finished(config, out)]
         if len(histories) == len(table1.STRATEGIES):
             adam, both = histories
             inside = both.passes.cumsum() <= adam.passes.sum()
@@ -82,18 +74,12 @@ def at_equal_passes(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
 def beside_paper(table: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) -> pd.DataFrame:
     """Measured columns of `table1.table` and the paper's beside them, as text.
 
-    Args:
-        table: from `table1.table`.
-        columns: for each name in `table1.METRICS` its heading and its number of decimals.
+    `columns` has for each name in `table1.METRICS` its heading and its number of decimals.
     """
     shown = table[["dataset", "model", "strategy"]].copy()
     for name, (heading, digits) in columns.items():
-        for column, title, missing in (
-            (name, heading, "not run"),
-            (f"paper_{name}", f"paper's {heading}", "–"),
-        ):
-            values = table[column].astype(float)
-            shown[title] = [missing if pd.isna(v) else f"{v:.{digits}f}" for v in values]
+        shown[heading] = table1.decimals(table[name], digits)
+        shown[f"paper's {heading}"] = table1.decimals(table[f"paper_{name}"], digits)
     return shown
 
 
@@ -101,11 +87,3 @@ def unbroken(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame whose texts have no place for a line break, for narrow tables."""
     unbreakable = str.maketrans({"-": "\N{NON-BREAKING HYPHEN}", " ": "\N{NO-BREAK SPACE}"})
     return frame.map(lambda v: v.translate(unbreakable) if isinstance(v, str) else v)
-
-
-def _finished(config: RunConfig, out: Path) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
-    """Of the two runs of a row, Adam's and that with CG, those that are finished."""
-    for strategy, run in zip(table1.STRATEGIES, (config.trunk(), config), strict=True):
-        folder = out / table1.folder_name(run)
-        if (folder / "summary.json").exists():
-            yield strategy, *runs.read(folder)

@@ -16,8 +16,8 @@ def descend(
 ) -> pd.DataFrame:
     """Follow an optimizer, made for a list of parameters, from a problem's start.
 
-    A row for the start and one after each step, with the distance from the minimizer, the gradient
-    norm, and the passes so far: 3 a step, or what a `SecondPhase` counts. The index is "iteration".
+    A row, "iteration", for the start and after each step: distance from the minimizer, gradient
+    norm, and passes so far, 3 a step, or what a `SecondPhase` counts.
     """
     x = nn.Parameter(problem.start.clone())
     made = optimizer([x])

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from twophase.errors import InputError, check_choice, check_integer
+from twophase.errors import check_choice, check_integer
 from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
-from twophase.experiments.files import project_folder, write_atomically
+from twophase.experiments.files import committed_table, write_atomically
 from twophase.problems import networks
 from twophase.problems.problem import ImageProblem
 from twophase.switch import FixedEpoch, SwitchRule, first_switch
@@ -41,10 +41,7 @@ class Length(NamedTuple):
 LENGTHS: dict[str, dict[str, Length]] = {
     "smoke": {"digits": Length(12, 48, 10)},
     "quick": {"digits": Length(60, 360)},
-    "paper": {
-        "digits": Length(150),
-        "fashion-mnist": Length(150, 2048, 256),
-    },
+    "paper": {"digits": Length(150), "fashion-mnist": Length(150, 2048, 256)},
 }
 SHORTER = {"vgg5-max-relu": 0.4}
 
@@ -77,11 +74,6 @@ def folder_name(config: RunConfig) -> str:
     return f"{config.problem.dataset}/{config.problem.model}/seed-{config.seed}/{config.strategy}"
 
 
-def folder(out: Path, config: RunConfig) -> Path:
-    """The folder of a recording below `out`."""
-    return out / folder_name(config)
-
-
 def record(
     chosen: Sequence[RunConfig],
     out: Path,
@@ -105,37 +97,25 @@ def record(
 
 
 def collect(chosen: Iterable[RunConfig], out: Path) -> pd.DataFrame:
-    """The traces of finished recordings, with six significant digits.
-
-    Raises:
-        InputError: one is not finished.
-    """
+    """The traces of recordings, with six significant digits; `InputError` if one is unfinished."""
     rows = []
     for config in chosen:
-        history, _ = runs.read(folder(out, config))
-        norms, losses = history.grad_norm.map(_rounded), history.train_loss.map(_rounded)
+        history, _ = runs.read(out / folder_name(config))
         key = (config.problem.dataset, config.problem.model, config.seed)
-        rows += [(*key, *seen) for seen in zip(history.epoch, losses, norms, strict=True)]
+        for epoch, *seen in zip(history.epoch, history.train_loss, history.grad_norm, strict=True):
+            rows.append((*key, epoch, *(float(f"{number:.6g}") for number in seen)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def committed() -> pd.DataFrame:
-    """The recorded traces of the source tree, `data/grad_norm_traces.csv`.
+    """The recorded traces of the source tree; `InputError` without it.
 
     Five networks on the digits and on 2,048 examples of Fashion-MNIST, three seeds each, mini-batch
-    Adam with its defaults and batches of 512: 150 epochs, `vgg5-max-relu` 60.
-
-    Returns:
-        Columns `COLUMNS`: losses (mean squared error) and gradient norms (loss per unit of
-        parameter) of the full training set at the end of each epoch.
-
-    Raises:
-        InputError: the package does not run from its source tree.
+    Adam with its defaults and batches of 512: 150 epochs, `vgg5-max-relu` 60. In the columns
+    `COLUMNS` are losses (mean squared error) and gradient norms (loss per unit of parameter) of the
+    full training set at the end of each epoch.
     """
-    tree = project_folder()
-    if tree is None:
-        raise InputError("traces", None, "the source tree, whose data folder holds them")
-    return pd.read_csv(tree / "data" / "grad_norm_traces.csv")
+    return committed_table("data/grad_norm_traces.csv")
 
 
 def artificial(noise: float = 0.3, seed: int = 0) -> pd.DataFrame:
@@ -181,50 +161,33 @@ def peak_epoch(norms: Sequence[float], window: int = 5) -> int:
     return int(np.argmax(smoothed(norms, window))) + 1
 
 
-class Outcome(NamedTuple):
-    """When a rule fired on a trace (None: never), the epoch of the peak, and how they compare."""
-
-    fired: int | None
-    peak: int
-
-    @property
-    def verdict(self) -> str:
-        """Early is before the peak, late after more than three times its epoch."""
-        if self.fired is None:
-            return "never"
-        if self.fired < self.peak:
-            return "early"
-        return "late" if self.fired > 3 * self.peak else "in time"
+def verdict(fired: int | None, peak: int) -> str:
+    """Early is before the peak, late after more than three times its epoch; None: never fired."""
+    if fired is None:
+        return "never"
+    if fired < peak:
+        return "early"
+    return "late" if fired > 3 * peak else "in time"
 
 
 def outcomes(traces: pd.DataFrame, rules: Mapping[str, SwitchRule]) -> pd.DataFrame:
-    """What each rule does on each trace, without training.
+    """What each of some named rules does on each trace, a table of `COLUMNS`, without training.
 
-    Args:
-        traces: columns `COLUMNS`.
-        rules: by name.
-
-    Returns:
-        A row for each trace and rule: dataset, model, seed, rule, fired (missing: never), peak,
-        epochs (the trace's length) and verdict; see `Outcome`.
+    A row for each trace and rule: dataset, model, seed, rule, fired (missing: never), peak,
+    epochs (the trace's length) and `verdict`.
     """
     rows = []
     for key, trace in traces.groupby(KEY, sort=False):
         peak = peak_epoch(trace.grad_norm)
         for name, rule in rules.items():
             fired = first_switch(rule, zip(trace.loss, trace.grad_norm, strict=True))
-            verdict = Outcome(fired, peak).verdict
-            rows.append((*key, name, fired, peak, len(trace), verdict))
+            rows.append((*key, name, fired, peak, len(trace), verdict(fired, peak)))
     columns = [*KEY, "rule", "fired", "peak", "epochs", "verdict"]
     return pd.DataFrame(rows, columns=columns).astype({"fired": "Int64"})
 
 
 def counts(found: pd.DataFrame) -> pd.DataFrame:
-    """How many traces each rule left early, in time, late and never; a row for each rule."""
+    """How often each rule, a row, was early, in time, late and never."""
     table = pd.crosstab(found["rule"], found["verdict"])
     names = found["rule"].drop_duplicates()
     return table.reindex(index=names, columns=["early", "in time", "late", "never"], fill_value=0)
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.6g}")

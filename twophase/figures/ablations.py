@@ -1,13 +1,13 @@
 """Figures of ablations: losses and ratios over what was varied, with intervals over seeds."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from twophase.experiments.ablation import BUDGETS
-from twophase.figures.style import COLORS, DASHES, GREY, MARKERS, plain_ticks
+from twophase.figures.style import GREY, MARKERS, line_style, plain_ticks
 
 # Shares of the distance between two values, so that intervals of several lines do not overlap.
 _SPREAD = 0.12
@@ -20,10 +20,8 @@ def intervals(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) 
     `column`_high. The values of `x` need not be numbers: each has its place, in the order of the
     first frame that has it. A missing mean leaves a gap, a missing interval a point without bars.
     """
-    places: dict[Hashable, int] = {}
-    for frame in lines.values():
-        for value in frame[x]:
-            places.setdefault(value, len(places))
+    values = dict.fromkeys(value for frame in lines.values() for value in frame[x])
+    places = {value: place for place, value in enumerate(values)}
     for index, (label, frame) in enumerate(lines.items()):
         mean, low, high = (
             frame[name].to_numpy(float) for name in (column, f"{column}_low", f"{column}_high")
@@ -35,15 +33,13 @@ def intervals(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) 
             mean,
             yerr=bars,
             label=label,
-            color=COLORS[index % len(COLORS)],
             marker=MARKERS[index % len(MARKERS)],
-            linestyle=DASHES[index % len(DASHES)],
-            linewidth=1.2,
-            elinewidth=1.8,
-            capsize=4,
+            **line_style(index),
+            **{"linewidth": 1.2, "elinewidth": 1.8, "capsize": 4},
         )
     ax.set(yscale="log", xlim=(-0.5, len(places) - 0.5))
-    ax.set_xticks(range(len(places)), [_text(value) for value in places])
+    names = [f"{value:g}" if isinstance(value, float) else str(value) for value in places]
+    ax.set_xticks(range(len(places)), names)
     return ax
 
 
@@ -71,14 +67,11 @@ def losses_and_ratios(axes: Sequence[Axes], compared: pd.DataFrame, x: str) -> N
     `compared` is from `ablation.compare`; `x` is its column that was varied.
     """
     losses = {"Adam alone": _renamed(compared, x, "adam_train_loss")}
-    names = {budget: f"train_loss_{budget}" for budget in BUDGETS}
-    losses |= {
-        f"then second phase, equal {budget}": _renamed(compared, x, name)
-        for budget, name in names.items()
-    }
-    relative = {
-        f"equal {budget}": _renamed(compared, x, f"{name}_ratio") for budget, name in names.items()
-    }
+    relative = {}
+    for budget in BUDGETS:
+        name = f"train_loss_{budget}"
+        losses[f"then second phase, equal {budget}"] = _renamed(compared, x, name)
+        relative[f"equal {budget}"] = _renamed(compared, x, f"{name}_ratio")
     intervals(axes[0], losses, x, "value").set_ylabel("training loss (mean squared error)")
     ratios(axes[1], relative, x, "value").set_ylabel("training loss / Adam's")
 
@@ -87,7 +80,3 @@ def _renamed(compared: pd.DataFrame, x: str, name: str) -> pd.DataFrame:
     """One quantity under the name "value", which all lines share."""
     ends = {f"{name}{end}": f"value{end}" for end in ("", "_low", "_high")}
     return compared[[x, *ends]].rename(columns=ends)
-
-
-def _text(value: Hashable) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -41,12 +41,11 @@ LOWEST = 1e-9
 
 
 def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Axes:
-    """Draw the lowest loss so far against cost: a line for each method, a band over its seeds.
+    """Draw the lowest loss so far against cost: for each method the median and range over seeds.
 
-    The line is the median over the seeds, the band reaches from the lowest to the highest.
     A method that gave up keeps the loss it had. Losses are on a logarithmic axis, which ends at
     1e-9 of the first. `curves`, from `twophase.experiments.comparison`, are of one setting but for
-    the seed; `cost` is "passes_spent" or "seconds".
+    the seed; `cost` is one of `COSTS`.
     """
     for method, of in curves.groupby("method", sort=False):
         runs = [run for _, run in of.groupby(list(SETTING), dropna=False)]
@@ -61,11 +60,6 @@ def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Ax
     ax.set(yscale="log", xlabel=unit, xlim=(0, None))
     ax.set_ylim(bottom=max(ax.get_ylim()[0], LOWEST * curves.loss.max()))
     return ax
-
-
-def legend(methods: Sequence[str]) -> list[Line2D]:
-    """The handles of a legend for methods, in the styles of these figures."""
-    return [Line2D([], [], **_look(name)) for name in methods]
 
 
 def both_costs(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[Axes]:
@@ -94,14 +88,12 @@ def panels(axes: np.ndarray, curves: Mapping[str, pd.DataFrame]) -> np.ndarray:
 
 def legend_below(figure: Figure, methods: Sequence[str]) -> None:
     """One legend for all axes of a figure, below them."""
-    figure.legend(handles=legend(methods), loc="outside lower center", ncols=min(3, len(methods)))
+    handles = [Line2D([], [], **_look(name)) for name in methods]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(methods)))
 
 
 def profile(ax: Axes, shares: pd.DataFrame) -> Axes:
-    """Draw performance profiles: over τ, the share of settings solved within τ times the best.
-
-    τ is on a logarithmic axis; `shares` are from `profiles.performance_profile`.
-    """
+    """Draw what `profiles.performance_profile` found: the shares of settings solved, over τ."""
     for method in shares:
         ax.step(shares.index, shares[method], where="post", **_look(method))
     ax.set(xscale="log", ylim=(-0.02, 1.03), xlim=(shares.index.min(), shares.index.max()))
@@ -142,11 +134,10 @@ def payoff_map(ax: Axes, ratios: pd.DataFrame) -> Axes:
     for (row, column), value in np.ndenumerate(values):
         color = "white" if abs(levels[row, column]) > _DARK * limit else "black"
         ax.text(column, row, cell_text(value), ha="center", va="center", color=color, fontsize=10)
-    ax.set_xticks(range(len(ratios.columns)), [str(name) for name in ratios.columns])
-    ax.set_yticks(range(len(ratios.index)), [str(name) for name in ratios.index])
+    ax.set_xticks(range(len(ratios.columns)), map(str, ratios.columns))
+    ax.set_yticks(range(len(ratios.index)), map(str, ratios.index))
     ax.tick_params(length=0)
-    for side in ax.spines.values():
-        side.set_visible(False)
+    ax.spines[:].set_visible(False)
     return ax
 
 

@@ -19,7 +19,7 @@ def negative_ratio(
 
     −λ_min / max(|λ_min|, |λ_max|) at Adam's audited epochs, with a bar up to what its error bound
     leaves possible, and after iterations of CG. The shade below `level` is where the loss counts as
-    convex; see `convexity_audit.clearly_negative`. Both axes become logarithmic.
+    convex; see `convexity_audit.clearly_negative`.
 
     `audits` are of one trajectory, from `convexity_audit.audit_recording`; `events` are epochs to
     mark by name, such as the peak of the norm (None: no mark).
@@ -43,11 +43,7 @@ def negative_ratio(
 
 
 def curvatures_along(ax: Axes, audits: pd.DataFrame) -> Axes:
-    """Draw the curvature along Adam's and CG's steps in units of the largest eigenvalue.
-
-    `audits` are of one trajectory, columns epoch, iteration, largest, along_adam and along_cg; the
-    curvature's axis is linear near 0 and logarithmic beyond.
-    """
+    """Draw curvatures along Adam's and CG's steps of a trajectory, over the largest eigenvalue."""
     path = audits[audits.iteration == 0].sort_values("epoch")
     for name, color, marker, label in (
         ("along_adam", BLUE, "o", "along an epoch of Adam"),
@@ -63,11 +59,7 @@ def curvatures_along(ax: Axes, audits: pd.DataFrame) -> Axes:
 
 
 def spectrum_over_epochs(ax: Axes, spectra: Mapping[int, np.ndarray]) -> Axes:
-    """Draw all eigenvalues of a Hessian over the epochs, negative ones in another colour.
-
-    `spectra` has for each epoch the eigenvalues [P], in losses per squared unit of parameter; their
-    axis is linear near 0 and logarithmic beyond.
-    """
+    """Draw a Hessian's eigenvalues [P] (loss per squared unit of parameter) at some epochs."""
     epochs = np.repeat(list(spectra), [len(values) for values in spectra.values()])
     values = np.concatenate(list(spectra.values()))
     for chosen, color, marker, label in (

@@ -1,6 +1,7 @@
 """The style of every figure: colours that all kinds of colour vision tell apart, marks, ticks."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import seaborn as sns
 from cycler import cycler
@@ -22,44 +23,34 @@ WIDE = 9.0
 
 
 def use_style() -> None:
-    """Set the style of every figure: ticks without a grid, sans serif, text of 10 points and more.
-
-    Lines differ by colour AND dash by default, so that they can be told apart in grey, too.
-    """
+    """Set the style of every figure; lines differ by colour AND dash, to be told apart in grey."""
     sns.set_theme(
         style="ticks",
         font="DejaVu Sans",
         rc={
             "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=DASHES),
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "axes.linewidth": 0.8,
-            "axes.labelsize": 11,
-            "axes.titlesize": 11,
+            **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
+            **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), 11),
+            **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 10),
+            **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 4),
+            **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.8),
+            "lines.linewidth": 1.8,
             "figure.constrained_layout.use": True,
             "figure.constrained_layout.hspace": 0.05,
             "figure.constrained_layout.wspace": 0.05,
             "figure.dpi": 100,
             "figure.figsize": (WIDE, 4.0),
-            "font.size": 11,
-            "legend.fontsize": 10,
-            "legend.frameon": False,
-            "lines.linewidth": 1.8,
-            "xtick.labelsize": 10,
-            "xtick.major.size": 4,
-            "xtick.major.width": 0.8,
-            "ytick.labelsize": 10,
-            "ytick.major.size": 4,
-            "ytick.major.width": 0.8,
         },
     )
 
 
-def share_legend(axes: Sequence[Axes], **kwargs) -> None:
-    """One legend for several axes, outside at the top, with every label that any of them has.
+def line_style(index: int) -> dict[str, Any]:
+    """Colour and dash of a line by its number, which begin anew after the seventh."""
+    return {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)]}
 
-    `kwargs` are passed on to `Figure.legend`.
-    """
+
+def share_legend(axes: Sequence[Axes], **kwargs) -> None:
+    """One `Figure.legend` for several axes, outside at the top, with every label of any of them."""
     found = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -80,10 +71,9 @@ def mark_epochs(
             continue
         color, marker = COLORS[(index + 1) % len(COLORS)], MARKERS[index % len(MARKERS)]
         ax.axvline(epoch, color=color, linestyle=":", linewidth=1)
-        where = {"transform": ax.get_xaxis_transform(), "linestyle": "none", "markersize": 8}
-        ax.plot(
-            [epoch], [lowest + spacing * index], color=color, marker=marker, label=name, **where
-        )
+        look = {"color": color, "marker": marker, "linestyle": "none", "markersize": 8}
+        height = lowest + spacing * index
+        ax.plot([epoch], [height], label=name, transform=ax.get_xaxis_transform(), **look)
 
 
 def mark(

@@ -35,10 +35,7 @@ def convexity_curve(
 
 
 def convexity_legend(ax: Axes, **kwargs) -> Axes:
-    """Add a legend: the labelled curves of `convexity_curve`, and what the line styles mean.
-
-    `kwargs` are passed on to `Axes.legend`.
-    """
+    """Add an `Axes.legend`: the curves of `convexity_curve`, and what the line styles mean."""
     curves, labels = ax.get_legend_handles_labels()
     styles = [Line2D([], [], color="black", **_line(inside)) for inside in (True, False)]
     ax.legend([*curves, *styles], [*labels, "convex", "not convex"], **kwargs)
@@ -46,10 +43,7 @@ def convexity_legend(ax: Axes, **kwargs) -> Axes:
 
 
 def profile_losses(ax: Axes, profiles: Sequence[Profile], labels: Sequence[str]) -> Axes:
-    """Draw losses over one parameter, with their convex parts and their minima (Figure 1).
-
-    A profile with its label for each curve; what comes after the seventh is not drawn.
-    """
+    """Draw at most seven losses over one parameter, their convex parts and minima (Figure 1)."""
     for profile, label, color, marker in zip(profiles, labels, COLORS, MARKERS, strict=False):
         convexity_curve(ax, profile.x, profile.loss, profile.convex, color, marker, label)
     _minima(ax, profiles, label="minimum")
@@ -58,10 +52,7 @@ def profile_losses(ax: Axes, profiles: Sequence[Profile], labels: Sequence[str])
 
 
 def profile_grad_norms(ax: Axes, branches: Sequence[Profile], labels: Sequence[str]) -> Axes:
-    """Draw the gradient norm over the loss along branches of losses (Figure 2).
-
-    Branches are from `Profile.branch`, at most seven; a descent runs from right to left.
-    """
+    """Draw the gradient norm over the loss along at most seven `Profile.branch`es (Figure 2)."""
     for branch, label, color, marker in zip(branches, labels, COLORS, MARKERS, strict=False):
         convexity_curve(ax, branch.loss, branch.grad_norm, branch.convex, color, marker, label)
     ax.set(xlabel="loss $L$ (descent: right to left)", ylabel="gradient norm $|dL/dp|$")
@@ -84,7 +75,6 @@ def level_curves(
 ) -> Axes:
     """Draw level curves of a loss over two parameters around the origin; shade where it is convex.
 
-    Both parameters go from minus to plus `half_width`, with `points` points of the grid each.
     `levels` are losses, ascending; evenly spaced ones show the gradient norm as density.
     """
     ticks = torch.linspace(-half_width, half_width, points, dtype=torch.float64)
@@ -120,8 +110,7 @@ def flow_grad_norm(ax: Axes, path: FlowPath) -> Axes:
 def flow_curvatures(ax: Axes, path: FlowPath) -> Axes:
     """Draw the curvature along the gradient and the Hessian's least eigenvalue along a path.
 
-    The first is minus the slope of the curve that `flow_grad_norm` draws; the loss is convex where
-    the second is positive.
+    The first is minus the slope of `flow_grad_norm`; the loss is convex where the second is > 0.
     """
     ax.axhline(0, color=GREY, linestyle="-", linewidth=0.8)
     along, least = path.curvature_along_gradient, path.least_eigenvalue

@@ -22,8 +22,7 @@ def panels(
 ) -> Figure:
     """A figure in two columns, a panel over the epochs for each trajectory, and one legend for all.
 
-    `draw` fills the axes of one trajectory. The `height` is that of a row, in inches; `kwargs` are
-    passed on to `pyplot.subplots`.
+    The `height` is that of a row, in inches; `kwargs` are passed on to `pyplot.subplots`.
     """
     rows = -(-len(keys) // 2)
     fig, axes = plt.subplots(rows, 2, figsize=(WIDE, height * rows), squeeze=False, **kwargs)

@@ -12,17 +12,8 @@ from matplotlib.axes import Axes
 
 from twophase.examples import Dataset
 from twophase.experiments.files import write_atomically
-from twophase.figures.style import (
-    BLUE,
-    COLORS,
-    DASHES,
-    GREY,
-    VERMILION,
-    WIDE,
-    mark,
-    plain_ticks,
-    use_style,
-)
+from twophase.figures import style
+from twophase.figures.style import BLUE, GREY, VERMILION, WIDE, line_style, mark, plain_ticks
 from twophase.line_search.line import Trial
 from twophase.record import ADAM, SECOND
 
@@ -31,9 +22,6 @@ PHASE_STYLES = {
     SECOND: {"color": VERMILION, "linestyle": "--"},
 }
 PHASE_NAMES = {ADAM: "Adam", SECOND: "second phase"}
-
-# a name for each curve, with its abscissae and its values, each of shape [n]
-Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
 def grad_norm_over_loss(ax: Axes, history: pd.DataFrame) -> Axes:
@@ -65,9 +53,8 @@ def grad_norm_over_epochs(
     paper's gn_fact) of the peak so far; `swap_epoch` is Adam's last epoch (None: no line).
     """
     for phase, rows, first in _stretches(history):
-        style = {"marker": "o", "markersize": 3} | PHASE_STYLES[phase]
         label = PHASE_NAMES[phase] if first else None
-        ax.plot(rows.epoch, rows.grad_norm, label=label, **style)
+        ax.plot(rows.epoch, rows.grad_norm, "o", ms=3, label=label, **PHASE_STYLES[phase])
     level = (factor * history.grad_norm.cummax()).where(history.phase == ADAM)
     label = f"{factor:g} × the peak so far"
     ax.plot(history.epoch, level, color=GREY, linestyle=":", label=label)
@@ -78,15 +65,13 @@ def grad_norm_over_epochs(
     return ax
 
 
-def convergence(ax: Axes, curves: Curves, xlabel: str, ylabel: str) -> Axes:
-    """Draw how a positive quantity goes to zero, on a logarithmic axis, a line for each label.
-
-    Values that are not positive are left out.
-    """
+def convergence(
+    ax: Axes, curves: Mapping[str, tuple[Sequence, Sequence]], xlabel: str, ylabel: str
+) -> Axes:
+    """Draw how positive values go to zero, on a logarithmic axis, a line for each label."""
     for index, (label, (x, values)) in enumerate(curves.items()):
         positive = np.where(np.asarray(values) > 0, values, np.nan)
-        style = {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)]}
-        ax.plot(x, positive, label=label, **style)
+        ax.plot(x, positive, label=label, **line_style(index))
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log")
     return ax
 
@@ -101,9 +86,9 @@ def loss_over_costs(
     """Draw losses over the paper's axis, over passes and over seconds (the paper's Figure 6).
 
     The paper's axis is epochs × million parameters of the network × examples of the training set.
-    `axes` are three (else `ValueError`), the legend goes above the first. `histories` have columns
-    epoch, passes, seconds (both of the epoch; they are summed here) and train_loss, a row per
-    epoch; `parts` names for each line its history and its rows.
+    `axes` are three (else `ValueError`), the legend goes above the first. `histories` have a row
+    per epoch, with passes and seconds of that epoch alone; `parts` names for each line its history
+    and its rows.
     """
     axis_of: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
         "epochs × million parameters × examples": lambda h: h.epoch * (parameters / 1e6 * examples),
@@ -121,10 +106,7 @@ def loss_over_costs(
 
 
 def first_images(axes: Sequence[Axes], data: Dataset) -> None:
-    """Draw the first training images, one in each of the axes, under their labels.
-
-    Images of one channel are black on white; those of three have their colours, stretched to 0..1.
-    """
+    """Draw the first training images, stretched to 0..1, one in each of the axes with its label."""
     for ax, image, label in zip(axes, data.train.inputs, data.train.targets, strict=False):
         shades = image.mean(dim=0) if data.channels == 1 else image.permute(1, 2, 0)
         shades = (shades - shades.min()) / (shades.max() - shades.min())
@@ -144,15 +126,12 @@ def line_search_trials(
     `loss` maps steps [n] to losses [n]; `trials` are as they were tried, and those whose numbers,
     from 1, are in `numbered` get them beside them; not all would fit.
     """
-    steps = np.array([trial.step for trial in trials])
-    losses = np.array([trial.value for trial in trials])
-    lowest = losses.min()
+    steps, losses = np.array([(trial.step, trial.value) for trial in trials]).T
+    above = losses - losses.min()
     grid = torch.linspace(0, 1.05 * steps.max(), 1000, dtype=torch.float64)
-    ax.plot(grid, loss(grid) - lowest, color=GREY, linestyle="-", label="loss along the line")
-    ax.plot(
-        steps, losses - lowest, "o", color=VERMILION, ms=5, ls="none", label="trial: a forward pass"
-    )
-    for number, (step, value) in enumerate(zip(steps, losses - lowest, strict=True), 1):
+    ax.plot(grid, loss(grid) - losses.min(), color=GREY, ls="-", label="loss along the line")
+    ax.plot(steps, above, "o", color=VERMILION, ms=5, ls="none", label="trial: a forward pass")
+    for number, (step, value) in enumerate(zip(steps, above, strict=True), 1):
         if number in numbered:
             # alternating heights keep the numbers of neighbours apart
             offset = (0, 8 + 12 * (number % 3))
@@ -189,12 +168,8 @@ def advantages(ax: Axes, frame: pd.DataFrame) -> Axes:
 
 
 def save_grad_norm_over_loss(history: pd.DataFrame, summary: Mapping, out: Path) -> None:
-    """Save `grad_norm_over_loss` of a run as a PNG, titled with its problem and seed.
-
-    `history` and `summary` are from `twophase.experiments.runs.read`; the file `out` is replaced
-    whole, at 150 dots per inch.
-    """
-    use_style()
+    """Save `grad_norm_over_loss` of what `runs.read` returns as a PNG, which is replaced whole."""
+    style.use_style()
     figure, ax = plt.subplots(figsize=(WIDE, 4.6))
     grad_norm_over_loss(ax, history)
     # summaries that were written before problems had names have a data set and a model
@@ -208,10 +183,7 @@ def save_grad_norm_over_loss(history: pd.DataFrame, summary: Mapping, out: Path)
 
 
 def _stretches(history: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, bool]]:
-    """Each stretch of one phase, its rows, and whether it is the phase's first.
-
-    The last row of the stretch before is the first of the rows, so that lines touch.
-    """
+    """Each stretch of a phase, its rows from the last one before on, whether it is the first."""
     seen = set()
     for _, rows in history.groupby((history.phase != history.phase.shift()).cumsum()):
         phase, start = rows.phase.iloc[0], max(rows.index[0] - 1, history.index[0])

@@ -1,7 +1,6 @@
 """Image data sets as files: what each consists of, whether it is whole, where it comes from.
 
-`SOURCES` is the registry: a further data set is one entry. `download` is the only function that
-touches the network.
+A further data set is one entry in `SOURCES`. Only `download` touches the network.
 """
 
 import gzip
@@ -35,11 +34,10 @@ Split = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file that a data set is read from: where it lies below the data root, its size, its md5.
+    """A file below the data root, with the size in bytes and the md5 of its unpacked content.
 
-    `size` in bytes and `md5` are those of the unpacked file. With `gz_size` the file may also
-    (or only) be there as `path`.gz, of that many bytes as published; other compressions of the
-    right content are accepted.
+    With `gz_size` the file may also (or only) be there as `path`.gz, of that many bytes as
+    published; other compressions of the right content are accepted.
     """
 
     path: str
@@ -50,7 +48,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Source:
-    """How a data set is stored, read and downloaded: one entry of the registry `SOURCES`.
+    """How a data set is stored, read and downloaded.
 
     `read` turns the contents of `files`, in their order, into the training and the validation
     split (or None). `fetch` downloads what is not yet there into a folder; `archives` are the files
@@ -158,8 +156,7 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
     """The folder that holds the data sets; it need not be there.
 
     `root` if given; else the environment variable TWOPHASE_DATA if it is set and not empty; else
-    the folder data/ of the checkout that this package runs from (known by its pyproject.toml); else
-    data/ in the working directory.
+    data/ in the source tree that this package runs from, or in the working directory without one.
     """
     chosen = root if root is not None else os.environ.get("TWOPHASE_DATA")
     if chosen:
@@ -195,7 +192,7 @@ def _check(path: Path, file: DataFile) -> _Checked:
 
 
 def _check_forms(root: Path, file: DataFile) -> list[_Checked]:
-    """All that is there of a file, checked; the last possible form as missing if nothing is."""
+    """All forms that are there of a file; the last possible one, as missing, if none is."""
     path = root / file.path
     forms = [path] if file.gz_size is None else [path, path.with_name(path.name + ".gz")]
     there = [_check(form, file) for form in forms if os.path.lexists(form)]
@@ -211,7 +208,7 @@ def _mend(name: str, root: Path) -> str:
 def read(name: str, root: str | os.PathLike | None = None) -> tuple[Split, Split | None]:
     """A data set's training and validation split, from files that are checked by size and md5.
 
-    `DataError` names a file that is missing, or damaged in any form, and the command that mends it.
+    `DataError` names a file that is missing or damaged, and the command that mends it.
     """
     source, folder = SOURCES[check_choice("dataset", name, SOURCES)], data_root(root)
     contents = []
@@ -227,10 +224,9 @@ def read(name: str, root: str | os.PathLike | None = None) -> tuple[Split, Split
 def download(name: str, root: str | os.PathLike | None = None) -> Path:
     """Download or repair a data set; the folder that holds the data sets, made if need be.
 
-    Does nothing if every file is already right; digits needs no download. torchvision fetches
-    into a temporary folder below `data_root(root)`; a missing or damaged file is replaced only once
-    all new ones are verified, and good files stay untouched. `DataError` if the network, the disk
-    or the new files fail.
+    torchvision fetches into a temporary folder below `data_root(root)`; missing or damaged files
+    are replaced only once all new ones are verified, and good ones stay untouched. `DataError` if
+    the network, the disk or the new files fail.
     """
     source = SOURCES[check_choice("dataset", name, SOURCES)]
     folder = data_root(root)

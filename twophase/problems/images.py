@@ -34,34 +34,25 @@ def load(
     digits have the official test set as validation set.
 
     Mean and standard deviation are always those of the full training set at 32 x 32 pixels, so
-    that runs on subsets of any size see the same validation inputs and their losses can be
-    compared. Loading never downloads: every file is checked by size and md5 first.
+    that runs on subsets of any size see the same validation inputs. Loading never downloads.
 
     Args:
         name: one of `DATASETS`.
         root: the folder that holds the data sets; None: see `image_files.data_root`.
-        device: where inputs and labels lie.
+        device, dtype: of inputs and labels; of the inputs.
         train_examples, validation_examples: take that many at random, each class in its share; a
             smaller subset of the same seed is part of a larger one. None: all.
         seed: of the subsets, at least 0.
-        dtype: of the inputs.
 
     Raises:
-        DataError: a file is missing, truncated or altered; the message names it and the command
-            that repairs it.
+        DataError: a file is missing, truncated or altered; see `image_files.read`.
         InputError: the name is unknown, or a number of examples or the seed out of range.
-
-    >>> digits = load("digits", train_examples=100)
-    >>> digits.train.inputs.shape, len(digits.validation)
-    (torch.Size([100, 1, 32, 32]), 360)
     """
     check_choice("dataset", name, SOURCES)
     check_integer("seed", seed, 0)
-    counts = {"train_examples": train_examples, "validation_examples": validation_examples}
-    counts = {field: count for field, count in counts.items() if count is not None}
-    for field, count in counts.items():
-        check_integer(field, count, 1)
-    parts = dict(zip(("train_examples", "validation_examples"), read(name, root), strict=True))
+    sizes = {"train_examples": train_examples, "validation_examples": validation_examples}
+    counts = {field: check_integer(field, n, 1) for field, n in sizes.items() if n is not None}
+    parts = dict(zip(sizes, read(name, root), strict=True))
     mean, deviation = (s.to(dtype).to(device) for s in _statistics(parts["train_examples"][0]))
     for field, count in counts.items():
         parts[field] = _subset(field, parts[field], count, seed)

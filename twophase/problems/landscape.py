@@ -28,12 +28,11 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Profile:
-    """A loss over one parameter: values and derivatives on a grid, convex regions and minima.
+    """A loss over one parameter: L, L′ and L″ on the grid `x`, each of shape [points], float64.
 
-    Made by `profile`: L, L′ and L″ on the grid `x`, each of shape [points], float64; the intervals
-    where L″ > 0 and the local minima inside the range, both ascending. The gradient norm of one
-    parameter is |L′|, and it can turn from rising to falling only where L″ changes its sign: in one
-    dimension its peak IS the edge of a convex region.
+    Made by `profile`, with the intervals where L″ > 0 and the local minima inside the range, both
+    ascending. The gradient norm of one parameter is |L′|, and it can turn from rising to falling
+    only where L″ changes its sign: in one dimension its peak IS the edge of a convex region.
     """
 
     x: Tensor
@@ -54,10 +53,9 @@ class Profile:
         return self.curvature > 0
 
     def branch(self, side: str) -> "Profile":
-        """The part on one side of the only minimum, in the order in which a descent passes it.
+        """The part on the "left" or "right" side of the minimum, in the order of a descent.
 
-        `side` is "left" or "right" of the minimum; another side, or not exactly one minimum, raises
-        `InputError`.
+        Another side, or not exactly one minimum, raises `InputError`.
         """
         check_choice("side", side, ("left", "right"))
         if len(self.minima) != 1:
@@ -78,10 +76,6 @@ def profile(loss: Loss, lower: float, upper: float, points: int = 2001) -> Profi
     missed; a point where L′ touches zero without changing its sign is not a minimum. A convex
     region that reaches the end of the range is cut there. 2001 points resolve all toys; fewer than
     2, or a range that is empty or not finite, raise `InputError`.
-
-    >>> wave = profile(torch.cos, 0.0, 6.0)
-    >>> wave.convex_regions, wave.minima
-    ((Interval(lower=1.570..., upper=4.712...),), (3.141...,))
     """
     check_number("lower", lower)
     check_number("upper", upper, above=lower)
@@ -127,30 +121,24 @@ def _signs(values: Tensor) -> Tensor:
 
 def _sign_changes(function: Loss, x: Tensor, values: Tensor) -> list[_SignChange]:
     """Where `function` changes its sign; points at which it has none are stepped over."""
+
+    def value(at: float) -> float:
+        return float(function(torch.tensor(at, dtype=torch.float64)))
+
     signs = _signs(values)
     known = signs.nonzero().squeeze(1).tolist()
     return [
-        _SignChange(_root(function, float(x[a]), float(x[b])), bool(signs[b] > 0))
+        _SignChange(brentq(value, float(x[a]), float(x[b]), xtol=1e-13), bool(signs[b] > 0))
         for a, b in zip(known, known[1:], strict=False)
         if signs[a] != signs[b]
     ]
-
-
-def _root(function: Loss, lower: float, upper: float) -> float:
-    def at(x: float) -> float:
-        return float(function(torch.tensor(x, dtype=torch.float64)))
-
-    return brentq(at, lower, upper, xtol=1e-13)
 
 
 # ---- several parameters -------------------------------------------------------------------------
 
 
 def least_eigenvalue(loss: Loss, points: Tensor) -> Tensor:
-    """The least eigenvalue [k] of the Hessian at points [k, n]; where it is > 0 the loss is convex.
-
-    All k·n² numbers of the Hessians are held in memory.
-    """
+    """The least eigenvalue [k] of the Hessian, in k·n² numbers of memory, at points [k, n]."""
     return torch.linalg.eigvalsh(_hessians(loss, points))[:, 0]
 
 
@@ -159,8 +147,7 @@ class FlowPath:
     """A steepest-descent path and the curvature that it meets. Made by `gradient_flow`.
 
     The points [k, n], float64, are evenly spaced along the path; all else has shape [k]: the length
-    of the path up to each point, L, ‖g‖, gᵀ H g / gᵀ g, whose sign decides whether the norm falls,
-    and the least eigenvalue of H, whose sign decides whether the loss is convex.
+    of the path up to each point, L, ‖g‖, gᵀ H g / gᵀ g, and the least eigenvalue of H.
     """
 
     points: Tensor
@@ -233,16 +220,13 @@ def gradient_flow(
     if not np.isfinite(flow.y).all():
         raise NonFiniteError(f"the loss is not finite on the descent from {start.tolist()}")
     length = torch.linspace(0.0, float(flow.t[-1]), points, dtype=torch.float64)
-    return _measured(loss, torch.from_numpy(flow.sol(length.numpy()).T), length)
-
-
-def _measured(loss: Loss, points: Tensor, length: Tensor) -> FlowPath:
-    gradients, hessians = _gradients(loss, points), _hessians(loss, points)
+    path = torch.from_numpy(flow.sol(length.numpy()).T)
+    gradients, hessians = _gradients(loss, path), _hessians(loss, path)
     along = torch.einsum("ki,kij,kj->k", gradients, hessians, gradients)
     return FlowPath(
-        points=points,
+        points=path,
         length=length,
-        loss=loss(points),
+        loss=loss(path),
         grad_norm=gradients.norm(dim=1),
         curvature_along_gradient=along / gradients.square().sum(dim=1),
         least_eigenvalue=torch.linalg.eigvalsh(hessians)[:, 0],

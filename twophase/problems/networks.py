@@ -6,7 +6,8 @@ registry: a further model is one function (channels, classes) -> nn.Module and o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -20,63 +21,34 @@ _PATCH, _WIDTH, _LAYERS, _HEADS = 8, 64, 3, 4
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Scaled dot-product attention [B, T, width] -> [B, T, width], the width split over heads."""
+    """Scaled dot-product attention [B, T, width], the width split over heads."""
     split = (t.unflatten(-1, (_HEADS, -1)).transpose(1, 2) for t in (queries, keys, values))
     return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
 
 
-def _square_map() -> nn.Linear:
-    return nn.Linear(_WIDTH, _WIDTH, bias=False)
-
-
 class SelfAttention(nn.Module):
-    """Multi-head self-attention without biases.
+    """Multi-head self-attention without biases; the paper's variants do without some matrices.
 
         softmax(X W_q (X W_k)^T / sqrt(d)) X W_v per head of size d, then W_o
 
-    Maps [B, T, 64] to [B, T, 64]; four 64 x 64 matrices. Source: Vaswani et al., 2017.
+    Maps [B, T, 64] to [B, T, 64] by up to four 64 x 64 matrices. Without `own_keys` one matrix
+    makes both keys and queries, W_k = W_q, the paper's "wkewq"; without `own_values` the tokens
+    themselves are the values, and there is neither W_v nor W_o, the paper's "wvwo1". Source:
+    Vaswani et al., 2017.
     """
 
-    def __init__(self):
+    def __init__(self, own_keys: bool = True, own_values: bool = True):
         super().__init__()
-        self.query, self.key, self.value, self.output = (_square_map() for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(_attend(self.query(x), self.key(x), self.value(x)))
-
-
-class SharedKeySelfAttention(nn.Module):
-    """Self-attention in which one matrix makes both keys and queries, W_k = W_q.
-
-        softmax(X W_q (X W_q)^T / sqrt(d)) X W_v per head of size d, then W_o
-
-    Maps [B, T, 64] to [B, T, 64]; three 64 x 64 matrices. Source: the paper's "wkewq".
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.query, self.value, self.output = (_square_map() for _ in range(3))
+        square_map = partial(nn.Linear, _WIDTH, _WIDTH, bias=False)
+        self.query = square_map()
+        self.key = square_map() if own_keys else None
+        self.value = square_map() if own_values else nn.Identity()
+        self.output = square_map() if own_values else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         queries = self.query(x)
-        return self.output(_attend(queries, queries, self.value(x)))
-
-
-class SharedKeyTokenAttention(nn.Module):
-    """Self-attention with W_k = W_q whose values are the tokens themselves: no W_v, no W_o.
-
-        softmax(X W_q (X W_q)^T / sqrt(d)) X_h for head h, the d columns X_h of X
-
-    Maps [B, T, 64] to [B, T, 64]; one 64 x 64 matrix. Source: the paper's "wkewq-wvwo1".
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.query = _square_map()
-
-    def forward(self, x: Tensor) -> Tensor:
-        queries = self.query(x)
-        return _attend(queries, queries, x)
+        keys = queries if self.key is None else self.key(x)
+        return self.output(_attend(queries, keys, self.value(x)))
 
 
 class EncoderLayer(nn.Module):
@@ -186,15 +158,15 @@ def _vgg5(channels: int, classes: int) -> nn.Module:
     )
 
 
+def _transformer(layer: Callable[[nn.Module], nn.Module], **attention: bool) -> partial:
+    return partial(VisionTransformer, layer=lambda: layer(SelfAttention(**attention)))
+
+
 _BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
-    "vit-mlp": partial(VisionTransformer, layer=lambda: EncoderLayer(SelfAttention())),
-    "vit-nomlp": partial(VisionTransformer, layer=lambda: AttentionLayer(SelfAttention())),
-    "vit-nomlp-wkewq": partial(
-        VisionTransformer, layer=lambda: AttentionLayer(SharedKeySelfAttention())
-    ),
-    "vit-nomlp-wkewq-wvwo1": partial(
-        VisionTransformer, layer=lambda: AttentionLayer(SharedKeyTokenAttention())
-    ),
+    "vit-mlp": _transformer(EncoderLayer),
+    "vit-nomlp": _transformer(AttentionLayer),
+    "vit-nomlp-wkewq": _transformer(AttentionLayer, own_keys=False),
+    "vit-nomlp-wkewq-wvwo1": _transformer(AttentionLayer, own_keys=False, own_values=False),
     "vgg5-max-relu": _vgg5,
 }
 
@@ -202,27 +174,27 @@ MODELS = tuple(_BUILDERS)
 
 
 def build(name: str, channels: int, classes: int, seed: int) -> nn.Module:
-    """Return a freshly initialised network of the paper.
+    """A freshly initialised network: images [B, channels, 32, 32] to probabilities [B, classes].
 
-    `name` is one of `MODELS`; the network maps images [B, channels, 32, 32] to probabilities
-    [B, classes]: MNIST has 1 channel and 10 classes, CIFAR 3 channels and 10 or 100. The same
-    `seed` gives the same float32 weights on the CPU, and torch's global random numbers stay as
-    they were. Weights follow PyTorch's defaults, the class token is normal with deviation 0.02.
-
-    Raises `InputError` for an unknown name, fewer than 1 channel or 2 classes, a negative seed.
-
-    >>> network = build("vit-nomlp-wkewq-wvwo1", channels=1, classes=10, seed=0)
-    >>> network(torch.zeros(5, 1, 32, 32)).shape
-    torch.Size([5, 10])
+    `name` is one of `MODELS`. The same `seed` gives the same float32 weights on the CPU. They
+    follow PyTorch's defaults, the class token is normal with deviation 0.02. Raises `InputError`
+    for an unknown name, fewer than 1 channel or 2 classes, a negative seed.
     """
     builder = _BUILDERS[check_choice("model", name, MODELS)]
     check_integer("channels", channels, 1)
     check_integer("classes", classes, 2)
+    with seeded(seed):
+        return builder(channels, classes)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """While active, weights are drawn on the CPU from a seed; torch's global state is restored."""
     check_integer("seed", seed, 0)
     # Only the CPU's generator is saved, seeded and used: torch.manual_seed would reseed GPUs too.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        return builder(channels, classes)
+        yield
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -235,9 +207,8 @@ def overdetermination(examples: int, outputs: int, parameters: int) -> float:
 
         Q = K M / P
 
-    with K training examples, M outputs and P parameters; below 1 there are infinitely many
-    solutions, most of which do not generalise. Source: the paper's equation 7. Raises
-    `InputError` if an argument is not a whole number of at least 1.
+    with K training examples, M outputs and P parameters, all at least 1; below 1 there are
+    infinitely many solutions, most of which do not generalise. Source: the paper's equation 7.
     """
     check_integer("examples", examples, 1)
     check_integer("outputs", outputs, 1)

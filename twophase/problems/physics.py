@@ -15,6 +15,7 @@ from scipy.special import roots_hermite
 from torch import Tensor, nn
 
 from twophase.errors import check_integer, check_number
+from twophase.problems.networks import seeded
 
 # Terms a · sin(k π x) of the solution of Poisson's equation, as (a, k). Their shares in the source,
 # a k², are close, so that neither frequency can be left for later.
@@ -26,10 +27,9 @@ SMALLEST_VISCOSITY = 0.01 / math.pi
 
 
 class Jet(NamedTuple):
-    """A function at K points: its value and its derivatives by the d coordinates.
+    """A function at K points: its value [K, 1] and its derivatives by the d coordinates.
 
-    `value` has shape [K, 1], `first` [d, K, 1] holds the first derivatives, `second` [K, 1] the
-    second derivative by the first coordinate.
+    The first ones are [d, K, 1], `second` [K, 1] is that by the first coordinate.
     """
 
     value: Tensor
@@ -37,7 +37,7 @@ class Jet(NamedTuple):
     second: Tensor
 
     def times(self, other: "Jet") -> "Jet":
-        """The product of two functions: (a b)' = a' b + a b', (a b)'' = a'' b + 2 a' b' + a b''."""
+        """(a b)' = a' b + a b', (a b)'' = a'' b + 2 a' b' + a b''."""
         return Jet(
             self.value * other.value,
             self.first * other.value + self.value * other.first,
@@ -47,7 +47,6 @@ class Jet(NamedTuple):
         )
 
     def plus(self, other: "Jet") -> "Jet":
-        """The sum of two functions."""
         return Jet(*(mine + others for mine, others in zip(self, other, strict=True)))
 
 
@@ -55,8 +54,8 @@ class TanhNetwork(nn.Module):
     """A fully connected tanh network in float64 that knows its derivatives by its inputs.
 
     It maps points [K, inputs] to [K, 1] by `depth` hidden layers of `width` units and a linear one.
-    Weights follow PyTorch's defaults and the `seed`; torch's global random numbers stay as they
-    were. Fewer than one of anything, or a negative seed, raises `InputError`.
+    Weights follow PyTorch's defaults and the `seed`. Fewer than one of anything, or a negative
+    seed, raises `InputError`.
     """
 
     def __init__(self, inputs: int, width: int, depth: int, seed: int):
@@ -64,11 +63,8 @@ class TanhNetwork(nn.Module):
         check_integer("inputs", inputs, 1)
         check_integer("width", width, 1)
         check_integer("depth", depth, 1)
-        check_integer("seed", seed, 0)
         sizes = [inputs, *[width] * depth]
-        # Only the CPU's generator is saved, seeded and used: manual_seed would reseed GPUs too.
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             self.hidden = nn.ModuleList(
                 nn.Linear(*pair, dtype=torch.float64)
                 for pair in zip(sizes, sizes[1:], strict=False)
@@ -108,9 +104,9 @@ class PoissonNetwork(nn.Module):
     """A network u(x) = x (1 − x) N(x) for −u'' = f on (0, 1) with u(0) = u(1) = 0.
 
     Calling it with points x [K, 1] returns the equation's left side −u'' [K, 1], so that its mean
-    squared distance from f is the physics-informed loss. The boundary conditions hold exactly, for
-    whatever weights (Lagaris, Likas and Fotiadis, Artificial neural networks for solving ordinary
-    and partial differential equations, 1998).
+    squared distance from f is the physics-informed loss; `solution` returns u, and `jet` u, u' and
+    u''. The boundary conditions hold exactly, for whatever weights (Lagaris, Likas and Fotiadis,
+    Artificial neural networks for solving ordinary and partial differential equations, 1998).
     """
 
     def __init__(self, network: TanhNetwork):
@@ -118,15 +114,12 @@ class PoissonNetwork(nn.Module):
         self.network = network
 
     def forward(self, points: Tensor) -> Tensor:
-        """−u'' [K, 1] at points [K, 1]."""
         return -self.jet(points).second
 
     def solution(self, points: Tensor) -> Tensor:
-        """u [K, 1] at points [K, 1]."""
         return self.jet(points).value
 
     def jet(self, x: Tensor) -> Jet:
-        """u with u' and u'' at points [K, 1]."""
         factor = Jet(x * (1 - x), (1 - 2 * x)[None], torch.full_like(x, -2))
         return factor.times(self.network.jet(x))
 
@@ -135,8 +128,8 @@ class BurgersNetwork(nn.Module):
     """A network u(x, t) = −sin(πx) + t (1 − x²) N(x, t) for u_t + u u_x = ν u_xx.
 
     Calling it with points (x, t) [K, 2] returns the residual u_t + u u_x − ν u_xx [K, 1], which is
-    to be 0. It holds u(x, 0) = −sin(πx) and u(±1, t) = 0 for whatever weights (Lagaris, Likas and
-    Fotiadis, 1998). A viscosity ν that is not above 0 raises `InputError`.
+    to be 0; `solution` returns u, and `jet` u, (u_x, u_t) and u_xx. It holds u(x, 0) = −sin(πx) and
+    u(±1, t) = 0 for whatever weights, as above. A viscosity ν not above 0 raises `InputError`.
     """
 
     def __init__(self, network: TanhNetwork, viscosity: float):
@@ -145,16 +138,13 @@ class BurgersNetwork(nn.Module):
         self.viscosity = check_number("viscosity", viscosity, above=0)
 
     def forward(self, points: Tensor) -> Tensor:
-        """u_t + u u_x − ν u_xx [K, 1] at points [K, 2]."""
         value, (by_x, by_t), second = self.jet(points)
         return by_t + value * by_x - self.viscosity * second
 
     def solution(self, points: Tensor) -> Tensor:
-        """u [K, 1] at points [K, 2]."""
         return self.jet(points).value
 
     def jet(self, points: Tensor) -> Jet:
-        """u with u_x, u_t and u_xx at points [K, 2]."""
         x, t = points.split(1, dim=1)
         sine, cosine = torch.sin(math.pi * x), torch.cos(math.pi * x)
         start = Jet(-sine, torch.stack([-math.pi * cosine, torch.zeros_like(x)]), math.pi**2 * sine)
@@ -214,14 +204,6 @@ class Problem:
 
     `model` maps `inputs` [K, d] to what should be `targets` [K, 1], and `model.solution` the other
     points of `grid` [n, d] to what should be `exact` [n, 1]. For a regression both are the same.
-
-    >>> from twophase import AdamSettings, fit
-    >>> problem = poisson(seed=0, width=8, depth=1, points=32)
-    >>> before = problem.error()
-    >>> data, adam = (problem.inputs, problem.targets), AdamSettings(batch_size=32)
-    >>> result = fit(problem.model, data, epochs=60, switch=20, adam=adam)
-    >>> problem.error() < before
-    True
     """
 
     model: nn.Module
@@ -269,10 +251,7 @@ def burgers(
 
 
 def regression(seed: int, width: int = 32, depth: int = 2, points: int = 1024) -> Problem:
-    """Regression of a tanh network on `franke` at points of the unit square, free of noise.
-
-    K = `points` points of a Sobol sequence, the same for every seed.
-    """
+    """Regression on `franke`, free of noise, at K = `points` Sobol points, as above."""
     model = TanhNetwork(2, width, depth, seed)
     inputs = _sobol(points)
     grid = torch.cartesian_prod(_inside(70), _inside(70))

@@ -10,7 +10,7 @@ from torch import nn
 from twophase.errors import check_choice, check_integer
 from twophase.examples import Dataset, Examples
 from twophase.losses import Loss, mse
-from twophase.problems import images, networks
+from twophase.problems import images, networks, physics
 from twophase.settings import Settings
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -35,11 +35,9 @@ class Problem(Protocol):
     @property
     def name(self) -> str:
         """In a word or two, for tables and folders."""
-        ...
 
     def load(self, seed: int, dtype: str, device: torch.device, root: Path | None) -> Task:
-        """The task with the initial weights and subsets of a seed."""
-        ...
+        """The task with the initial weights and subsets of a seed; errors as for `images.load`."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,9 @@ class ImageProblem(Settings):
     """A network of the paper on a data set of images, by the paper's mean squared error.
 
     Args:
-        dataset, model: names in `images.DATASETS` and `networks.MODELS`.
+        dataset, model: names in `images.DATASETS` and `networks.MODELS`, else `InputError`.
         train_examples: size of a random training subset, at least 1; None: all.
         validation_examples: the same for the validation examples; 0: none of them.
-
-    Raises:
-        InputError: a field is out of range; nothing is loaded yet.
     """
 
     dataset: str = "digits"
@@ -72,24 +67,13 @@ class ImageProblem(Settings):
 
     @property
     def name(self) -> str:
-        """Data set and network."""
         return f"{self.dataset} {self.model}"
 
     def load(self, seed: int, dtype: str, device: torch.device, root: Path | None) -> Task:
-        """The network with the weights of a seed, and the examples, whose subsets are the seed's.
-
-        Raises:
-            DataError: a data file is missing or damaged.
-            InputError: a subset is larger than the set.
-        """
+        """The network and the examples; the subsets, too, are those of the seed."""
         data = images.load(
-            self.dataset,
-            root,
-            device,
-            self.train_examples,
-            seed,
-            DTYPES[dtype],
-            self.validation_examples or None,
+            *(self.dataset, root, device, self.train_examples, seed, DTYPES[dtype]),
+            validation_examples=self.validation_examples or None,
         )
         if self.validation_examples == 0:
             data = Dataset(data.name, data.train, None, data.classes)
@@ -99,46 +83,28 @@ class ImageProblem(Settings):
 
 @dataclass(frozen=True)
 class PhysicsProblem(Settings):
-    """A small smooth problem with a known solution, on all its points at once.
-
-    Args:
-        equation: a name in `physics.PROBLEMS`.
-
-    Raises:
-        InputError: there is no such problem.
-    """
+    """A small smooth problem with a known solution, by its name in `physics.PROBLEMS`."""
 
     equation: str = "poisson"
 
     full_batch = True
 
     def __post_init__(self) -> None:
-        from twophase.problems import physics
-
         check_choice("equation", self.equation, physics.PROBLEMS)
 
     @property
     def name(self) -> str:
-        """The equation."""
         return self.equation
 
     def load(self, seed: int, dtype: str, device: torch.device, root: Path | None) -> Task:
-        """The network with the weights of a seed, and the points, which are the same for all."""
-        from twophase.problems import physics
-
+        """The network, and the points, which are the same for all seeds."""
         problem = physics.PROBLEMS[self.equation](seed)
         data = Dataset(self.equation, Examples(problem.inputs, problem.targets), None, classes=1)
         return Task(problem.model.to(DTYPES[dtype]), data, nn.functional.mse_loss)
 
 
 def named(name: str, model: str, train_examples: int | None = None) -> Problem:
-    """The problem of that name: a data set with a network, or an equation.
-
-    Raises:
-        InputError: there is none.
-    """
-    from twophase.problems import physics
-
+    """The problem of that name, a data set's or an equation; `InputError` if there is none."""
     if name in physics.PROBLEMS:
         return PhysicsProblem(name)
     check_choice("problem", name, (*images.DATASETS, *physics.PROBLEMS))

@@ -170,9 +170,9 @@ class GaussianWell:
     definite. The minimum, 0, is at the origin, where the Hessian is A. The Hessian
     e^(−q/2) (A − A w wᵀ A) is positive definite exactly where q < 1.
 
-    Along a descent path the gradient norm turns where the curvature along the gradient changes
-    its sign, at some q from 1 to (κ + 1)²/(4κ), κ the condition number of A (Kantorovich's
-    inequality): on the edge of the convex region where κ = 1, in general outside it.
+    Along a descent path the gradient norm turns at some q from 1 to (κ + 1)²/(4κ), κ the condition
+    number of A (Kantorovich's inequality): where κ = 1 on the edge of the convex region, in
+    general outside it.
     """
 
     precision: Tensor
@@ -211,10 +211,6 @@ def rosenbrock(dimension: int = 2) -> Problem:
     L(w) = Σᵢ 100 (wᵢ₊₁ − wᵢ²)² + (1 − wᵢ)², i = 1 … n−1, as `scipy.optimize.rosen`. The minimum,
     0, is at (1, …, 1); in four to seven dimensions there is one other local minimum, with
     w₁ < 0 (Kok and Sandrock 2009). The start is Rosenbrock's (−1.2, 1), repeated.
-
-    >>> valley = rosenbrock(4)
-    >>> valley(valley.start), valley(valley.minimizer)
-    (tensor(532.4000, dtype=torch.float64), tensor(0., dtype=torch.float64))
     """
     check_integer("dimension", dimension, 2)
     start = torch.ones(dimension, dtype=torch.float64)

@@ -31,12 +31,9 @@ _MENDS = {
 
 
 def formula_html(latex: str, display: str = "inline") -> str:
-    """Return a LaTeX formula without its dollar signs as MathML, or as code if that cannot be.
+    """A LaTeX formula without its dollar signs as MathML, or as code if that cannot be.
 
     `display` is "inline", or "block" for a formula on a line of its own.
-
-    >>> formula_html("x")
-    '<math ...display="inline"...><mrow><mi>x</mi></mrow></math>'
     """
     # the converter knows the outer environments only, which look the same
     known = re.sub(r"\{(aligned|gathered)\}", r"{align*}", latex.strip())
@@ -66,16 +63,12 @@ class Renderer(mistune.HTMLRenderer):
 
 
 def title_html(text: str) -> Markup:
-    """Return a line of Markdown, such as a title, as HTML; HTML in it is shown as text."""
+    """A line of Markdown, such as a title, as HTML; HTML in it is shown as text."""
     return _inline(_MARKDOWN, text)
 
 
 def caption_html(text: str) -> Markup:
-    """Return plain text as HTML in which `` `code` `` and `$formulas$` are understood.
-
-    >>> caption_html("`a` & *b*")
-    Markup('<code>a</code> &amp; *b*')
-    """
+    """Plain text as HTML in which `` `code` `` and `$formulas$` are understood."""
     return _inline(_PLAIN, text)
 
 

@@ -23,7 +23,7 @@ _TITLE = re.compile(r"^# +(.+)$", re.MULTILINE)
 
 
 def opening(notebook: NotebookNode, name: str) -> tuple[str, str]:
-    """The title and the question of a notebook, in Markdown, from its first Markdown cell.
+    """The title and the question, in Markdown, from a notebook's first Markdown cell.
 
     They are the first heading, else `name`, and the first paragraph that asks, else the first.
     """
@@ -39,7 +39,7 @@ def opening(notebook: NotebookNode, name: str) -> tuple[str, str]:
 def page_html(
     notebook: NotebookNode, title: str, folder: Path, summary: str, provenance: Mapping[str, str]
 ) -> str:
-    """Return an executed notebook as an HTML page, with a `title` in Markdown.
+    """An executed notebook as an HTML page, with a `title` in Markdown.
 
     `folder` is where its source lies, for the pictures that its Markdown names. `summary`, a line
     under the title, and `provenance`, terms and descriptions for the foot, are plain text.
@@ -65,7 +65,7 @@ def page_html(
 
 
 def contents_html(reports: Iterable[tuple[Any, Any]], written: str) -> str:
-    """Return the index page: a row for each notebook and what became of it, and the date."""
+    """The index page: a row for each notebook and what became of it, and the date."""
     loader = FileSystemLoader(_FOLDER / "report")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.filters["markdown"] = title_html

@@ -21,20 +21,13 @@ from twophase.reporting.formulas import caption_html
 
 PRESETS = ("smoke", "quick", "paper")
 PRESET_VARIABLE = "TWOPHASE_PRESET"
-_KINDS = {
-    int: "a whole number",
-    float: "a finite number",
-    str: "a text",
-    bool: "True or False",
-    list: "a list",
-}
+_KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", list: "a list"}
 
 
 def resolve_preset(preset: str) -> str:
-    """Return the name of the preset that `preset` stands for: smoke, quick or paper.
+    """smoke, quick or paper; for "auto" the environment's `TWOPHASE_PRESET`, else quick.
 
-    "auto" stands for the environment variable `TWOPHASE_PRESET` and, where that is not set, for
-    "quick". `InputError` for other names, also in the variable.
+    `InputError` for other names, also in the variable.
     """
     chosen = check_choice("preset", preset, ("auto", *PRESETS))
     if chosen != "auto":
@@ -64,13 +57,8 @@ def parameters(
             papermill has injected one that is not declared.
 
     >>> cell = {"preset": "smoke", "epochs": "preset", "rate": "1e-3"}
-    >>> tables = {"smoke": {"epochs": 2}, "quick": {"epochs": 20}, "paper": {"epochs": 500}}
-    >>> parameters(cell, tables, epochs=int, rate=float)
+    >>> parameters(cell, {"smoke": {"epochs": 2}}, epochs=int, rate=float)
     Parameters(preset='smoke', epochs=2, rate=0.001)
-    >>> parameters(cell | {"epochs": 0.5}, tables, epochs=int, rate=float)
-    Traceback (most recent call last):
-    ...
-    twophase.errors.InputError: epochs: 0.5 is not allowed; use a whole number, or "preset"
     """
     names = ["preset", *declared]
     for name in _injected(namespace.get("In", ())):
@@ -92,8 +80,7 @@ def parameters(
 def assigned(source: str) -> list[str]:
     """The names that Python code assigns outside of functions and classes.
 
-    papermill's own inspection reads line by line and drops `rule: str = "Peak(factor=0.9)"` for
-    its second "=", and `epochs: int | None = 3`.
+    papermill's own inspection drops `rule: str = "Peak(factor=0.9)"` and `epochs: int | None = 3`.
     """
     symbols = symtable(source, "<parameters>", "exec").get_symbols()
     return [symbol.get_name() for symbol in symbols if symbol.is_assigned()]

@@ -41,13 +41,12 @@ class ReportError(TwoPhaseError):
 
 @dataclass(frozen=True)
 class _Source:
-    """A notebook that can be run."""
+    """A notebook that can be run; `expected` seconds by preset are from its own metadata."""
 
     path: Path
     title: str
     question: str
     parameters: frozenset[str]
-    # seconds by preset, as the notebook's own metadata gives them for the first run
     expected: Mapping[str, float]
 
     @property
@@ -71,7 +70,7 @@ class _Record:
 
 @dataclass(frozen=True)
 class _Job:
-    """What one call of `build` asks for. `device` is in words; `sources` are for the index."""
+    """What one call of `build` asks for; `device` is in words, `sources` are for the index."""
 
     folder: Path
     preset: str
@@ -99,14 +98,14 @@ def build(
 ) -> Path:
     """Execute the numbered notebooks, leave a page for each and an index; return the index.
 
-    A notebook runs in this Python environment, in its own folder, into a temporary file. Its
-    page, the executed notebook (in `out/notebooks`) and the index are replaced in one step when
-    they are whole. Where a notebook fails its old page stays, the index says so, and the others
-    still run. Progress goes to stderr; the time left is known where a notebook has run with this
-    preset before, or gives it in its metadata: `"twophase": {"seconds": {"quick": 90}}`.
+    A notebook runs in this Python environment, in its own folder. Its page, the executed notebook
+    (in `out/notebooks`) and the index are replaced when they are whole. Where a notebook fails its
+    old page stays, the index says so, and the others still run. Progress goes to stderr; the time
+    left is known where a notebook has run with this preset before, or gives it in its metadata:
+    `"twophase": {"seconds": {"quick": 90}}`.
 
     Args:
-        preset: smoke, quick, paper, or auto (see `twophase.reporting.notebook.resolve_preset`).
+        preset: see `twophase.reporting.notebook.resolve_preset`.
         out: the folder for the reports; by default `reports` in the project's folder.
         notebooks: which to run, by number ("03") or name ("03-images"); by default all.
         parameters: other parameters to set, each in the notebooks that have it.
