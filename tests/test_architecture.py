@@ -15,6 +15,7 @@ METHOD = [
     *(PACKAGE / "directions").glob("*.py"),
     *(PACKAGE / "line_search").glob("*.py"),
 ]
+LEAST_SQUARES = [*(PACKAGE / "least_squares").glob("*.py")]
 # each may import itself and what is listed
 MAY_IMPORT = {
     "method": set(),
@@ -73,14 +74,14 @@ def length(path):
 
 def test_the_method_fits_in_one_sitting():
     assert sum(map(length, METHOD)) <= 3500
-    too_long = {
-        str(path.relative_to(PROJECT)): length(path) for path in METHOD if length(path) > 350
-    }
+    own = METHOD + LEAST_SQUARES
+    too_long = {str(path.relative_to(PROJECT)): length(path) for path in own if length(path) > 350}
     assert not too_long
 
 
 def test_the_package_is_small():
-    assert sum(map(length, MODULES)) <= 11_000
+    assert sum(map(length, LEAST_SQUARES)) <= 700
+    assert sum(length(path) for path in MODULES if path not in LEAST_SQUARES) <= 11_100
 
 
 def functions(path):
@@ -94,7 +95,7 @@ def functions(path):
 
 
 def test_no_function_of_the_method_is_long():
-    too_long = {name: n for path in METHOD for name, n in functions(path) if n > 40}
+    too_long = {name: n for path in METHOD + LEAST_SQUARES for name, n in functions(path) if n > 40}
     assert not too_long
 
 

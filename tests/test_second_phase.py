@@ -22,10 +22,11 @@ from twophase.line_search import (
     SearchStatus,
     StrongWolfe,
 )
+from twophase.minimization import minimize
 from twophase.objective import FunctionObjective, Passes, evaluate, round_off
 from twophase.preconditioner import AdamMoments
 from twophase.problems import toys
-from twophase.second_phase import DEFAULT, PATIENCE, Descent, Status, iterate, minimize
+from twophase.second_phase import DEFAULT, PATIENCE, Descent, Status, iterate
 
 QUASI_NEWTON = {"LBFGS": LBFGSDirection(), "SSBFGS": SelfScaledBFGSDirection()}
 DESCENTS = {
@@ -103,7 +104,7 @@ def test_reaches_known_minima(direction, search, problem):
     descent = Descent(GRID_DIRECTIONS[direction], line_search, tolerance_grad=2e-7)
     start = function.start if isinstance(function, toys.Problem) else torch.ones(20).double()
     bound = BOUNDS[problem.split(" ")[0], search][quasi_newton]
-    result = minimize(FunctionObjective(function), start, bound, descent)
+    result = minimize(FunctionObjective(function), start, iterations=bound, second=descent)
     assert result.status is Status.CONVERGED, f"not within {bound} iterations"
     torch.testing.assert_close(result.x, function.minimizer, rtol=0, atol=1e-6)
 
@@ -241,7 +242,9 @@ def test_a_failed_search_falls_back_on_steepest_descent():
 def test_stops_at_the_tolerance_of_the_gradient(descent):
     matrix = quadratic(10, 100.0)
     descent = replace(descent, tolerance_grad=1e-6)
-    result = minimize(objective_of(matrix), torch.ones(10, dtype=torch.float64), 300, descent)
+    result = minimize(
+        objective_of(matrix), torch.ones(10, dtype=torch.float64), iterations=300, second=descent
+    )
     assert result.status is Status.CONVERGED
     assert 1e-9 < result.gradient_norm <= 1e-6
     assert (matrix @ result.x).norm() == pytest.approx(result.gradient_norm, rel=1e-6)
@@ -253,7 +256,7 @@ def test_stops_where_the_arithmetic_ends(direction):
     matrix = quadratic(5, 10.0)
     objective = FunctionObjective(lambda x: 1 + 0.5 * x @ matrix @ x)
     descent = Descent(direction, GoldenSection())
-    result = minimize(objective, torch.ones(5, dtype=torch.float64), 50, descent)
+    result = minimize(objective, torch.ones(5, dtype=torch.float64), iterations=50, second=descent)
     assert result.status is Status.RESOLUTION
     assert result.x.norm() < 1e-6
 
@@ -264,7 +267,9 @@ def test_slopes_go_on_to_where_the_gradient_ends(name):
     matrix = quadratic(5, 10.0)
     minimum = torch.linspace(1, 2, 5, dtype=torch.float64)
     objective = FunctionObjective(lambda x: 1 + 0.5 * (x - minimum) @ matrix @ (x - minimum))
-    result = minimize(objective, torch.zeros(5, dtype=torch.float64), 200, DESCENTS[name])
+    result = minimize(
+        objective, torch.zeros(5, dtype=torch.float64), iterations=200, second=DESCENTS[name]
+    )
     assert result.status in (Status.RESOLUTION, Status.CONVERGED)
     assert (result.x - minimum).norm() < 1e-13
 
@@ -294,12 +299,15 @@ def test_ends_where_neither_loss_nor_gradient_goes_on(direction):
     """After 20 iterations without progress since the last, however small the single steps are."""
     descent = Descent(direction, unit_steps)
     x = torch.zeros(1, dtype=torch.float64)
-    result = minimize(Creeping(rate=0.0), x, 100, descent)
+    result = minimize(Creeping(rate=0.0), x, iterations=100, second=descent)
     assert (result.status, result.iterations) == (Status.RESOLUTION, PATIENCE + 1)
     # four steps are just seen in the loss, one is not
     slowly = Creeping(rate=round_off(torch.float64) / 3.5)
-    assert minimize(slowly, x, 100, descent).status is Status.MOVED
-    assert minimize(Creeping(0.0, shrinkage=0.99), x, 100, descent).status is Status.MOVED
+    assert minimize(slowly, x, iterations=100, second=descent).status is Status.BUDGET
+    assert (
+        minimize(Creeping(0.0, shrinkage=0.99), x, iterations=100, second=descent).status
+        is Status.BUDGET
+    )
 
 
 @every_descent
@@ -309,13 +317,15 @@ def test_a_gradient_that_belongs_to_another_loss_is_no_descent(descent):
             value, gradient = super().value_and_gradient(x)
             return value, -gradient
 
-    result = minimize(Liar(lambda x: x @ x + 1), torch.ones(3).double(), 5, descent)
+    result = minimize(
+        Liar(lambda x: x @ x + 1), torch.ones(3).double(), iterations=5, second=descent
+    )
     assert (result.status, result.iterations) == (Status.NO_DESCENT, 0)
 
 
 def test_a_loss_that_is_not_finite_is_an_error():
     with pytest.raises(NonFiniteError, match="loss: nan is not allowed"):
-        minimize(FunctionObjective(lambda x: x.log().sum()), -torch.ones(1).double(), 5)
+        minimize(FunctionObjective(lambda x: x.log().sum()), -torch.ones(1).double(), iterations=5)
 
 
 @pytest.mark.parametrize(
@@ -338,8 +348,8 @@ def test_parts_that_are_none_name_themselves(field, value):
 
 
 def test_the_bound_on_iterations_is_at_least_one():
-    with pytest.raises(InputError, match="^max_iterations: 0 is not allowed"):
-        minimize(objective_of(quadratic(2, 1.0)), torch.ones(2).double(), 0)
+    with pytest.raises(InputError, match="^iterations: 0 is not allowed"):
+        minimize(objective_of(quadratic(2, 1.0)), torch.ones(2).double(), iterations=0)
 
 
 @every_descent
@@ -349,8 +359,8 @@ def test_a_start_at_the_minimum_has_converged(descent):
     iteration = iterate(objective, point, None, descent)
     assert (iteration.status, iteration.step, iteration.evaluations) == (Status.CONVERGED, 0, 0)
     assert "tolerance_grad" in iteration.message
-    result = minimize(objective, point.x, 9, descent)
-    assert (result.status, result.value, result.iterations) == (Status.CONVERGED, 0, 0)
+    result = minimize(objective, point.x, iterations=9, second=descent)
+    assert (result.status, result.loss, result.iterations) == (Status.CONVERGED, 0, 0)
 
 
 @pytest.mark.parametrize("direction", [ConjugateDirection("PR+"), SelfScaledBFGSDirection()])
@@ -360,7 +370,7 @@ def test_there_is_no_absolute_floor(scale, direction):
     matrix = scale * quadratic(10, 100.0)
     descent = Descent(direction, GoldenSection(rtol=1e-8))
     x = torch.ones(10, dtype=torch.float64)
-    result = minimize(objective_of(matrix), x, 60, descent)
+    result = minimize(objective_of(matrix), x, iterations=60, second=descent)
     assert result.gradient_norm < 1e-8 * (matrix @ x).norm()
 
 
@@ -391,7 +401,7 @@ def test_a_step_beyond_the_dtype_is_no_crash(descent):
 def test_tiny_parameters_far_from_the_minimum_move(dtype, descent):
     """At |x| = 1e-8 and a minimum at 1e4 the first trial changes the loss by less than 1 ulp."""
     objective = FunctionObjective(lambda x: (x - 1e4).square().sum())
-    result = minimize(objective, torch.full((2,), 1e-8, dtype=dtype), 20, descent)
+    result = minimize(objective, torch.full((2,), 1e-8, dtype=dtype), iterations=20, second=descent)
     assert (result.x - 1e4).abs().max() < 1
 
 
@@ -403,8 +413,8 @@ def test_one_large_parameter_does_not_hide_the_others(descent):
     targets = inputs @ torch.tensor([0.01, -0.02, 0.03], dtype=torch.float64) + 1e4
     objective = FunctionObjective(lambda x: (inputs @ x[:3] + x[3] - targets).square().mean())
     start_at = torch.tensor([0.001, 0.001, 0.001, 1e4], dtype=torch.float64)
-    result = minimize(objective, start_at, 50, descent)
-    assert result.value < 1e-9 * objective.value(start_at)
+    result = minimize(objective, start_at, iterations=50, second=descent)
+    assert result.loss < 1e-9 * objective.value(start_at)
 
 
 @every_descent
@@ -415,9 +425,11 @@ def test_zero_residuals_end_at_the_resolution_not_in_a_blame(descent):
         inputs = torch.randn(100, 4, generator=generator).double()
         targets = inputs @ torch.randn(4, generator=generator).double()
         objective = FunctionObjective(lambda x, a=inputs, b=targets: (a @ x - b).square().mean())
-        result = minimize(objective, torch.zeros(4, dtype=torch.float64), 100, descent)
+        result = minimize(
+            objective, torch.zeros(4, dtype=torch.float64), iterations=100, second=descent
+        )
         assert result.status in (Status.RESOLUTION, Status.CONVERGED)
-        assert result.value < 1e-25
+        assert result.loss < 1e-25
 
 
 def test_a_search_without_evaluations_left_says_so():

@@ -8,8 +8,10 @@ from twophase.adam import AdamSettings
 from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBFGSDirection
 from twophase.errors import DataError, InputError, NonFiniteError, TwoPhaseError
 from twophase.fallback import Fallback
+from twophase.least_squares import LeastSquares, LevenbergMarquardt, Term, derivatives
 from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.losses import mse
+from twophase.minimization import Minimum, minimize
 from twophase.optimizer import LBFGS, ConjugateGradient, SecondPhase, SelfScaledBFGS
 from twophase.preconditioner import AdamMoments, Identity
 from twophase.record import Record
@@ -24,38 +26,3 @@ from twophase.switch import (
 )
 from twophase.trainer import Trainer
 from twophase.training import PAPER, Fit, fit
-
-__all__ = [
-    "DEFAULT",
-    "LBFGS",
-    "PAPER",
-    "AdamMoments",
-    "AdamSettings",
-    "ConjugateDirection",
-    "ConjugateGradient",
-    "DataError",
-    "Decision",
-    "Descent",
-    "Fallback",
-    "Fit",
-    "FixedEpoch",
-    "GoldenSection",
-    "GradientNormPeak",
-    "Identity",
-    "InputError",
-    "LBFGSDirection",
-    "NonFiniteError",
-    "NormVersusLoss",
-    "ParabolaFirst",
-    "PeakTest",
-    "Record",
-    "SecondPhase",
-    "SelfScaledBFGS",
-    "SelfScaledBFGSDirection",
-    "SmoothedNormPeak",
-    "StrongWolfe",
-    "Trainer",
-    "TwoPhaseError",
-    "fit",
-    "mse",
-]

@@ -19,22 +19,20 @@ CUDA_CHUNK_SHARE = 1 / 8
 LARGEST_PROBE = 4
 
 
-def bytes_per_example(
-    model: nn.Module, compute: Callable[[Tensor, Tensor], object], inputs: Tensor, targets: Tensor
-) -> float:
-    """Bytes of all tensors that one example more makes the pass `compute(inputs, targets)` produce.
+def bytes_per_example(model: nn.Module, compute: Callable[..., object], *examples: Tensor) -> float:
+    """Bytes of all tensors that one example more makes the pass `compute(*examples)` produce.
 
     It is the difference between batches of 4 and of 2 of the K >= 4 examples, divided by 2: what
     does not depend on the batch cancels out. The graph of a gradient holds most of these tensors.
     The model runs in eval mode; its modes and all random numbers are afterwards as before.
     """
     small, large = LARGEST_PROBE // 2, LARGEST_PROBE
-    cuda = [inputs.device] if inputs.device.type == "cuda" else []
+    cuda = [examples[0].device] if examples[0].device.type == "cuda" else []
     made = []
     with evaluating(model), torch.random.fork_rng(cuda), torch.enable_grad():
         for count in (small, large):
             with _Produced() as produced:
-                compute(inputs[:count], targets[:count])
+                compute(*(tensor[:count] for tensor in examples))
             made.append(produced.bytes)
     return max(0, made[1] - made[0]) / (large - small)
 

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from twophase.directions import DirectionRule, SelfScaledBFGSDirection, State
 from twophase.directions.direction import Direction, expected_step, steepest_descent
-from twophase.errors import InputError, check_call, check_integer, check_number
+from twophase.errors import InputError, check_call, check_number
 from twophase.line_search import Line, LineSearch, SearchResult, SearchStatus, StrongWolfe
-from twophase.objective import Objective, Point, evaluate, norm, start
+from twophase.objective import Objective, Point, norm
 from twophase.preconditioner import AdamMoments, Identity, Preconditioner
 from twophase.settings import Settings
 
@@ -45,13 +45,19 @@ class Descent(Settings):
             raise InputError("preconditioner", self.preconditioner, "AdamMoments() or Identity()")
         check_number("tolerance_grad", self.tolerance_grad, minimum=0)
 
+    def iterate(
+        self, objective: Objective, point: Point, state: State | None, inverse: Tensor | None = None
+    ) -> "Iteration":
+        """The function `iterate` with these settings."""
+        return iterate(objective, point, state, self, inverse)
+
 
 # Reached low losses of networks with the fewest passes, 3 for most iterations (notebook 12).
 DEFAULT = Descent(SelfScaledBFGSDirection(), StrongWolfe(), AdamMoments())
 
 
 class Status(StrEnum):
-    """How an iteration ended; all but the first mean that the phase can do no more from here."""
+    """How an iteration ended; but for `MOVED` there is no more to do (`BUDGET`: in `minimize`)."""
 
     MOVED = "moved"
     CONVERGED = "converged"
@@ -59,6 +65,7 @@ class Status(StrEnum):
     NO_DESCENT = "no descent"
     NOT_FINITE = "not finite"
     LIMIT = "evaluation limit"
+    BUDGET = "budget"
 
 
 MESSAGES = {
@@ -68,6 +75,7 @@ MESSAGES = {
     Status.NO_DESCENT: "the loss rises along the steepest descent: is the gradient that loss's?",
     Status.NOT_FINITE: "the loss is not finite along the steepest descent",
     Status.LIMIT: "the line search's evaluations ran out before it found a lower loss",
+    Status.BUDGET: "all that it may spend is spent",
 }
 
 
@@ -110,8 +118,8 @@ def iterate(
     gradient_norm = norm(point.gradient)
     if gradient_norm <= descent.tolerance_grad:
         return _stay(point, 0, Status.CONVERGED, state)
-    stalled = _stalled(point, gradient_norm, state)
-    if stalled > PATIENCE:
+    waiting = stalled(point, gradient_norm, state)
+    if waiting > PATIENCE:
         return _stay(point, 0, Status.RESOLUTION, state)
     if state is None:
         direction = steepest_descent(point.gradient, inverse)
@@ -126,44 +134,8 @@ def iterate(
     if not result.descended:
         return _stay(point, evaluations, Status(result.status), state)
     x = torch.add(point.x, direction.vector, alpha=result.step)
-    left = _state(x, point, direction, result, state, stalled)
+    left = _state(x, point, direction, result, state, waiting)
     return Iteration(x, result.value, result.step, evaluations, Status.MOVED, left, result.point)
-
-
-class Minimum(NamedTuple):
-    """Where a minimisation ended, x [P] with its value and gradient norm, how soon, and why."""
-
-    x: Tensor
-    value: float
-    gradient_norm: float
-    iterations: int
-    status: Status
-    message: str
-
-
-def minimize(
-    objective: Objective, x: Tensor, max_iterations: int, descent: Descent = DEFAULT
-) -> Minimum:
-    """Minimise an objective from the vector x [P] by at most `max_iterations` iterations.
-
-    The status `moved` means that this bound was reached. Raises `InputError` where the bound is
-    below 1 or the objective does not repeat itself, and `NonFiniteError` where the loss or its
-    gradient is not finite at an iterate.
-    """
-    check_integer("max_iterations", max_iterations, 1)
-    point, state = start(objective, x), None
-    for done in range(max_iterations):
-        iteration = iterate(objective, point, state, descent)
-        if iteration.status is not Status.MOVED:
-            return _minimum(point, done, iteration.status)
-        point = iteration.point or evaluate(objective, iteration.x)
-        state = iteration.state
-    converged = norm(point.gradient) <= descent.tolerance_grad
-    return _minimum(point, max_iterations, Status.CONVERGED if converged else Status.MOVED)
-
-
-def _minimum(point: Point, iterations: int, status: Status) -> Minimum:
-    return Minimum(point.x, point.value, norm(point.gradient), iterations, status, MESSAGES[status])
 
 
 def _search(
@@ -190,7 +162,7 @@ def _stay(point: Point, evaluations: int, status: Status, state: State | None) -
     return Iteration(point.x, point.value, 0.0, evaluations, status, state)
 
 
-def _stalled(point: Point, gradient_norm: float, state: State | None) -> int:
+def stalled(point: Point, gradient_norm: float, state: State | None) -> int:
     """Iterations in a row, up to this point, without clear progress since the mark."""
     if state is None:
         return 0
@@ -198,15 +170,19 @@ def _stalled(point: Point, gradient_norm: float, state: State | None) -> int:
     return 0 if lower or gradient_norm < state.mark_norm else state.stalled + 1
 
 
-def _state(
-    x: Tensor, point: Point, d: Direction, result: SearchResult, before: State | None, stalled: int
-) -> State:
-    """What an iteration that has moved from a point along d to x leaves to the next."""
+def progress_marks(point: Point, waiting: int, before: State | None) -> dict[str, Any]:
+    """The fields of a `State` by which the next iteration sees whether there is progress."""
     scale, mark = abs(point.value), (point.value, norm(point.gradient))
     if before:
         scale = max(scale, before.scale)
-    if before and stalled:
+    if before and waiting:
         mark = before.mark, before.mark_norm
-    return State(
-        x, point.gradient, d.vector, result.step, d.slope, d.age, scale, d.pairs, *mark, stalled
-    )
+    return {"scale": scale, "mark": mark[0], "mark_norm": mark[1], "stalled": waiting}
+
+
+def _state(
+    x: Tensor, point: Point, d: Direction, result: SearchResult, before: State | None, waiting: int
+) -> State:
+    """What an iteration that has moved from a point along d to x leaves to the next."""
+    marks = progress_marks(point, waiting, before)
+    return State(x, point.gradient, d.vector, result.step, d.slope, d.age, pairs=d.pairs, **marks)

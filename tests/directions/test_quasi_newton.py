@@ -11,8 +11,9 @@ from twophase.directions.direction import expected_step, steepest_descent
 from twophase.directions.quasi_newton import HISTORY_BOUNDS, HISTORY_BYTES, capacity
 from twophase.errors import InputError
 from twophase.line_search import SearchResult, SearchStatus, StrongWolfe
+from twophase.minimization import minimize
 from twophase.objective import FunctionObjective, evaluate
-from twophase.second_phase import Descent, iterate, minimize
+from twophase.second_phase import Descent, iterate
 
 RULES = {"lbfgs": LBFGSDirection, "ssbfgs": SelfScaledBFGSDirection}
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -234,7 +235,7 @@ def test_bfgs_with_exact_steps_ends_a_quadratic_in_n_steps(rule, seed):
     objective = FunctionObjective(lambda x: 0.5 * x @ matrix @ x)
     x = torch.ones(6, dtype=torch.float64)
     assert (
-        minimize(objective, x, 6, Descent(rule(6), Exact())).gradient_norm
+        minimize(objective, x, iterations=6, second=Descent(rule(6), Exact())).gradient_norm
         < 1e-9 * (matrix @ x).norm()
     )
 

@@ -35,6 +35,7 @@ class State(NamedTuple):
     mark: float = math.inf
     mark_norm: float = math.inf
     stalled: int = 0
+    damping: float = 0.0  # of Levenberg–Marquardt
 
 
 class Direction(NamedTuple):

@@ -1,0 +1,232 @@
+"""Losses that are sums of squared residuals, with the residuals' Jacobian."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from twophase.chunks import LARGEST_PROBE, bytes_per_example, chunk_bytes
+from twophase.errors import InputError, check_call, check_integer, check_number
+from twophase.objective import Passes, round_off
+from twophase.parameters import ParameterVector
+
+# Of a model and points [N, ...]: residuals [N] or [N, k], row i from point i alone.
+Residual = Callable[[Any, Any], Tensor]
+# What the rows of a Jacobian may take while they are made.
+JACOBIAN_CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A part of a least-squares loss, weight · mean(residual(model, points)²).
+
+    `residual` maps the model and points [N, ...] to [N] or [N, k], row i from point i alone, by
+    torch's functions, `twophase.derivatives` among them. `points` is a tensor, or a tuple of
+    tensors with as many rows, such as points and values there. `InputError` where a weight is not a
+    finite number of at least 0, or there are no points.
+    """
+
+    residual: Residual
+    points: Any
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_call("residual", self.residual, "a function: (model, points)")
+        check_number("weight", self.weight, minimum=0)
+        tensors = self.tensors
+        if not all(isinstance(t, Tensor) and t.ndim > 0 for t in tensors):
+            raise InputError("points", type(self.points).__name__, "a tensor, or a tuple of them")
+        counts = {len(t) for t in tensors}
+        if len(counts) != 1 or 0 in counts:
+            raise InputError("points", sorted(counts), "as many rows in all tensors, at least one")
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of the points."""
+        return self.points if isinstance(self.points, tuple) else (self.points,)
+
+    def given(self, tensors: Iterable[Tensor]) -> Any:
+        """Tensors in the form in which the residual takes its points."""
+        together = tuple(tensors)
+        return together if isinstance(self.points, tuple) else together[0]
+
+
+class Linearization(NamedTuple):
+    """Residuals ρ [R] at x [P] and their Jacobian J [R, P]; the loss is ‖ρ‖²."""
+
+    x: Tensor
+    residuals: Tensor
+    jacobian: Tensor
+
+    @property
+    def gradient(self) -> Tensor:
+        """The loss's gradient 2 J'ρ [P]."""
+        return 2 * (self.jacobian.T @ self.residuals)
+
+
+class _Rows(nn.Module):
+    """A term as a module, so that torch can call it with other parameters."""
+
+    def __init__(self, model: nn.Module, term: Term):
+        super().__init__()
+        self.model, self.term = model, term
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """The residuals [N, k] of some points."""
+        found = self.term.residual(self.model, self.term.given(tensors))
+        count = len(tensors[0])
+        if not isinstance(found, Tensor) or found.ndim not in (1, 2) or len(found) != count:
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError("residual", shape, f"residuals [{count}] or [{count}, k]")
+        return found.reshape(count, -1)
+
+
+class LeastSquares:
+    """A loss Σ_terms weight · mean(residual(model, points)²) of a model's parameters.
+
+    It is an `Objective` with the residuals' Jacobian, for `twophase.minimize`. All residuals,
+    scaled by sqrt(weight / number) of their term, are ρ [R], so that the loss is ‖ρ‖²; terms of
+    weight 0 are left out. Sums are in float64. Real points take the model's dtype, and all points
+    its device. An evaluation leaves its `x` in the model.
+
+    `chunk_size` points of a term are evaluated at a time; None: as many as `chunk_bytes` holds. The
+    Jacobian is made by `torch.func`, a row for each residual, and counts as the gradient does; with
+    k residuals for each point as k backward passes.
+
+    >>> line = nn.Linear(1, 1).double()
+    >>> x = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
+    >>> data = Term(lambda model, points: model(points) - 2 * points, x)
+    >>> problem = LeastSquares(line, [data])
+    """
+
+    def __init__(self, model: nn.Module, terms: Sequence[Term], chunk_size: int | None = None):
+        for term in terms:
+            if not isinstance(term, Term):
+                raise InputError("terms", term, "a list of Term(residual, points, weight)")
+        if not terms:
+            raise InputError("terms", [], "at least one term")
+        if chunk_size is not None:
+            check_integer("chunk_size", chunk_size, 1)
+        self.model, self.vector = model, ParameterVector(model.parameters())
+        self._names = [f"model.{n}" for n, p in model.named_parameters() if p.requires_grad]
+        self.passes, self.resolution = Passes(), round_off(self.vector.dtype)
+        self._given = chunk_size
+        self._terms = [
+            (_Rows(model, term), tuple(map(self._there, term.tensors)), term.weight)
+            for term in terms
+            if term.weight > 0
+        ]
+        self._last: Linearization | None = None
+
+    def value(self, x: Tensor) -> float:
+        """The loss at `x` [P]: one forward pass."""
+        residuals = self.residuals(x)
+        return torch.dot(residuals, residuals).item()
+
+    @torch.no_grad()
+    def residuals(self, x: Tensor) -> Tensor:
+        """ρ [R] at `x` [P] in float64: one forward pass."""
+        self.passes.forward += 1
+        self.vector.write(x)
+        parts = [rows * scale for rows, scale in self._chunks()]
+        return torch.cat(parts) if parts else x.new_zeros(1).double()
+
+    @torch.enable_grad()
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """The loss and its gradient [P] at `x` [P]: one forward and backward pass."""
+        self.passes.forward += 1
+        self.passes.backward += 1
+        self.vector.write(x)
+        value, gradient = 0.0, torch.zeros_like(x)
+        for rows, scale in self._chunks():
+            part = (rows * scale).square().sum()
+            value += part.item()
+            gradient += self.vector.gradient(part)
+        return value, gradient
+
+    def linearize(self, x: Tensor, counted: bool = True) -> Linearization:
+        """ρ and J at `x` [P], in float64; the last one is kept, and not computed again."""
+        if self._last is not None and torch.equal(self._last.x, x):
+            return self._last
+        self.vector.write(x)
+        parts = [part for term in self._terms for part in self._jacobian(*term)]
+        if counted:
+            self.passes.forward += 1
+            self.passes.backward += self._columns
+        if not parts:
+            parts = [(x.new_zeros(1).double(), x.new_zeros(1, len(x)).double())]
+        residuals, jacobian = (torch.cat(together) for together in zip(*parts, strict=True))
+        self._last = Linearization(x, residuals, jacobian)
+        return self._last
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Residuals R and parameters P."""
+        rows = sum(len(tensors[0]) * width for (_, tensors, _), width in self._widths)
+        return rows, sum(p.numel() for p in self.vector.parameters)
+
+    @cached_property
+    def _widths(self) -> list[tuple[Any, int]]:
+        """Each term with its number k of residuals for a point."""
+        with torch.no_grad():
+            return [(term, term[0](*(t[:1] for t in term[1])).shape[1]) for term in self._terms]
+
+    @cached_property
+    def _columns(self) -> int:
+        """Backward passes of a Jacobian: k, weighed by the terms' points."""
+        points = sum(len(tensors[0]) for _, tensors, _ in self._terms)
+        return max(1, round(self.size[0] / points)) if points else 1
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        first = self.vector.parameters[0]
+        return tensor.to(first.device, first.dtype if tensor.is_floating_point() else None)
+
+    def _chunks(self) -> Iterator[tuple[Tensor, float]]:
+        """Residuals of some points in float64, and the factor that makes them part of ρ."""
+        for index, (module, tensors, weight) in enumerate(self._terms):
+            for part in zip(*(t.split(self._chunk_sizes[index]) for t in tensors), strict=True):
+                rows = module(*part).double()
+                total = len(tensors[0]) * rows.shape[1]
+                yield rows.reshape(-1), math.sqrt(weight / total)
+
+    @cached_property
+    def _chunk_sizes(self) -> list[int]:
+        return [self._given or self._chosen(*term[:2]) for term in self._terms]
+
+    def _chosen(self, module: nn.Module, tensors: tuple[Tensor, ...]) -> int:
+        count = len(tensors[0])
+        if count <= LARGEST_PROBE:
+            return count
+        needed = count * bytes_per_example(self.model, module, *tensors)
+        chunks = max(1, math.ceil(needed / chunk_bytes(tensors[0].device)))
+        return math.ceil(count / chunks)
+
+    def _jacobian(
+        self, module: nn.Module, tensors: tuple[Tensor, ...], weight: float
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parts of ρ and of J from some points of a term at a time."""
+        parameters = dict(
+            zip(self._names, (p.detach() for p in self.vector.parameters), strict=True)
+        )
+
+        def rows(values: dict[str, Tensor], *point: Tensor) -> tuple[Tensor, Tensor]:
+            found = functional_call(module, values, tuple(t[None] for t in point))[0]
+            return found, found.detach()
+
+        each = vmap(jacrev(rows, has_aux=True), in_dims=(None, *[0] * len(tensors)))
+        length = sum(p.numel() for p in parameters.values()) * tensors[0].element_size()
+        size = max(1, JACOBIAN_CHUNK_BYTES // length)
+        # the fast kernels of attention have no rule for vmap
+        with sdpa_kernel(SDPBackend.MATH):
+            for part in zip(*(t.split(size) for t in tensors), strict=True):
+                jacobians, found = each(parameters, *part)
+                scale = math.sqrt(weight / (len(tensors[0]) * found.shape[1]))
+                wide = [jacobians[name].flatten(2) for name in self._names]
+                jacobian = torch.cat(wide, dim=2).flatten(0, 1)
+                yield scale * found.double().reshape(-1), scale * jacobian.double()

@@ -1,0 +1,121 @@
+"""The second phase alone: minimise an objective from where it is, within a budget."""
+
+import math
+import operator
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from twophase.errors import InputError, check_number
+from twophase.least_squares import LeastSquares, LevenbergMarquardt
+from twophase.objective import Objective, Point, evaluate, norm, start
+from twophase.second_phase import DEFAULT, MESSAGES, Descent, Status
+
+# Levenberg–Marquardt solves normal equations of this size at most: on one core 4,000 take 2 s.
+LARGEST_NORMAL = 4000
+
+SecondPhaseSettings = Descent | LevenbergMarquardt
+
+
+class Minimum(NamedTuple):
+    """Where a minimisation is or has ended: x [P] with its loss, the cost so far, and why.
+
+    `gradient_norm` is that at x, `passes` are sweeps over the data as in `Passes`, `second` is the
+    phase that was used, and `message` says the status in a sentence.
+    """
+
+    x: Tensor
+    loss: float
+    gradient_norm: float
+    iterations: int
+    passes: int
+    seconds: float
+    status: Status
+    message: str
+    second: SecondPhaseSettings
+
+
+def minimize(
+    problem: Objective,
+    x: Tensor | None = None,
+    *,
+    iterations: int | None = None,
+    passes: int | None = None,
+    seconds: float | None = None,
+    second: SecondPhaseSettings | None = None,
+    callback: Callable[[Minimum], object] | None = None,
+) -> Minimum:
+    """Minimise by the second phase alone, from the model's present weights, or from x [P].
+
+    It ends where the phase can do no more, or with the status `budget` after the iteration that has
+    spent `iterations`, `passes` or `seconds`, whichever is first (None: no bound). The model is
+    left at the lowest loss found, also where an exception ends it, such as Ctrl-C or one of the
+    `callback`, which is called with the result so far after each iteration and at the end.
+
+    `second` of None is `LevenbergMarquardt` for a `LeastSquares` whose residuals or parameters are
+    at most 4,000, else `twophase.DEFAULT`. Raises `InputError` for a budget out of range, or an
+    objective that does not repeat itself, and `NonFiniteError` where the loss or its gradient is
+    not finite.
+
+    >>> import torch
+    >>> from twophase import LeastSquares, Term
+    >>> line = torch.nn.Linear(1, 1).double()
+    >>> x = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
+    >>> data = Term(lambda model, points: model(points) - 2 * points - 1, x)
+    >>> minimize(LeastSquares(line, [data]), passes=100).loss < 1e-20
+    True
+    """
+    budget = {"iterations": iterations, "passes": passes, "seconds": seconds}
+    limits = [math.inf if b is None else check_number(n, b, above=0) for n, b in budget.items()]
+    chosen = choose(problem) if second is None else second
+    if not callable(getattr(chosen, "iterate", None)):
+        raise InputError("second", second, "Descent(...) or LevenbergMarquardt(...)")
+    vector = getattr(problem, "vector", None)
+    if x is None:
+        if vector is None:
+            raise InputError("x", None, "a vector to start from: the problem has no model")
+        x = vector.read()
+    began, before = time.perf_counter(), problem.passes.total
+    try:
+        for count, status, best in _descent(problem, x, chosen):
+            cost = count, problem.passes.total - before, time.perf_counter() - began
+            x, size = best.x, norm(best.gradient)
+            if status is Status.MOVED and any(map(operator.ge, cost, limits)):
+                done = size <= chosen.tolerance_grad
+                status = Status.CONVERGED if done else Status.BUDGET
+            found = Minimum(x, best.value, size, *cost, status, MESSAGES[status], chosen)
+            if callback is not None and count:
+                callback(found)
+            if status is not Status.MOVED:
+                break
+    finally:
+        if vector is not None:
+            vector.write(x)
+    return found
+
+
+def choose(problem: Objective) -> SecondPhaseSettings:
+    """The second phase for a problem, by its structure and size; see `minimize`."""
+    if isinstance(problem, LeastSquares) and min(problem.size) <= LARGEST_NORMAL:
+        return LevenbergMarquardt()
+    return DEFAULT
+
+
+def _descent(
+    problem: Objective, x: Tensor, second: SecondPhaseSettings
+) -> Iterator[tuple[int, Status, Point]]:
+    """Iterations made, the status and the best point; the first is the start."""
+    point, state, count = start(problem, x), None, 0
+    best, status = point, Status.MOVED
+    while True:
+        yield count, status, best
+        done = second.iterate(problem, point, state)
+        status = done.status
+        if status is Status.MOVED:
+            point, state = done.point or evaluate(problem, done.x), done.state
+            count += 1
+            # what the loss does not resolve is decided by the gradient, which the phase follows
+            if point.value - best.value <= point.resolution * abs(best.value):
+                best = point
