@@ -187,7 +187,7 @@ class Plan:
 
 PLANS = {
     "smoke": Plan(("digits",), SIZES[:1], 2, 30, seeds=2, batch_size=16, train_examples=32),
-    "quick": Plan(("digits",), SIZES[:1], 60, 240, batch_size=64, train_examples=192),
+    "quick": Plan(("digits",), SIZES[:1], 60, 150, batch_size=64, train_examples=192),
     "paper": Plan(("digits", "mnist", "cifar10"), tuple(networks.MODELS), 100, 1000),
 }
 
