@@ -8,6 +8,7 @@ from torch import nn
 
 from twophase import DEFAULT, LeastSquares, LevenbergMarquardt, Term, minimize
 from twophase.errors import InputError, NonFiniteError
+from twophase.least_squares import problem as problem_module
 from twophase.minimization import choose
 from twophase.objective import FunctionObjective
 from twophase.problems import toys
@@ -22,9 +23,19 @@ def fit_of_a_line(rows=9, inputs=1):
 
 def test_sums_of_squares_of_moderate_size_are_for_levenberg_marquardt():
     assert choose(fit_of_a_line()[1]) == LevenbergMarquardt()
-    # few residuals, many parameters: the smaller counts
+    # few residuals, many parameters, or the other way round
     assert choose(fit_of_a_line(rows=2, inputs=5000)[1]) == LevenbergMarquardt()
+    assert choose(fit_of_a_line(rows=50_000, inputs=2)[1]) == LevenbergMarquardt()
     assert choose(fit_of_a_line(rows=5000, inputs=5000)[1]) == DEFAULT
+
+
+def test_a_wide_jacobian_that_does_not_fit_is_for_the_default(monkeypatch):
+    monkeypatch.setattr(problem_module, "JACOBIAN_BYTES", 8 * 2 * 5000)
+    assert choose(fit_of_a_line(rows=2, inputs=5000)[1]) == DEFAULT
+    assert choose(fit_of_a_line(rows=50_000, inputs=2)[1]) == LevenbergMarquardt()
+
+
+def test_other_objectives_are_for_the_default():
     assert choose(FunctionObjective(lambda x: x @ x)) == DEFAULT
 
 

@@ -9,12 +9,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from twophase.errors import InputError, check_number
-from twophase.least_squares import LeastSquares, LevenbergMarquardt
+from twophase.least_squares import LevenbergMarquardt
 from twophase.objective import Objective, Point, evaluate, norm, start
 from twophase.second_phase import DEFAULT, MESSAGES, Descent, Status
-
-# Levenberg–Marquardt solves normal equations of this size at most: on one core 4,000 take 2 s.
-LARGEST_NORMAL = 4000
 
 SecondPhaseSettings = Descent | LevenbergMarquardt
 
@@ -54,10 +51,10 @@ def minimize(
     left at the lowest loss found, also where an exception ends it, such as Ctrl-C or one of the
     `callback`, which is called with the result so far after each iteration and at the end.
 
-    `second` of None is `LevenbergMarquardt` for a `LeastSquares` whose residuals or parameters are
-    at most 4,000, else `twophase.DEFAULT`. Raises `InputError` for a budget out of range, or an
-    objective that does not repeat itself, and `NonFiniteError` where the loss or its gradient is
-    not finite.
+    `second` of None is `LevenbergMarquardt` for a `LeastSquares` whose normal equations are made in
+    a few seconds (see its `suits`), else `twophase.DEFAULT`. Raises `InputError` for a budget out
+    of range or an objective that does not repeat itself, and `NonFiniteError` where the loss or its
+    gradient is not finite.
 
     >>> import torch
     >>> from twophase import LeastSquares, Term
@@ -98,9 +95,7 @@ def minimize(
 
 def choose(problem: Objective) -> SecondPhaseSettings:
     """The second phase for a problem, by its structure and size; see `minimize`."""
-    if isinstance(problem, LeastSquares) and min(problem.size) <= LARGEST_NORMAL:
-        return LevenbergMarquardt()
-    return DEFAULT
+    return LevenbergMarquardt() if LevenbergMarquardt.suits(problem) else DEFAULT
 
 
 def _descent(

@@ -8,9 +8,10 @@ import scipy.optimize
 import torch
 from torch import nn
 
-import twophase
 from twophase import LeastSquares, LevenbergMarquardt, Term, minimize
 from twophase.errors import InputError
+from twophase.least_squares import Linearization
+from twophase.least_squares import problem as problem_module
 from twophase.least_squares.levenberg_marquardt import _Normal
 from twophase.objective import FunctionObjective, evaluate
 
@@ -81,11 +82,15 @@ def test_steps_solve_the_damped_normal_equations(shape):
     generator = torch.Generator().manual_seed(0)
     jacobian = torch.randn(*shape, generator=generator, dtype=torch.float64)
     right = torch.randn(shape[0], generator=generator, dtype=torch.float64)
-    normal = _Normal(twophase.least_squares.Linearization(right, right, jacobian))
+    at = Linearization(right, right, 2 * jacobian.T @ right, jacobian)
+    normal = _Normal(None, at)
     for damping in (1e-6, 1.0, 1e6):
         matrix = jacobian.T @ jacobian + damping * torch.eye(shape[1], dtype=torch.float64)
         expected = -torch.linalg.solve(matrix, jacobian.T @ right)
         assert torch.allclose(normal.solve(right, damping), expected, rtol=1e-7, atol=1e-12)
+        step = normal.solve(right, damping)
+        before, after = right @ right, (right + jacobian @ step).square().sum()
+        assert normal.gain(step) == pytest.approx((before - after).item(), rel=1e-6, abs=1e-9)
     assert normal.largest == pytest.approx((jacobian.T @ jacobian).diagonal().max().item())
 
 
@@ -175,3 +180,22 @@ def test_another_objective_is_refused_in_one_line():
     objective = FunctionObjective(lambda x: x.square().sum())
     with pytest.raises(InputError, match="^second: .*no LeastSquares"):
         minimize(objective, torch.ones(2).double(), second=LevenbergMarquardt(), iterations=3)
+
+
+def test_a_jacobian_that_does_not_fit_is_summed_up(monkeypatch):
+    """More examples than memory: J'J is made part by part, products by passes."""
+    _, kept = regression(count=200)
+    first = kept.linearize(kept.vector.read())
+    whole = minimize(kept, iterations=15)
+    monkeypatch.setattr(problem_module, "JACOBIAN_BYTES", 1000)
+    monkeypatch.setattr(problem_module, "JACOBIAN_CHUNK_BYTES", 40 * 8 * 33)
+    _, summed = regression(count=200)
+    assert not summed.keeps_jacobian
+    at = summed.linearize(summed.vector.read())
+    assert torch.allclose(at.squared, first.jacobian.T @ first.jacobian, rtol=1e-12)
+    assert torch.allclose(at.gradient, first.gradient, rtol=1e-12)
+    rows = torch.randn(200, generator=torch.Generator().manual_seed(0)).double()
+    assert torch.allclose(summed.pull(at.x, rows), first.jacobian.T @ rows, rtol=1e-10)
+    parts = minimize(summed, iterations=15)
+    # the second derivative along the step is a central difference here
+    assert parts.loss == pytest.approx(whole.loss, rel=0.5)

@@ -16,6 +16,9 @@ from twophase.settings import Settings
 
 # The second derivative of the residuals along a step is a difference over this part of it.
 PROBE = 0.1
+# Multiplications that normal equations of R residuals and P parameters may take, min(R, P)² times
+# max(R, P): a few seconds on one core.
+NORMAL_WORK = 5e10
 # Damping is kept within these factors of the largest squared norm of a column of J.
 BOUNDS = 1e-16, 1e16
 
@@ -57,6 +60,15 @@ class LevenbergMarquardt(Settings):
         check_number("acceleration", self.acceleration, minimum=0)
         check_number("tolerance_grad", self.tolerance_grad, minimum=0)
 
+    @staticmethod
+    def suits(problem: Objective) -> bool:
+        """Whether it can minimise a problem, with normal equations made in a few seconds each."""
+        if not isinstance(problem, LeastSquares):
+            return False
+        few, many = sorted(problem.size)
+        fits = problem.keeps_jacobian or few == problem.size[1]
+        return fits and few**2 * many <= NORMAL_WORK
+
     def iterate(
         self,
         objective: Objective,
@@ -77,55 +89,53 @@ class LevenbergMarquardt(Settings):
         if waiting > PATIENCE:
             return _stay(point, 0, Status.RESOLUTION, state)
         # what the last iteration has made is counted, even if it must be made again
-        normal = _Normal(objective.linearize(point.x, counted=state is None))
+        normal = _Normal(objective, objective.linearize(point.x, counted=state is None))
         damping = state.damping if state else self.damping * normal.largest
         growth, trials, finite = 2.0, 0, False
         while damping <= BOUNDS[1] * normal.largest:
             damping = max(damping, BOUNDS[0] * normal.largest)
-            step, spent = self._step(objective, normal, damping)
+            step, spent = self._step(normal, damping)
             trials += spent
             if step is not None:
                 x = point.x + step.vector.to(point.x.dtype)
                 value = objective.value(x)
                 trials, finite = trials + 1, finite or math.isfinite(value)
                 found = objective.linearize(x) if value < point.value else None
-                if found is not None and bool(found.jacobian.isfinite().all()):
+                if found is not None and found.finite:
                     gain = (point.value - value) / step.gain
                     return _moved(found, value, point, step, gain, trials, waiting, state)
             damping, growth = damping * growth, 2 * growth
         return _stay(point, trials, Status.RESOLUTION if finite else Status.NOT_FINITE, state)
 
-    def _step(
-        self, objective: LeastSquares, normal: "_Normal", damping: float
-    ) -> tuple[Step | None, int]:
+    def _step(self, normal: "_Normal", damping: float) -> tuple[Step | None, int]:
         """A step with acceleration, None where it is not to be trusted; forward passes spent."""
-        x, residuals, jacobian = normal.at
-        first = normal.solve(residuals, damping)
-        if first is None:
-            return None, 0
-        change = jacobian @ first
-        gain = -dot(2 * residuals + change, change)
-        if not gain > 0:
+        first = normal.solve(normal.at.residuals, damping)
+        gain = 0.0 if first is None else normal.gain(first)
+        if first is None or not gain > 0:
             return None, 0
         if self.acceleration == 0:
             return Step(first, gain, damping), 0
-        probed = objective.residuals(x + (PROBE * first).to(x.dtype))
-        bend = (2 / PROBE) * ((probed - residuals) / PROBE - change)
+        bend, spent = normal.bend(first)
         second = normal.solve(bend, damping)
         if second is None or not norm(second) <= self.acceleration * norm(first):
-            return None, 1
-        return Step(first + second / 2, gain, damping), 1
+            return None, spent
+        return Step(first + second / 2, gain, damping), spent
 
 
 class _Normal:
     """The normal equations of a linearization, in the smaller of the dimensions R and P."""
 
-    def __init__(self, at: Linearization):
-        self.at = at
+    def __init__(self, objective: LeastSquares, at: Linearization):
+        self.objective, self.at = objective, at
         jacobian = at.jacobian
-        self.wide = jacobian.shape[0] < jacobian.shape[1]
-        self.matrix = jacobian @ jacobian.T if self.wide else jacobian.T @ jacobian
-        self.largest = jacobian.square().sum(dim=0).max().item()
+        if jacobian is None:
+            assert at.squared is not None
+            self.wide, self.matrix = False, at.squared
+            self.largest = at.squared.diagonal().max().item()
+        else:
+            self.wide = jacobian.shape[0] < jacobian.shape[1]
+            self.matrix = jacobian @ jacobian.T if self.wide else jacobian.T @ jacobian
+            self.largest = jacobian.square().sum(dim=0).max().item()
 
     def solve(self, rows: Tensor, damping: float) -> Tensor | None:
         """−(J'J + λ)⁻¹ J'r [P] for r [R]; None where rounding leaves no positive matrix."""
@@ -134,10 +144,36 @@ class _Normal:
         factor, failed = torch.linalg.cholesky_ex(damped)
         if failed:
             return None
-        jacobian = self.at.jacobian
         if self.wide:
-            return -(jacobian.T @ torch.cholesky_solve(rows[:, None], factor)[:, 0])
-        return -torch.cholesky_solve((jacobian.T @ rows)[:, None], factor)[:, 0]
+            return -self._pull(torch.cholesky_solve(rows[:, None], factor)[:, 0])
+        return -torch.cholesky_solve(self._pull(rows)[:, None], factor)[:, 0]
+
+    def gain(self, step: Tensor) -> float:
+        """What the linear model of the residuals loses by a step s: −(g's + ‖J s‖²)."""
+        if self.wide:
+            assert self.at.jacobian is not None
+            change = self.at.jacobian @ step
+            return -dot(self.at.gradient, step) - dot(change, change)
+        return -dot(self.at.gradient, step) - dot(step, self.matrix @ step)
+
+    def bend(self, step: Tensor) -> tuple[Tensor, int]:
+        """The residuals' second derivative [R] along a step, by differences; passes spent."""
+        x, residuals = self.at.x, self.at.residuals
+        part = (PROBE * step).to(x.dtype)
+        above = self.objective.residuals(x + part)
+        if self.at.jacobian is not None:
+            change = self.at.jacobian @ step
+            return (2 / PROBE) * ((above - residuals) / PROBE - change), 1
+        below = self.objective.residuals(x - part)
+        return (above - 2 * residuals + below) / PROBE**2, 2
+
+    def _pull(self, rows: Tensor) -> Tensor:
+        """J'u [P] for u [R]."""
+        if self.at.jacobian is not None:
+            return self.at.jacobian.T @ rows
+        if rows is self.at.residuals:
+            return self.at.gradient / 2
+        return self.objective.pull(self.at.x, rows)
 
 
 def _stay(point: Point, trials: int, status: Status, state: State | None) -> Iteration:

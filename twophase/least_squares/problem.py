@@ -18,8 +18,8 @@ from twophase.parameters import ParameterVector
 
 # Of a model and points [N, ...]: residuals [N] or [N, k], row i from point i alone.
 Residual = Callable[[Any, Any], Tensor]
-# What the rows of a Jacobian may take while they are made.
-JACOBIAN_CHUNK_BYTES = 64 * 2**20
+# What the rows of a Jacobian may take while they are made, and what a whole one may.
+JACOBIAN_CHUNK_BYTES, JACOBIAN_BYTES = 64 * 2**20, 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +58,23 @@ class Term:
 
 
 class Linearization(NamedTuple):
-    """Residuals ρ [R] at x [P] and their Jacobian J [R, P]; the loss is ‖ρ‖²."""
+    """Residuals ρ [R] at x [P] and their Jacobian J [R, P]; the loss is ‖ρ‖².
+
+    `gradient` is the loss's, 2 J'ρ [P]. J is None where it is too large to be kept, and `squared`
+    is J'J [P, P] then.
+    """
 
     x: Tensor
     residuals: Tensor
-    jacobian: Tensor
+    gradient: Tensor
+    jacobian: Tensor | None
+    squared: Tensor | None = None
 
     @property
-    def gradient(self) -> Tensor:
-        """The loss's gradient 2 J'ρ [P]."""
-        return 2 * (self.jacobian.T @ self.residuals)
+    def finite(self) -> bool:
+        """Whether all of it is finite."""
+        matrix = self.squared if self.jacobian is None else self.jacobian
+        return matrix is not None and bool(matrix.isfinite().all())
 
 
 class _Rows(nn.Module):
@@ -154,22 +161,55 @@ class LeastSquares:
         """ρ and J at `x` [P], in float64; the last one is kept, and not computed again."""
         if self._last is not None and torch.equal(self._last.x, x):
             return self._last
+        self._last = None
         self.vector.write(x)
-        parts = [part for term in self._terms for part in self._jacobian(*term)]
         if counted:
             self.passes.forward += 1
             self.passes.backward += self._columns
-        if not parts:
-            parts = [(x.new_zeros(1).double(), x.new_zeros(1, len(x)).double())]
-        residuals, jacobian = (torch.cat(together) for together in zip(*parts, strict=True))
-        self._last = Linearization(x, residuals, jacobian)
+        self._last = self._together(x) if self.keeps_jacobian else self._summed(x)
         return self._last
+
+    @torch.enable_grad()
+    def pull(self, x: Tensor, rows: Tensor) -> Tensor:
+        """J'u [P] in float64 at `x` [P] for u [R]: one forward and backward pass."""
+        self.passes.forward += 1
+        self.passes.backward += 1
+        self.vector.write(x)
+        pulled, done = torch.zeros_like(x).double(), 0
+        for part, scale in self._chunks():
+            weights = rows[done : done + len(part)]
+            pulled += self.vector.gradient(scale * torch.dot(part, weights)).double()
+            done += len(part)
+        return pulled
+
+    @property
+    def keeps_jacobian(self) -> bool:
+        """Whether J is at most 1 GiB; else only J'J is made."""
+        rows, columns = self.size
+        return 8 * rows * columns <= JACOBIAN_BYTES
 
     @cached_property
     def size(self) -> tuple[int, int]:
         """Residuals R and parameters P."""
         rows = sum(len(tensors[0]) * width for (_, tensors, _), width in self._widths)
         return rows, sum(p.numel() for p in self.vector.parameters)
+
+    def _together(self, x: Tensor) -> Linearization:
+        parts = [part for term in self._terms for part in self._jacobian(*term)]
+        if not parts:
+            parts = [(x.new_zeros(1).double(), x.new_zeros(1, len(x)).double())]
+        residuals, jacobian = (torch.cat(together) for together in zip(*parts, strict=True))
+        return Linearization(x, residuals, 2 * (jacobian.T @ residuals), jacobian)
+
+    def _summed(self, x: Tensor) -> Linearization:
+        gradient = torch.zeros_like(x).double()
+        squared, residuals = gradient.new_zeros(len(x), len(x)), []
+        for term in self._terms:
+            for rows, jacobian in self._jacobian(*term):
+                squared.addmm_(jacobian.T, jacobian)
+                gradient += 2 * (jacobian.T @ rows)
+                residuals.append(rows)
+        return Linearization(x, torch.cat(residuals), gradient, None, squared)
 
     @cached_property
     def _widths(self) -> list[tuple[Any, int]]:
