@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from twophase.errors import InputError, check_number
-from twophase.least_squares import LevenbergMarquardt
+from twophase.least_squares import LevenbergMarquardt, squares_of
 from twophase.objective import Objective, Point, evaluate, norm, start
 from twophase.second_phase import DEFAULT, MESSAGES, Descent, Status
 
@@ -51,7 +51,7 @@ def minimize(
     left at the lowest loss found, also where an exception ends it, such as Ctrl-C or one of the
     `callback`, which is called with the result so far after each iteration and at the end.
 
-    `second` of None is `LevenbergMarquardt` for a `LeastSquares` whose normal equations are made in
+    `second` of None is `LevenbergMarquardt` for a sum of squares whose normal equations are made in
     a few seconds (see its `suits`), else `twophase.DEFAULT`. Raises `InputError` for a budget out
     of range or an objective that does not repeat itself, and `NonFiniteError` where the loss or its
     gradient is not finite.
@@ -69,6 +69,8 @@ def minimize(
     chosen = choose(problem) if second is None else second
     if not callable(getattr(chosen, "iterate", None)):
         raise InputError("second", second, "Descent(...) or LevenbergMarquardt(...)")
+    if isinstance(chosen, LevenbergMarquardt):
+        problem = squares_of(problem) or problem
     vector = getattr(problem, "vector", None)
     if x is None:
         if vector is None:

@@ -7,7 +7,9 @@ from torch.func import functional_call, jacrev
 
 import twophase
 from twophase.errors import InputError
-from twophase.least_squares import LeastSquares, Term
+from twophase.full_batch import FullBatch
+from twophase.least_squares import LeastSquares, Term, squares_of
+from twophase.objective import FunctionObjective
 
 
 def model(inputs=2, outputs=1):
@@ -156,3 +158,27 @@ def test_bad_input_is_one_line(field, make):
         make()
     assert error.value.field == field
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("loss", [twophase.mse, nn.functional.mse_loss, nn.MSELoss()])
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_full_batch_with_mean_squared_errors_is_one_by_itself(loss, width):
+    full = FullBatch(model(outputs=width), loss, points(), points(size=width, seed=2))
+    squares = squares_of(full)
+    x = full.vector.read()
+    assert squares.value(x) == pytest.approx(full.value(x), rel=1e-13)
+    assert torch.allclose(squares.linearize(x).gradient, full.value_and_gradient(x)[1], rtol=1e-10)
+    assert full.passes is squares.passes
+
+
+def test_classes_are_one_hot_as_in_the_papers_loss():
+    full = FullBatch(model(outputs=3), twophase.mse, points(4), torch.tensor([0, 2, 1, 1]))
+    x = full.vector.read()
+    assert squares_of(full).value(x) == pytest.approx(full.value(x), rel=1e-13)
+    assert squares_of(full).linearize(x).residuals.shape == (12,)
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(reduction="sum"), nn.functional.l1_loss])
+def test_other_losses_are_no_sums_of_squares(loss):
+    assert squares_of(FullBatch(model(), loss, points(), points(size=1))) is None
+    assert squares_of(FunctionObjective(lambda x: x @ x)) is None

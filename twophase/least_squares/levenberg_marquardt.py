@@ -9,7 +9,7 @@ from torch import Tensor
 
 from twophase.directions import State
 from twophase.errors import InputError, check_number
-from twophase.least_squares.problem import LeastSquares, Linearization
+from twophase.least_squares.problem import LeastSquares, Linearization, squares_of
 from twophase.objective import Objective, Point, dot, norm
 from twophase.second_phase import PATIENCE, Iteration, Status, progress_marks, stalled
 from twophase.settings import Settings
@@ -63,10 +63,11 @@ class LevenbergMarquardt(Settings):
     @staticmethod
     def suits(problem: Objective) -> bool:
         """Whether it can minimise a problem, with normal equations made in a few seconds each."""
-        if not isinstance(problem, LeastSquares):
+        squares = squares_of(problem)
+        if squares is None:
             return False
-        few, many = sorted(problem.size)
-        fits = problem.keeps_jacobian or few == problem.size[1]
+        few, many = sorted(squares.size)
+        fits = squares.keeps_jacobian or few == squares.size[1]
         return fits and few**2 * many <= NORMAL_WORK
 
     def iterate(

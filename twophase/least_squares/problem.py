@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twophase.chunks import LARGEST_PROBE, bytes_per_example, chunk_bytes
 from twophase.errors import InputError, check_call, check_integer, check_number
-from twophase.objective import Passes, round_off
+from twophase.full_batch import FullBatch
+from twophase.losses import mse
+from twophase.objective import Objective, Passes, round_off
 from twophase.parameters import ParameterVector
 
 # Of a model and points [N, ...]: residuals [N] or [N, k], row i from point i alone.
@@ -270,3 +273,33 @@ class LeastSquares:
                 wide = [jacobians[name].flatten(2) for name in self._names]
                 jacobian = torch.cat(wide, dim=2).flatten(0, 1)
                 yield scale * found.double().reshape(-1), scale * jacobian.double()
+
+
+def squares_of(objective: Objective) -> LeastSquares | None:
+    """An objective as the `LeastSquares` that it is, sharing its passes; None if it is none.
+
+    A `FullBatch` is one by itself where its loss is a mean squared error: `twophase.mse`, torch's
+    `mse_loss`, or `MSELoss` with its default reduction.
+    """
+    if isinstance(objective, LeastSquares):
+        return objective
+    if not isinstance(objective, FullBatch) or not _is_mean_square(objective.loss):
+        return None
+    examples = objective.inputs, objective.targets
+    squares = LeastSquares(objective.model, [Term(_errors, examples)], objective.chunk_size)
+    squares.passes = objective.passes
+    return squares
+
+
+def _is_mean_square(loss: Any) -> bool:
+    if isinstance(loss, nn.MSELoss):
+        return loss.reduction == "mean"
+    return loss in (mse, functional.mse_loss)
+
+
+def _errors(model: Any, examples: tuple[Tensor, Tensor]) -> Tensor:
+    """Outputs [N, ...] minus targets, or minus the one-hot vectors of classes [N], as [N, k]."""
+    outputs, targets = model(examples[0]), examples[1]
+    if not targets.is_floating_point() and targets.ndim == 1:
+        targets = targets[:, None] == torch.arange(outputs.shape[1], device=targets.device)
+    return (outputs - targets.to(outputs.dtype)).flatten(1)
