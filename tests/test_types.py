@@ -12,7 +12,7 @@ PACKAGE = PROJECT / "twophase"
 
 @pytest.mark.slow
 def test_the_methods_types_hold():
-    folders = PACKAGE, PACKAGE / "directions", PACKAGE / "line_search"
+    folders = [PACKAGE, *(PACKAGE / n for n in ("directions", "least_squares", "line_search"))]
     method = [path for folder in folders for path in folder.glob("*.py")]
     method.remove(PACKAGE / "__main__.py")
     done = subprocess.run(
