@@ -5,8 +5,10 @@ import os
 import pytest
 
 os.environ["TWOPHASE_PRESET"] = "smoke"
-# Read when torch is imported: threads that wait shall sleep, since spinning ones slow a busy
-# machine down many times.
+# Read when torch is imported. The tests' tensors are too small for threads to pay, and with one
+# thread the processes of a pool compute the same to the last bit. Threads that wait shall sleep,
+# since spinning ones slow a busy machine down many times.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

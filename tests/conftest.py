@@ -21,15 +21,6 @@ def process_as_it_was():
     assert (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()) == before
 
 
-@pytest.fixture
-def one_thread():
-    """As the workers of a pool compute, to the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def network():
     """Makes a small classifier of two inputs and two classes, the same for the same seed."""

@@ -99,6 +99,7 @@ def test_no_function_of_the_method_is_long():
     assert not too_long
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_torch_and_little_else():
     """What torch itself loads, such as tqdm, is not ours to avoid."""
     program = (

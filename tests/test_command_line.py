@@ -242,6 +242,7 @@ def test_a_damaged_config_is_another_run(tmp_path):
         run(RunConfig(epochs=1), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_module_is_a_command(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "twophase", "run", "--epochs", "0", "--out", str(tmp_path)],
@@ -271,6 +272,7 @@ def test_files_of_somebody_else_are_left_alone(tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["{", "[]", "{}"])
 def test_a_damaged_summary_is_no_finished_run(tmp_path, capsys, damage):
     twophase(capsys, "run", *QUICK, "--out", str(tmp_path))

@@ -246,6 +246,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_never_ends_above_adam_alone(problem, rule):
@@ -290,6 +291,7 @@ class Runaway:
         return SearchResult(1e300, 0.0, 1, SearchStatus.MINIMUM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", [Liar(0), Liar(1), Liar(2), Runaway()])
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_a_line_search_that_lies_costs_its_trials_only(problem, search):
@@ -302,6 +304,7 @@ def test_a_line_search_that_lies_costs_its_trials_only(problem, search):
     assert isinstance(search, Liar) or result.changes.note.str.startswith("return: ").any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_a_gradient_that_is_noise_costs_its_trials_only(problem, seed, monkeypatch):

@@ -64,6 +64,7 @@ def test_environment_yml_is_pyproject_in_condas_words():
     assert found == wanted
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs():
     """All its blocks in one process, one after the other, as a reader would paste them."""
     blocks = "\n".join(code_blocks("python"))
@@ -125,6 +126,7 @@ def test_the_numbers_under_readmes_figure_are_its_runs():
     assert f"would have fired after epoch {fired}," in text
 
 
+@pytest.mark.slow
 def test_the_results_in_the_readme_are_those_of_the_files():
     done = subprocess.run(
         [sys.executable, "benchmarks/readme_results.py", "--check"],

@@ -93,6 +93,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("direction", "search", "problem"), CELLS)
 def test_reaches_known_minima(direction, search, problem):
     """Every direction with every search, the paper's PR+ and FR with golden section among them."""

@@ -122,6 +122,7 @@ def test_a_peak_after_a_dip_is_found_and_not_before(rule, centre, height, noise,
         assert fired(GradientNormPeak(), norms) == 2 < epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ROBUST)
 @settings(max_examples=25)
 @given(
@@ -149,6 +150,7 @@ def test_a_second_peak_within_the_waiting_time_is_waited_for(rule, second, heigh
     assert fired(rule, norms) >= peak_epoch(norms)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(scale=st.floats(1e-12, 1e12), seed=st.integers(0, 10**6))
 def test_the_unit_of_the_norm_does_not_matter(scale, seed):

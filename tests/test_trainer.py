@@ -90,6 +90,7 @@ SECOND_PHASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fallback", [None, Fallback()], ids=["forward", "way back"])
 @pytest.mark.parametrize("second", SECOND_PHASES.values(), ids=SECOND_PHASES)
 @pytest.mark.parametrize("epochs", [2, 4, 7])

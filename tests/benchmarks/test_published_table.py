@@ -22,6 +22,7 @@ def test_the_first_loss_is_the_published_one_to_the_last_digit(row):
     assert 0.1 < error() < 2
 
 
+@pytest.mark.slow
 def test_the_script_leaves_curves_and_where_they_come_from(tmp_path):
     published_table.main(["--seconds", "0.4", "--out", str(tmp_path)])
     curves = pd.read_csv(tmp_path / "curves.csv")

@@ -180,7 +180,6 @@ def test_many_runs_that_were_stopped_go_on(tmp_path, trained, monkeypatch):
     assert not any(one.error for one in done)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_two_processes_give_the_same_and_train_a_trunk_once(tmp_path):
     configs = [ADAM, BOTH, beta("FR"), replace(BOTH, seed=1), MEASURED]
     alone = branches.run(configs, here(tmp_path / "one"))

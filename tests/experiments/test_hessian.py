@@ -352,6 +352,7 @@ def test_the_share_is_exact_with_as_many_steps_as_parameters(network, power):
     assert result.share == pytest.approx(exact, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [1, 2])
 def test_the_error_of_the_share_is_the_one_stated(power):
     """A spectrum of few different values: no truncation, so that all error is the probes'."""

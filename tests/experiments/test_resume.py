@@ -13,6 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from twophase.__main__ import main
 from twophase.adam import AdamSettings
 from twophase.errors import DataError, InputError
 from twophase.experiments import checkpoints
@@ -91,7 +92,7 @@ def test_a_run_with_ways_back_is_stopped_anywhere(tmp_path, monkeypatch):
     config = replace(CONFIG, epochs=16, switch=FixedEpoch(4), fallback=Fallback())
     summary = run(config, tmp_path / "whole", device="cpu")
     assert [change["phase"] for change in summary["changes"]][:2] == ["adam", "second"]
-    for epochs in (4, 5, 8, 10, 12):
+    for epochs in (4, 8, 12):
         out = tmp_path / str(epochs)
         with monkeypatch.context() as patch, pytest.raises(Stopped):
             stop_after(patch, epochs)
@@ -102,7 +103,7 @@ def test_a_run_with_ways_back_is_stopped_anywhere(tmp_path, monkeypatch):
 
 def test_a_run_killed_at_twenty_moments_reaches_the_same_end(tmp_path):
     """kill -9 at random moments of training; each attempt goes on where the last one was."""
-    long = replace(CONFIG, epochs=120, switch=FixedEpoch(30))
+    long = replace(CONFIG, epochs=90, switch=FixedEpoch(30))
     moments, out = random.Random(0), tmp_path / "killed"
     # forks of a process that has loaded torch and what it imports at first use start at once
     server = multiprocessing.get_context("forkserver")
@@ -233,12 +234,12 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path, monkeypatch
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a folder nobody may write")
-def test_a_folder_that_cannot_be_written_is_one_line():
-    done = subprocess.run([*COMMAND, "--out", "/proc/twophase"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("twophase: error: ")
-    assert "/proc/twophase" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_folder_that_cannot_be_written_is_one_line(capsys):
+    assert main([*COMMAND[3:], "--out", "/proc/twophase"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("twophase: error: ")
+    assert "/proc/twophase" in error
+    assert error.count("\n") == 1
 
 
 def test_only_the_newest_two_checkpoints_are_kept(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ def test_the_committed_traces_are_complete():
         assert trace.loss.iloc[-1] < 0.5 * trace.loss.iloc[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [SmoothedNormPeak(), NormVersusLoss()])
 def test_the_robust_rules_are_early_on_none_of_the_committed_traces(rule):
     found = traces.outcomes(traces.committed(), {"rule": rule})

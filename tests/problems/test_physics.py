@@ -239,6 +239,7 @@ def test_gradient_and_curvature_of_the_full_batch_are_autograds(name):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11 * expected.norm().item())
 
 
+@pytest.mark.slow
 @problems
 def test_a_short_fit_lowers_loss_and_error(name):
     problem = physics.PROBLEMS[name](seed=0, width=12, depth=2, points=256)

@@ -204,6 +204,7 @@ def test_a_notebook_opens_with_its_title_and_question(prose, title, question):
     assert opening(notebook, "01-name") == (title, question)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_formula_in_the_notebooks_can_be_typeset(path):
     notebook = nbformat.read(path, as_version=4)
