@@ -22,6 +22,7 @@ ANYTHING = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(value=st.one_of(ANYTHING, st.integers(10**300, 10**320)))
 def test_a_number_is_in_its_range_or_refused_in_one_line(value):
     number = isinstance(value, (int, float)) and not isinstance(value, bool)

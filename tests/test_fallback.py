@@ -375,6 +375,7 @@ def whole_run():
     return trainer, trainer.finish().epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [5, 9, 11, 14, 17, 25])
 def test_a_state_at_any_epoch_continues_the_same_run(stop):
     (whole, final), half, rest = whole_run(), there_and_back(), there_and_back()

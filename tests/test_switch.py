@@ -109,6 +109,7 @@ ROBUST = [SmoothedNormPeak(), NormVersusLoss()]
 NOISE = st.sampled_from([0.0, 0.1, 0.3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ROBUST)
 @settings(max_examples=40)
 @given(centre=st.integers(10, 40), height=st.floats(3, 20), noise=NOISE, seed=st.integers(0, 10**6))

@@ -97,6 +97,7 @@ def test_finished_rows_are_not_trained_again(tmp_path, monkeypatch):
     assert written.train_loss.tolist() == again.train_loss.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swap", table1.SWAPS)
 def test_both_runs_share_adams_epochs(tmp_path, swap):
     (config,) = chosen(swap=swap)
@@ -118,6 +119,7 @@ def test_both_kinds_of_swap_branch_off_one_adam_run(tmp_path):
     assert (adam.parent / "adam+cg-fixed").is_dir() and (adam.parent / "adam+cg-rule").is_dir()
 
 
+@pytest.mark.slow
 def test_several_seeds_have_a_mean_and_an_interval(tmp_path):
     frame = run(chosen(seeds=3), tmp_path)
     losses = [

@@ -62,6 +62,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("acceleration", [0.75, 0.0])
 def test_it_ends_where_scipy_does(name, acceleration):
