@@ -154,7 +154,7 @@ def test_conjugate_gradient_never_runs_bfgs(monkeypatch):
     assert np.linalg.norm(moved - optimizer.result.step_size * d) <= 1e-9 * np.linalg.norm(moved)
     for _ in range(20):
         optimizer.step(lambda: toys.rosenbrock(2)(x))
-    assert not optimizer.state_dict()["state"][0]["state"]["pairs"]
+    assert not optimizer.state_dict()["state"][0]["state"]["memory"]
 
 
 # ---- invariances --------------------------------------------------------------------------------

@@ -185,4 +185,4 @@ def _state(
 ) -> State:
     """What an iteration that has moved from a point along d to x leaves to the next."""
     marks = progress_marks(point, waiting, before)
-    return State(x, point.gradient, d.vector, result.step, d.slope, d.age, pairs=d.pairs, **marks)
+    return State(x, point.gradient, d.vector, result.step, d.slope, d.age, memory=d.memory, **marks)

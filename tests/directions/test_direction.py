@@ -18,7 +18,7 @@ def test_the_steepest_descent_is_the_gradient_scaled(vectors, seed, precondition
     torch.testing.assert_close(found.vector, -matrix @ gradient)
     torch.testing.assert_close(scaled(gradient, inverse), matrix @ gradient)
     assert found.slope == pytest.approx((-gradient @ matrix @ gradient).item())
-    assert (found.age, found.pairs, found.first_step) == (0, (), None)
+    assert (found.age, found.memory, found.first_step) == (0, None, None)
 
 
 @pytest.mark.parametrize("part", [0.25, 0.5, 1.0, 2.0])

@@ -139,7 +139,7 @@ def test_it_goes_on_from_its_state_alone():
         earlier, point, state = (point, state), done.point, done.state
     before = other.passes.total
     again = second.iterate(other, *earlier)
-    assert torch.equal(again.x, done.x) and again.state.damping == done.state.damping
+    assert torch.equal(again.x, done.x) and again.state.memory == done.state.memory
     assert other.passes.total - before == passes[-1]
 
 

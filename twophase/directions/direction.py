@@ -2,26 +2,25 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from twophase.objective import Point, dot
+from twophase.objective import Point, dot, norm
 
 # The last line's step is corrected by this factor at most, either way.
 CORRECTION = 10.0
-
-# A step, the difference of the gradients at its ends, [P] each, and the factor by which H grows
-# before they correct it. Plain tuples: torch's optimizers rebuild state by type.
-Pair = tuple[Tensor, Tensor, float]
+# There is curvature where the cosine of the angle between step and gradient change is above this.
+SMALLEST_COSINE = 1e-10
 
 
 class State(NamedTuple):
     """What one iteration leaves to the next.
 
     `x` [P] is the new vector; `gradient` [P], `direction` [P] and their inner product `slope`
-    belong to the vector before it. `pairs`, oldest first, are those of quasi-Newton rules. The loss
-    `mark` and the norm `mark_norm` are those at the last clear progress, `stalled` iterations ago.
+    belong to the vector before it. `memory` is what the rule knows of the loss's curvature, in
+    tensors, numbers, tuples and dictionaries only, so that it can be saved. The loss `mark` and the
+    norm `mark_norm` are those at the last clear progress, `stalled` iterations ago.
     """
 
     x: Tensor
@@ -31,23 +30,23 @@ class State(NamedTuple):
     slope: float
     age: int = 0  # iterations since the last steepest descent
     scale: float = 0.0  # the largest absolute loss at an iterate
-    pairs: tuple[Pair, ...] = ()
+    memory: Any = None
     mark: float = math.inf
     mark_norm: float = math.inf
     stalled: int = 0
-    damping: float = 0.0  # of Levenberg–Marquardt
 
 
 class Direction(NamedTuple):
     """A descent direction [P], the loss's slope along it, and its age since steepest descent.
 
+    `memory` is what the next call of the rule finds in its `State`; a steepest descent has none.
     `first_step` is where a line search should try first; None: it is to follow from the last step.
     """
 
     vector: Tensor
     slope: float
     age: int = 0
-    pairs: tuple[Pair, ...] = ()
+    memory: Any = None
     first_step: float | None = None
 
 
@@ -76,3 +75,14 @@ def expected_step(point: Point, last: State, slope: float) -> float:
     end = dot(point.gradient, last.direction)
     factor = last.slope / (last.slope - end) if end > last.slope else 1.0
     return last.step * min(max(factor, 1 / CORRECTION), CORRECTION) * last.slope / slope
+
+
+def gradient_change(point: Point, last: State) -> tuple[Tensor, Tensor] | None:
+    """The last step s and the difference y of the gradients at its ends, [P] each.
+
+    None where the curvature s'y along the step is negative, or lost in rounding errors.
+    """
+    step, difference = last.step * last.direction, point.gradient - last.gradient
+    if dot(step, difference) > SMALLEST_COSINE * norm(step) * norm(difference):
+        return step, difference
+    return None

@@ -91,7 +91,7 @@ class LevenbergMarquardt(Settings):
             return _stay(point, 0, Status.RESOLUTION, state)
         # what the last iteration has made is counted, even if it must be made again
         normal = _Normal(objective, objective.linearize(point.x, counted=state is None))
-        damping = state.damping if state else self.damping * normal.largest
+        damping = state.memory if state else self.damping * normal.largest
         growth, trials, finite = 2.0, 0, False
         while damping <= BOUNDS[1] * normal.largest:
             damping = max(damping, BOUNDS[0] * normal.largest)
@@ -196,6 +196,6 @@ def _moved(
     vector = step.vector.to(point.x.dtype)
     slope = dot(vector, point.gradient)
     marks = progress_marks(point, waiting, before)
-    left = State(found.x, point.gradient, vector, 1.0, slope, **marks, damping=damping)
+    left = State(found.x, point.gradient, vector, 1.0, slope, memory=damping, **marks)
     handed = Point(found.x, value, gradient, point.resolution)
     return Iteration(found.x, value, 1.0, trials, Status.MOVED, left, handed)

@@ -8,7 +8,7 @@ from torch import nn
 
 from twophase.directions import LBFGSDirection, SelfScaledBFGSDirection, State
 from twophase.directions.direction import expected_step, steepest_descent
-from twophase.directions.quasi_newton import HISTORY_BOUNDS, HISTORY_BYTES, capacity
+from twophase.directions.limited_memory import HISTORY_BOUNDS, HISTORY_BYTES, History, capacity
 from twophase.errors import InputError
 from twophase.line_search import SearchResult, SearchStatus, StrongWolfe
 from twophase.minimization import minimize
@@ -29,6 +29,11 @@ def quartic(matrix):
     return lambda x: 0.5 * x @ matrix @ x + 0.1 * (x**4).sum()
 
 
+def pairs_in(kept):
+    """The pairs that a direction or a state remembers."""
+    return History(**kept.memory).size if kept.memory else 0
+
+
 def dense_bfgs(pairs, matrix):
     """H by the update formula of Nocedal and Wright, equation 6.17, each after its growth."""
     identity = torch.eye(len(matrix), dtype=torch.float64)
@@ -41,25 +46,29 @@ def dense_bfgs(pairs, matrix):
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 7), history=st.integers(1, 8))
 @settings(max_examples=40)
-def test_two_loops_are_the_dense_bfgs_formula(vectors, point_at, seed, count, history):
+def test_the_compact_form_is_the_dense_bfgs_formula(vectors, point_at, seed, count, history):
     dimension = 5
     matrix = hessian(dimension, seed)
     steps, gradient = vectors(count, dimension, seed + 1), vectors(1, dimension, seed + 2)[0]
     pairs = tuple((step, matrix @ step, 1.0) for step in steps)
     inverse = vectors(1, dimension, seed + 3)[0].exp()
     step, difference, _ = pairs[-1]
-    last = State(
-        torch.zeros_like(gradient), gradient - difference, step, 1.0, -1.0, pairs=pairs[:-1]
-    )
     kept = pairs[-history:]
     for diagonal in (None, inverse):
+        before = History.empty(gradient)
+        for pair in pairs[:-1]:
+            before = before.with_pair(*pair, history, diagonal)
+        memory = before._asdict() if before.size else None
+        last = State(
+            torch.zeros_like(gradient), gradient - difference, step, 1.0, -1.0, memory=memory
+        )
         scale = torch.ones(dimension).double() if diagonal is None else diagonal
         gamma = (step @ difference) / (difference @ (scale * difference))
         dense = dense_bfgs(kept, gamma * torch.diag(scale))
         found = LBFGSDirection(history)(point_at(gradient), last, diagonal)
         torch.testing.assert_close(found.vector, -dense @ gradient, rtol=1e-6, atol=1e-9)
         assert found.first_step == 1.0
-        assert len(found.pairs) == len(kept)
+        assert History(**found.memory).size == len(kept)
 
 
 def walk(rule, gradients, lengths, inverse, point_at):
@@ -68,7 +77,7 @@ def walk(rule, gradients, lengths, inverse, point_at):
     for before, gradient, length in zip(gradients, gradients[1:], lengths, strict=False):
         last = State(
             *(torch.zeros_like(gradient), before, found[-1].vector, length, found[-1].slope),
-            *(found[-1].age, 0.0, found[-1].pairs),
+            *(found[-1].age, 0.0, found[-1].memory),
         )
         seen.append((point_at(gradient), last))
         found.append(rule(*seen[-1], inverse))
@@ -107,7 +116,7 @@ def test_self_scaled_directions_are_the_dense_formula(
             matrix = dense_bfgs(pairs, gamma * torch.diag(scales))
         expected = -matrix @ point.gradient
         torch.testing.assert_close(direction.vector, expected, rtol=1e-5, atol=1e-8)
-        assert len(direction.pairs) == len(pairs)
+        assert pairs_in(direction) == len(pairs)
         if pairs:
             assert direction.first_step == min(1, expected_step(point, last, direction.slope))
 
@@ -148,7 +157,7 @@ def test_no_pair_outlives_a_steepest_descent(rule):
         for _ in range(7):
             iteration = iterate(objective, point, state, descent)
             point, state = iteration.point, iteration.state
-            kept.append(len(state.pairs))
+            kept.append(pairs_in(state))
         return kept
 
     assert lengths(Descent(Every(rule(), 3), StrongWolfe())) == [0, 1, 2, 0, 1, 2, 0]
@@ -188,7 +197,7 @@ def test_a_pair_without_curvature_is_left_out(point_at):
     for rule in (LBFGSDirection(5), SelfScaledBFGSDirection(5)):
         found = rule(point_at(gradient), last, None)
         assert torch.equal(found.vector, steepest_descent(gradient, None).vector)
-        assert found.pairs == ()
+        assert found.memory is None
 
 
 def test_follows_torchs_lbfgs_step_by_step():
