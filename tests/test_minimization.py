@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from twophase import DEFAULT, LeastSquares, LevenbergMarquardt, Term, minimize
+from twophase import DEFAULT, SELF_SCALED_BFGS, LeastSquares, LevenbergMarquardt, Term, minimize
 from twophase.errors import InputError, NonFiniteError
-from twophase.least_squares import problem as problem_module
-from twophase.minimization import choose
 from twophase.objective import FunctionObjective
 from twophase.problems import toys
 
@@ -21,30 +19,14 @@ def fit_of_a_line(rows=9, inputs=1):
     return model, LeastSquares(model, [Term(lambda m, p: m(p) - p.sum(dim=1, keepdim=True), x)])
 
 
-def test_sums_of_squares_of_moderate_size_are_for_levenberg_marquardt():
-    assert choose(fit_of_a_line()[1]) == LevenbergMarquardt()
-    # few residuals, many parameters, or the other way round
-    assert choose(fit_of_a_line(rows=2, inputs=5000)[1]) == LevenbergMarquardt()
-    assert choose(fit_of_a_line(rows=50_000, inputs=2)[1]) == LevenbergMarquardt()
-    assert choose(fit_of_a_line(rows=5000, inputs=5000)[1]) == DEFAULT
-
-
-def test_a_wide_jacobian_that_does_not_fit_is_for_the_default(monkeypatch):
-    monkeypatch.setattr(problem_module, "JACOBIAN_BYTES", 8 * 2 * 5000)
-    assert choose(fit_of_a_line(rows=2, inputs=5000)[1]) == DEFAULT
-    assert choose(fit_of_a_line(rows=50_000, inputs=2)[1]) == LevenbergMarquardt()
-
-
-def test_other_objectives_are_for_the_default():
-    assert choose(FunctionObjective(lambda x: x @ x)) == DEFAULT
-
-
-@pytest.mark.parametrize("second", [None, DEFAULT])
+@pytest.mark.parametrize("second", [DEFAULT, SELF_SCALED_BFGS])
 def test_the_result_says_what_was_done(second):
     model, problem = fit_of_a_line()
     told = []
     found = minimize(problem, second=second, callback=told.append)
-    assert found.loss < 1e-25 and found.second == (second or LevenbergMarquardt())
+    assert found.loss < 1e-25 and found.second == (
+        LevenbergMarquardt() if second == DEFAULT else second
+    )
     assert found.status in ("converged", "resolution") and found.message
     steps = [result.iterations for result in told]
     assert steps in ([*range(1, steps[-1] + 1)], [*range(1, steps[-1] + 1), steps[-1]])

@@ -23,10 +23,11 @@ from twophase import (
     SelfScaledBFGSDirection,
     StrongWolfe,
 )
+from twophase.automatic import DEFAULT
 from twophase.errors import InputError, NonFiniteError
 from twophase.objective import FunctionObjective, evaluate
 from twophase.problems import toys
-from twophase.second_phase import DEFAULT, iterate
+from twophase.second_phase import iterate
 
 OPTIMIZERS = [SecondPhase, ConjugateGradient, SelfScaledBFGS, LBFGS]
 every_optimizer = pytest.mark.parametrize("optimizer_of", OPTIMIZERS)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twophase.automatic import DEFAULT
 from twophase.directions import (
     BETA_RULES,
     ConjugateDirection,
@@ -26,7 +27,7 @@ from twophase.minimization import minimize
 from twophase.objective import FunctionObjective, Passes, evaluate, round_off
 from twophase.preconditioner import AdamMoments
 from twophase.problems import toys
-from twophase.second_phase import DEFAULT, PATIENCE, Descent, Status, iterate
+from twophase.second_phase import PATIENCE, Descent, Status, iterate
 
 QUASI_NEWTON = {"LBFGS": LBFGSDirection(), "SSBFGS": SelfScaledBFGSDirection()}
 DESCENTS = {

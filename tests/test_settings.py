@@ -28,12 +28,12 @@ from twophase import (
     SmoothedNormPeak,
     StrongWolfe,
 )
+from twophase.automatic import DEFAULT
 from twophase.directions import BETA_RULES
 from twophase.errors import InputError
 from twophase.experiments.config import RunConfig
 from twophase.problems import images, networks, physics
 from twophase.problems.problem import ImageProblem, PhysicsProblem
-from twophase.second_phase import DEFAULT
 from twophase.settings import Settings, from_dict, from_text
 
 # ---- values that every kind may hold ------------------------------------------------------------

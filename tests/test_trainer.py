@@ -19,9 +19,10 @@ from twophase import (
     Trainer,
     fit,
 )
+from twophase.automatic import DEFAULT
 from twophase.errors import InputError
 from twophase.full_batch import FullBatch
-from twophase.second_phase import DEFAULT
+from twophase.second_phase import SELF_SCALED_BFGS
 from twophase.training import run
 
 SEARCHES = {"golden": GoldenSection(), "parabola": ParabolaFirst(), "wolfe": StrongWolfe()}
@@ -49,7 +50,7 @@ def without_seconds(result):
 def test_passes_are_what_the_objective_counted(network, rings, arguments, more, less, search):
     if search != "golden":
         more = 0  # the gradient at the end is the search's own
-    second = Descent(DEFAULT.direction, SEARCHES[search])
+    second = Descent(SELF_SCALED_BFGS.direction, SEARCHES[search])
     trainer = Trainer(network(), rings(), **{"second": second} | arguments)
     result = run(trainer, 4)
     recorded = sum(r.passes + r.monitor_passes for r in result.records)

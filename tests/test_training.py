@@ -23,6 +23,7 @@ from twophase import (
     Trainer,
     fit,
 )
+from twophase.automatic import DEFAULT
 from twophase.errors import InputError, NonFiniteError
 from twophase.examples import Dataset, Examples
 from twophase.full_batch import FullBatch
@@ -30,7 +31,7 @@ from twophase.line_search import SearchStatus
 from twophase.objective import evaluate
 from twophase.payoff import payoffs
 from twophase.record import ADAM, SECOND, Record
-from twophase.second_phase import DEFAULT, iterate
+from twophase.second_phase import SELF_SCALED_BFGS, iterate
 from twophase.training import run
 
 PLAIN_CG = PAPER["second"]
@@ -150,7 +151,7 @@ def test_the_second_phase_never_raises_the_loss(network, rings):
 def test_full_batches_leave_no_preconditioner_unless_it_is_asked_for(network, dataset, flat):
     def weights(preconditioner, batch_size):
         model = network()
-        second = Descent(DEFAULT.direction, DEFAULT.line_search, preconditioner)
+        second = Descent(SELF_SCALED_BFGS.direction, SELF_SCALED_BFGS.line_search, preconditioner)
         adam = AdamSettings(batch_size=batch_size)
         fit(model, dataset, epochs=8, switch=3, adam=adam, second=second, fallback=None)
         return flat(model)
@@ -166,7 +167,7 @@ def test_a_second_phase_alone_has_no_adam_to_precondition_it(network, rings, fla
     weights = []
     for preconditioner in (Identity(), AdamMoments(min_batches=1)):
         model = network()
-        second = Descent(DEFAULT.direction, DEFAULT.line_search, preconditioner)
+        second = Descent(SELF_SCALED_BFGS.direction, SELF_SCALED_BFGS.line_search, preconditioner)
         fit(model, rings(), epochs=4, adam=None, second=second)
         weights.append(flat(model))
     assert torch.equal(*weights)

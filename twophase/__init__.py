@@ -5,7 +5,13 @@ Networks", KDIR 2025.
 """
 
 from twophase.adam import AdamSettings
-from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBFGSDirection
+from twophase.automatic import DEFAULT, Automatic
+from twophase.directions import (
+    BroydenDirection,
+    ConjugateDirection,
+    LBFGSDirection,
+    SelfScaledBFGSDirection,
+)
 from twophase.errors import DataError, InputError, NonFiniteError, TwoPhaseError
 from twophase.fallback import Fallback
 from twophase.least_squares import LeastSquares, LevenbergMarquardt, Term, derivatives
@@ -15,7 +21,7 @@ from twophase.minimization import Minimum, minimize
 from twophase.optimizer import LBFGS, ConjugateGradient, SecondPhase, SelfScaledBFGS
 from twophase.preconditioner import AdamMoments, Identity
 from twophase.record import Record
-from twophase.second_phase import DEFAULT, Descent
+from twophase.second_phase import SELF_SCALED_BFGS, Descent
 from twophase.switch import (
     Decision,
     FixedEpoch,

@@ -125,7 +125,15 @@ def _run(options: argparse.Namespace) -> None:
 
 def _config(options: argparse.Namespace):
     """The configuration of a run: the library's defaults or the paper's, and what was given."""
-    from twophase import DEFAULT, PAPER, AdamSettings, Fallback, FixedEpoch, SmoothedNormPeak
+    from twophase import (
+        DEFAULT,
+        PAPER,
+        SELF_SCALED_BFGS,
+        AdamSettings,
+        Fallback,
+        FixedEpoch,
+        SmoothedNormPeak,
+    )
     from twophase.experiments.config import RunConfig
     from twophase.problems.problem import ImageProblem, named
     from twophase.settings import from_text
@@ -136,7 +144,10 @@ def _config(options: argparse.Namespace):
     for name in ("direction", "line_search", "preconditioner"):
         if getattr(options, name) is not None:
             part = from_text(getattr(options, name), name)
-            settings["second"] = replace(settings["second"], **{name: part})
+            whole = settings["second"]
+            # what is not given is that of the default for large networks
+            whole = SELF_SCALED_BFGS if whole == DEFAULT else whole
+            settings["second"] = replace(whole, **{name: part})
     for name in ("switch", "fallback"):
         if getattr(options, name) is not None:
             settings[name] = from_text(getattr(options, name), name)

@@ -8,19 +8,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from twophase.errors import InputError, check_number
-from twophase.least_squares import LevenbergMarquardt, squares_of
+from twophase.automatic import DEFAULT
+from twophase.errors import InputError, check_number, check_type
 from twophase.objective import Objective, Point, evaluate, norm, start
-from twophase.second_phase import DEFAULT, MESSAGES, Descent, Status
-
-SecondPhaseSettings = Descent | LevenbergMarquardt
+from twophase.second_phase import MESSAGES, Minimizer, Status
 
 
 class Minimum(NamedTuple):
     """Where a minimisation is or has ended: x [P] with its loss, the cost so far, and why.
 
-    `gradient_norm` is that at x, `passes` are sweeps over the data as in `Passes`, `second` is the
-    phase that was used, and `message` says the status in a sentence.
+    `gradient_norm` is that at x, `passes` are sweeps over the data as in `Passes`, `message` says
+    the status in a sentence, `second` is the phase that was used and `reason` why it was chosen.
     """
 
     x: Tensor
@@ -31,7 +29,8 @@ class Minimum(NamedTuple):
     seconds: float
     status: Status
     message: str
-    second: SecondPhaseSettings
+    second: Minimizer
+    reason: str = ""
 
 
 def minimize(
@@ -41,7 +40,7 @@ def minimize(
     iterations: int | None = None,
     passes: int | None = None,
     seconds: float | None = None,
-    second: SecondPhaseSettings | None = None,
+    second: Minimizer = DEFAULT,
     callback: Callable[[Minimum], object] | None = None,
 ) -> Minimum:
     """Minimise by the second phase alone, from the model's present weights, or from x [P].
@@ -51,10 +50,9 @@ def minimize(
     left at the lowest loss found, also where an exception ends it, such as Ctrl-C or one of the
     `callback`, which is called with the result so far after each iteration and at the end.
 
-    `second` of None is `LevenbergMarquardt` for a sum of squares whose normal equations are made in
-    a few seconds (see its `suits`), else `twophase.DEFAULT`. Raises `InputError` for a budget out
-    of range or an objective that does not repeat itself, and `NonFiniteError` where the loss or its
-    gradient is not finite.
+    The default of `second`, `Automatic()`, chooses by structure and size. Raises `InputError` for a
+    budget out of range or an objective that does not repeat itself, and `NonFiniteError` where the
+    loss or its gradient is not finite.
 
     >>> import torch
     >>> from twophase import LeastSquares, Term
@@ -66,16 +64,13 @@ def minimize(
     """
     budget = {"iterations": iterations, "passes": passes, "seconds": seconds}
     limits = [math.inf if b is None else check_number(n, b, above=0) for n, b in budget.items()]
-    chosen = choose(problem) if second is None else second
-    if not callable(getattr(chosen, "iterate", None)):
-        raise InputError("second", second, "Descent(...) or LevenbergMarquardt(...)")
-    if isinstance(chosen, LevenbergMarquardt):
-        problem = squares_of(problem) or problem
+    check_type("second", second, Minimizer)
     vector = getattr(problem, "vector", None)
     if x is None:
         if vector is None:
             raise InputError("x", None, "a vector to start from: the problem has no model")
         x = vector.read()
+    chosen, problem, reason = second.prepare(problem, len(x))
     began, before = time.perf_counter(), problem.passes.total
     try:
         for count, status, best in _descent(problem, x, chosen):
@@ -84,7 +79,7 @@ def minimize(
             if status is Status.MOVED and any(map(operator.ge, cost, limits)):
                 done = size <= chosen.tolerance_grad
                 status = Status.CONVERGED if done else Status.BUDGET
-            found = Minimum(x, best.value, size, *cost, status, MESSAGES[status], chosen)
+            found = Minimum(x, best.value, size, *cost, status, MESSAGES[status], chosen, reason)
             if callback is not None and count:
                 callback(found)
             if status is not Status.MOVED:
@@ -95,13 +90,8 @@ def minimize(
     return found
 
 
-def choose(problem: Objective) -> SecondPhaseSettings:
-    """The second phase for a problem, by its structure and size; see `minimize`."""
-    return LevenbergMarquardt() if LevenbergMarquardt.suits(problem) else DEFAULT
-
-
 def _descent(
-    problem: Objective, x: Tensor, second: SecondPhaseSettings
+    problem: Objective, x: Tensor, second: Minimizer
 ) -> Iterator[tuple[int, Status, Point]]:
     """Iterations made, the status and the best point; the first is the start."""
     point, state, count = start(problem, x), None, 0

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from twophase.automatic import DEFAULT
 from twophase.closure import Closure, ClosureObjective
 from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBFGSDirection, State
 from twophase.errors import InputError, check_type
@@ -14,7 +15,7 @@ from twophase.line_search import LineSearch, ParabolaFirst, StrongWolfe
 from twophase.objective import Point, check_repeats, evaluate, norm
 from twophase.parameters import ParameterVector
 from twophase.preconditioner import from_moments
-from twophase.second_phase import DEFAULT, Descent, Iteration, Status, iterate
+from twophase.second_phase import Descent, Iteration, Minimizer, Status
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class SecondPhase(Optimizer):
     """
 
     def __init__(
-        self, params: ParamsT, second: Descent = DEFAULT, preconditioner: Optimizer | None = None
+        self, params: ParamsT, second: Minimizer = DEFAULT, preconditioner: Optimizer | None = None
     ):
-        check_type("second", second, Descent)
+        check_type("second", second, Minimizer)
         self.second = second
         self.result: StepResult | None = None
         super().__init__(params, defaults={})
@@ -118,7 +119,7 @@ class SecondPhase(Optimizer):
         point = Point(x, *handed) if handed else evaluate(objective, x)
         if self.result is None:
             check_repeats(objective, point)
-        done = iterate(objective, point, state, self.second, saved.get("inverse"))
+        done = self.second.iterate(objective, point, state, saved.get("inverse"))
         saved["state"] = done.state._asdict() if done.state else None
         saved["point"] = done.point and done.point[1:]  # the state has its x
         saved["iterations"] = saved.get("iterations", 0) + 1

@@ -9,7 +9,7 @@ from twophase.adam import Adam, AdamSettings
 from twophase.directions import State
 from twophase.full_batch import FullBatch
 from twophase.objective import GRADIENT_PASSES, Point, check_repeats
-from twophase.second_phase import Descent, Status, iterate
+from twophase.second_phase import Minimizer, Status
 
 
 class Work(NamedTuple):
@@ -32,6 +32,11 @@ class Phase(Protocol):
     """
 
     uses_gradient: bool
+
+    @property
+    def introduction(self) -> str:
+        """What the next epoch's record says of a phase that begins."""
+        return ""
 
     def enter(self) -> None:
         """The phase takes over: forget directions that belong to an earlier trajectory."""
@@ -80,12 +85,20 @@ class DescentPhase(Phase):
 
     uses_gradient = True
 
-    def __init__(self, objective: FullBatch, descent: Descent, before: AdamPhase | None = None):
-        self.objective, self.descent, self.before = objective, descent, before
+    def __init__(self, objective: FullBatch, second: Minimizer, before: AdamPhase | None = None):
+        size = sum(p.numel() for p in objective.vector.parameters)
+        self.minimizer, self.objective, self.reason = second.prepare(objective, size)
+        self.before, self.data = before, objective
         self.state: State | None = None
         self.inverse: Tensor | None = None
         self.handed_on = False  # the gradient at the point is counted already
         self.checked = False  # the loss repeats itself
+
+    @property
+    def introduction(self) -> str:
+        if self.state is not None or not self.reason:
+            return ""
+        return f"{self.minimizer.label}, since the loss is {self.reason}"
 
     def enter(self) -> None:
         self.state, self.handed_on = None, False
@@ -93,7 +106,7 @@ class DescentPhase(Phase):
     def prepare(self, point: Point | None) -> int:
         if self.checked or point is None:
             return 0
-        check_repeats(self.objective, point)
+        check_repeats(self.data, point)
         self.checked = True
         return 1
 
@@ -101,10 +114,12 @@ class DescentPhase(Phase):
         assert point is not None
         before = self.objective.passes.total - (0 if self.handed_on else GRADIENT_PASSES)
         if self.state is None and self.before is not None:
-            adam, parameters = self.before.adam, self.objective.vector.parameters
-            batches = adam.batch_count(len(self.objective.inputs))
-            self.inverse = self.descent.preconditioner.inverse(adam.optimizer, parameters, batches)
-        done = iterate(self.objective, point, self.state, self.descent, self.inverse)
+            adam, parameters = self.before.adam, self.data.vector.parameters
+            batches = adam.batch_count(len(self.data.inputs))
+            self.inverse = self.minimizer.preconditioner.inverse(
+                adam.optimizer, parameters, batches
+            )
+        done = self.minimizer.iterate(self.objective, point, self.state, self.inverse)
         self.state, self.handed_on = done.state, done.point is not None
         passes = self.objective.passes.total - before
         return Work(

@@ -1,5 +1,6 @@
 """Phase 2 as pure functions on flat vectors: a direction, a line search along it, and again."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -20,8 +21,45 @@ from twophase.settings import Settings
 PATIENCE = 20
 
 
+class Prepared(NamedTuple):
+    """A minimizer, the objective in the form in which it takes it, and why it was chosen."""
+
+    minimizer: "Minimizer"
+    objective: Objective
+    reason: str = ""
+
+
+class Minimizer(Settings):
+    """Base of the settings of a second phase: what makes an iteration from what was left before.
+
+    `preconditioner` is for a phase after Adam; `tolerance_grad` is the gradient norm (Euclidean,
+    loss per unit of parameter) at which the phase has converged.
+    """
+
+    preconditioner: Preconditioner = Identity()
+    tolerance_grad: float = 0.0
+
+    def prepare(self, objective: Objective, size: int) -> Prepared:
+        """What to iterate with, on what, for an objective of `size` parameters; before the start.
+
+        `InputError` where it cannot minimise such an objective.
+        """
+        return Prepared(self, objective)
+
+    @property
+    def label(self) -> str:
+        """What it is in a word or two, without its settings."""
+        return type(self).__name__
+
+    @abstractmethod
+    def iterate(
+        self, objective: Objective, point: Point, state: State | None, inverse: Tensor | None = None
+    ) -> "Iteration":
+        """One iteration; see the function `iterate`."""
+
+
 @dataclass(frozen=True)
-class Descent(Settings):
+class Descent(Minimizer):
     """A second phase: a direction, a line search along it, a preconditioner; no learning rate.
 
     The preconditioner is for a phase after Adam. The phase has converged where the gradient norm
@@ -45,15 +83,19 @@ class Descent(Settings):
             raise InputError("preconditioner", self.preconditioner, "AdamMoments() or Identity()")
         check_number("tolerance_grad", self.tolerance_grad, minimum=0)
 
+    @property
+    def label(self) -> str:
+        return f"{type(self.direction).__name__} with {type(self.line_search).__name__}"
+
     def iterate(
         self, objective: Objective, point: Point, state: State | None, inverse: Tensor | None = None
     ) -> "Iteration":
-        """The function `iterate` with these settings."""
+        """The function `iterate`, which says more, with these settings."""
         return iterate(objective, point, state, self, inverse)
 
 
 # Reached low losses of networks with the fewest passes, 3 for most iterations (notebook 12).
-DEFAULT = Descent(SelfScaledBFGSDirection(), StrongWolfe(), AdamMoments())
+SELF_SCALED_BFGS = Descent(SelfScaledBFGSDirection(), StrongWolfe(), AdamMoments())
 
 
 class Status(StrEnum):
@@ -104,7 +146,7 @@ def iterate(
     objective: Objective,
     point: Point,
     state: State | None,
-    descent: Descent = DEFAULT,
+    descent: Descent = SELF_SCALED_BFGS,
     inverse: Tensor | None = None,
 ) -> Iteration:
     """One iteration from a point and what the previous one left; sees no model, data or device.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from twophase.adam import AdamSettings
+from twophase.automatic import DEFAULT
 from twophase.device import clock, resolve_device
 from twophase.errors import InputError, NonFiniteError, check_integer, check_type
 from twophase.examples import Data, Examples, splits
@@ -19,7 +20,7 @@ from twophase.objective import GRADIENT_PASSES, Point, check_finite, norm
 from twophase.parameters import ParameterVector
 from twophase.phases import AdamPhase, DescentPhase, Phase, Work
 from twophase.record import ADAM, SECOND, Record
-from twophase.second_phase import DEFAULT, Descent, Status
+from twophase.second_phase import Minimizer, Status
 from twophase.switch import FixedEpoch, SmoothedNormPeak, SwitchRule
 
 
@@ -57,7 +58,7 @@ class Trainer:
         data: Data,
         *,
         adam: AdamSettings | None = AdamSettings(),
-        second: Descent | None = DEFAULT,
+        second: Minimizer | None = DEFAULT,
         switch: SwitchRule | int = SmoothedNormPeak(),
         fallback: Fallback | None = Fallback(),
         loss: Loss = mse,
@@ -103,7 +104,7 @@ class Trainer:
         number, phase = len(self.history) + 1, self.phases[self._name]
         if phase.uses_gradient and self._point is None:
             self._measure(self.objective.vector.read(), f" before epoch {number}")
-        monitor_passes = phase.prepare(self._point)
+        monitor_passes, introduction = phase.prepare(self._point), phase.introduction
         before, began = self._point, clock(self.device)
         work = phase.epoch(before)
         seconds = clock(self.device) - began
@@ -115,8 +116,8 @@ class Trainer:
         monitor_passes += work.point is not None  # for the accuracy alone
         self.status, self.message = work.status, work.message
         record = self._record(work, accuracy, monitor_passes, seconds)
-        note = self._decide(record, work.x)
-        record = replace(record, note=note or (work.message if self.ended else ""))
+        notes = self._decide(record, work.x), work.message if self.ended else "", introduction
+        record = replace(record, note="; ".join(filter(None, notes)))
         self.history.append(record)
         return record
 
@@ -159,7 +160,7 @@ class Trainer:
                 seen = f"epoch {record.epoch} in phase {record.phase}"
                 raise InputError("state", seen, f"one in phase {self._name}")
             note = self._decide(record, x)
-            self.history.append(replace(record, note=note or record.note))
+            self.history.append(replace(record, note=record.note or note))
         self.status, self.message = Status(state["status"]), state["message"]
         # what the replay kept are the records' losses with the last epoch's weights; a branch that
         # leaves a run of Adam alone at this epoch keeps just these
@@ -258,7 +259,7 @@ class Trainer:
 def _check_settings(**given: object) -> None:
     if given["adam"] is None and given["second"] is None:
         raise InputError("second", None, "a Descent, or settings of Adam: one phase at least")
-    for field, kind in {"adam": AdamSettings, "second": Descent, "fallback": Fallback}.items():
+    for field, kind in {"adam": AdamSettings, "second": Minimizer, "fallback": Fallback}.items():
         if given[field] is not None:
             check_type(field, given[field], kind, " or None")
 

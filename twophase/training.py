@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from twophase.adam import AdamSettings
+from twophase.automatic import DEFAULT
 from twophase.directions import ConjugateDirection
 from twophase.errors import InputError, check_integer
 from twophase.examples import Data
@@ -17,7 +18,7 @@ from twophase.line_search import GoldenSection
 from twophase.losses import Loss, mse
 from twophase.payoff import Payoff, payoffs
 from twophase.record import Record
-from twophase.second_phase import DEFAULT, Descent
+from twophase.second_phase import Descent, Minimizer
 from twophase.switch import FixedEpoch, GradientNormPeak, SmoothedNormPeak, SwitchRule
 from twophase.trainer import Trainer
 
@@ -80,7 +81,7 @@ def fit(
     *,
     epochs: int,
     adam: AdamSettings | None = AdamSettings(),
-    second: Descent | None = DEFAULT,
+    second: Minimizer | None = DEFAULT,
     switch: SwitchRule | int = SmoothedNormPeak(),
     fallback: Fallback | None = Fallback(),
     loss: Loss = mse,

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twophase.__main__ import main
+from twophase.automatic import DEFAULT
 from twophase.directions import SelfScaledBFGSDirection
 from twophase.errors import InputError, TwoPhaseError
 from twophase.experiments import comparison, findings, profiles, runs
@@ -36,7 +37,6 @@ from twophase.experiments.competitors import SGD, AdamGoesOn, TorchLBFGS
 from twophase.experiments.files import project_folder
 from twophase.line_search import StrongWolfe
 from twophase.problems.problem import ImageProblem, PhysicsProblem
-from twophase.second_phase import DEFAULT
 
 pytestmark = pytest.mark.slow
 

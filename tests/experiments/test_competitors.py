@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from twophase.adam import AdamSettings
+from twophase.automatic import DEFAULT
 from twophase.errors import InputError
 from twophase.experiments import competitors
 from twophase.experiments.comparison import METHODS
@@ -24,7 +25,7 @@ from twophase.experiments.competitors import (
     TorchLBFGS,
     go_on,
 )
-from twophase.second_phase import DEFAULT, Descent
+from twophase.second_phase import Descent
 from twophase.settings import from_dict
 from twophase.switch import FixedEpoch
 from twophase.trainer import Trainer

@@ -10,9 +10,8 @@ from torch import nn
 
 from twophase import LeastSquares, LevenbergMarquardt, Term, minimize
 from twophase.errors import InputError
-from twophase.least_squares import Linearization
+from twophase.least_squares import normal_equations
 from twophase.least_squares import problem as problem_module
-from twophase.least_squares.levenberg_marquardt import _Normal
 from twophase.objective import FunctionObjective, evaluate
 
 
@@ -78,23 +77,6 @@ def test_it_ends_where_scipy_does(name, acceleration):
     assert torch.equal(model.x.detach(), found.x)
 
 
-@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5), (1, 6), (6, 1)])
-def test_steps_solve_the_damped_normal_equations(shape):
-    generator = torch.Generator().manual_seed(0)
-    jacobian = torch.randn(*shape, generator=generator, dtype=torch.float64)
-    right = torch.randn(shape[0], generator=generator, dtype=torch.float64)
-    at = Linearization(right, right, 2 * jacobian.T @ right, jacobian)
-    normal = _Normal(None, at)
-    for damping in (1e-6, 1.0, 1e6):
-        matrix = jacobian.T @ jacobian + damping * torch.eye(shape[1], dtype=torch.float64)
-        expected = -torch.linalg.solve(matrix, jacobian.T @ right)
-        assert torch.allclose(normal.solve(right, damping), expected, rtol=1e-7, atol=1e-12)
-        step = normal.solve(right, damping)
-        before, after = right @ right, (right + jacobian @ step).square().sum()
-        assert normal.gain(step) == pytest.approx((before - after).item(), rel=1e-6, abs=1e-9)
-    assert normal.largest == pytest.approx((jacobian.T @ jacobian).diagonal().max().item())
-
-
 def regression(count=40, dtype=torch.float64, seed=0):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).to(dtype)
@@ -141,6 +123,21 @@ def test_it_goes_on_from_its_state_alone():
     again = second.iterate(other, *earlier)
     assert torch.equal(again.x, done.x) and again.state.memory == done.state.memory
     assert other.passes.total - before == passes[-1]
+
+
+def test_without_normal_equations_it_goes_by_products(monkeypatch):
+    _, problem = regression()
+    direct = minimize(problem, iterations=8, second=LevenbergMarquardt(acceleration=0))
+    monkeypatch.setattr(problem_module, "NORMAL_WORK", 0)
+    monkeypatch.setattr(normal_equations, "CG_TOLERANCE", 1e-10)
+    _, problem = regression()
+    assert not problem.direct
+    found = minimize(problem, iterations=8, second=LevenbergMarquardt())
+    assert found.loss == pytest.approx(direct.loss, rel=1e-3)
+    monkeypatch.undo()
+    monkeypatch.setattr(problem_module, "NORMAL_WORK", 0)
+    _, problem = regression()
+    assert minimize(problem, iterations=100, second=LevenbergMarquardt()).loss < 1e-4
 
 
 def test_rank_deficient_and_zero_jacobians_end_with_a_status():

@@ -182,3 +182,20 @@ def test_classes_are_one_hot_as_in_the_papers_loss():
 def test_other_losses_are_no_sums_of_squares(loss):
     assert squares_of(FullBatch(model(), loss, points(), points(size=1))) is None
     assert squares_of(FunctionObjective(lambda x: x @ x)) is None
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_products_are_those_with_the_jacobian(chunk_size):
+    """Several terms, one with two residuals for a point, in chunks that do not divide them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    points = torch.randn(11, 2, dtype=torch.float64)
+    terms = [Term(lambda m, p: m(p)[:, 0] - 1, points, 0.3), Term(lambda m, p: m(p), points[:7])]
+    problem = LeastSquares(model, terms, chunk_size)
+    x = problem.vector.read()
+    jacobian = problem.linearize(x).jacobian
+    before = problem.passes.total
+    along, rows = torch.randn(len(x)).double(), torch.randn(len(jacobian)).double()
+    torch.testing.assert_close(problem.push(x, along), jacobian @ along)
+    torch.testing.assert_close(problem.pull(x, rows), jacobian.T @ rows)
+    assert problem.passes.total - before == 6

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from twophase.errors import check_choice
 from twophase.objective import Point, dot
 from twophase.settings import Settings
 
+# Updates that are gathered before they are added to the matrix: a product with their columns is far
+# quicker than one with the matrix, whatever P.
+GATHERED = 16
 # θ and τ for a = b h − 1 >= 0, b = s'H⁻¹s / s'y, h = y'Hy / s'y and the number of parameters
 Update = Callable[[float, float, float, int], tuple[float, float]]
 
@@ -50,6 +54,41 @@ UPDATES: dict[str, Update] = {
 }
 
 
+class Matrix(NamedTuple):
+    """H = scale · base + B C B', in float64: a matrix and the updates that it lacks.
+
+    `base` is [P, P], or the diagonal [P] that H began with; B [P, 2k] are the `columns` of up to 16
+    updates and C [2k, 2k] is `middle`.
+    """
+
+    base: Tensor
+    scale: float
+    columns: Tensor
+    middle: Tensor
+
+    @classmethod
+    def diagonal(cls, diagonal: Tensor) -> Self:
+        """A diagonal matrix [P]."""
+        none = diagonal.new_zeros(len(diagonal), 0)
+        return cls(diagonal, 1.0, none, none[:0])
+
+    def multiply(self, vectors: Tensor) -> Tensor:
+        """H V for V [P, n]."""
+        whole = self.base @ vectors if self.base.ndim == 2 else self.base[:, None] * vectors
+        return self.scale * whole + self.columns @ (self.middle @ (self.columns.T @ vectors))
+
+    def updated(self, tau: float, columns: Tensor, middle: Tensor) -> Self:
+        """H / τ + B C B' for B [P, 2] and C [2, 2]."""
+        together = torch.cat([self.columns, columns], dim=1)
+        block = torch.block_diag(self.middle / tau, middle)
+        scale = self.scale / tau
+        if together.shape[1] < 2 * GATHERED:
+            return type(self)(self.base, scale, together, block)
+        base = self.base if self.base.ndim == 2 else torch.diag(self.base)
+        base = torch.addmm(base, together @ block, together.T, beta=scale)
+        return type(self)(base, 1.0, together[:, :0], block[:0, :0])
+
+
 @dataclass(frozen=True)
 class BroydenDirection(Settings):
     """d = −H g with a matrix H [P, P] of Broyden's family, for up to a few thousand parameters.
@@ -65,7 +104,7 @@ class BroydenDirection(Settings):
     and Pons, 2025, section 2). H begins as γ M⁻¹ with γ = s'y / y'M⁻¹y of the first step. Steps
     without positive curvature s'y are left out; s'H⁻¹s = −t g's is known from the step s = −t H g.
 
-    H takes 8 P² bytes, and an iteration two products with it and a copy. The first trial is the
+    H takes 8 P² bytes and an iteration reads it once (see `Matrix`). The first trial is the
     `expected_step`, up to 1. `InputError` for an unknown update.
     """
 
@@ -75,54 +114,45 @@ class BroydenDirection(Settings):
         check_choice("update", self.update, UPDATES)
 
     def __call__(self, point: Point, last: State, inverse: Tensor | None) -> Direction:
-        matrix = self._matrix(point, last, inverse)
+        matrix, product = self._after(point, last, inverse)
         if matrix is None:
             return steepest_descent(point.gradient, inverse)
-        vector = -(matrix @ point.gradient.double()).to(point.gradient.dtype)
+        vector = -product.to(point.gradient.dtype)
         slope = dot(vector, point.gradient)
         if not -math.inf < slope < 0:
             return steepest_descent(point.gradient, inverse)
         first_step = min(1.0, expected_step(point, last, slope))
-        return Direction(vector, slope, last.age + 1, matrix, first_step)
+        return Direction(vector, slope, last.age + 1, matrix._asdict(), first_step)
 
-    def _matrix(self, point: Point, last: State, inverse: Tensor | None) -> Tensor | None:
-        """H after the last step; None where there is no curvature to begin with."""
-        matrix, pair = last.memory, gradient_change(point, last)
+    def _after(
+        self, point: Point, last: State, inverse: Tensor | None
+    ) -> tuple[Matrix | None, Tensor]:
+        """H after the last step, None where no curvature was seen yet, and H g."""
+        gradient, pair = point.gradient.double(), gradient_change(point, last)
+        matrix = Matrix(**last.memory) if last.memory else None
         if pair is None:
-            return matrix
+            return matrix, gradient if matrix is None else matrix.multiply(gradient[:, None])[:, 0]
         step, change = (part.double() for part in pair)
-        curvature = dot(step, change)
-        product = scaled(change, inverse) if matrix is None else matrix @ change
-        square = dot(change, product)
-        if not square > 0:  # lost to underflow or rounding
-            return matrix
-        b, h = -last.step * dot(step, last.gradient) / curvature, square / curvature
-        theta, tau = UPDATES[self.update](max(0.0, b * h - 1), b, h, len(step))
+        curvature, first = dot(step, change), matrix is None
         if matrix is None:
+            square = dot(change, scaled(change, inverse))
+            if not square > 0:  # lost to underflow
+                return None, gradient
             diagonal = torch.ones_like(step) if inverse is None else inverse.double()
-            matrix, product, square = torch.diag(diagonal / h), product / h, square / h
-            tau = 1.0
-        return _updated(matrix, step, product, curvature, square, theta, tau, b * h - 1)
-
-
-def _updated(
-    matrix: Tensor,
-    step: Tensor,
-    product: Tensor,
-    curvature: float,
-    square: float,
-    theta: float,
-    tau: float,
-    a: float,
-) -> Tensor:
-    """The formula of `BroydenDirection`, a sum H / τ + B C B' with the columns s and H y of B."""
-    phi = (1 - theta) / (1 + a * theta)
-    mixed = -phi / (curvature * tau)
-    both = torch.stack([step, product], dim=1)
-    middle = both.new_tensor(
-        [
-            [phi * square / (curvature**2 * tau) + 1 / curvature, mixed],
-            [mixed, (phi - 1) / (square * tau)],
-        ]
-    )
-    return torch.addmm(matrix, both @ middle, both.T, beta=1 / tau)
+            matrix = Matrix.diagonal(curvature / square * diagonal)
+        on_gradient, product = matrix.multiply(torch.stack([gradient, change], dim=1)).T
+        square = dot(change, product)
+        if not square > 0:  # lost to rounding
+            return matrix, on_gradient
+        # the first step is along M⁻¹ g, while H is γ M⁻¹ by now, with h = 1
+        b, h = -last.step * dot(step, last.gradient) / curvature, square / curvature
+        b = b * dot(change, scaled(change, inverse)) / curvature if first else b
+        a = max(0.0, b * h - 1)
+        theta, tau = UPDATES[self.update](a, b, h, len(step))
+        tau, phi = 1.0 if first else tau, (1 - theta) / (1 + a * theta)
+        mixed = -phi / (curvature * tau)
+        own = phi * square / (curvature**2 * tau) + 1 / curvature
+        middle = step.new_tensor([[own, mixed], [mixed, (phi - 1) / (square * tau)]])
+        columns = torch.stack([step, product], dim=1)
+        after = matrix.updated(tau, columns, middle)
+        return after, on_gradient / tau + columns @ (middle @ (columns.T @ gradient))

@@ -36,7 +36,7 @@ from twophase.losses import mse
 from twophase.objective import Objective, evaluate
 from twophase.preconditioner import Identity, from_moments
 from twophase.problems import images, networks
-from twophase.second_phase import DEFAULT, Descent, Status, iterate
+from twophase.second_phase import SELF_SCALED_BFGS, Descent, Status, iterate
 
 REFERENCE = "PR+ with golden"
 LINE_SEARCHES = {
@@ -175,8 +175,8 @@ def line_searches(
         for name, search in LINE_SEARCHES.items()
     }
     phases |= {
-        "L-BFGS with wolfe, preconditioned": replace(DEFAULT, direction=LBFGSDirection()),
-        "self-scaled BFGS with wolfe, preconditioned (the default)": DEFAULT,
+        "L-BFGS with wolfe, preconditioned": replace(SELF_SCALED_BFGS, direction=LBFGSDirection()),
+        "self-scaled BFGS with wolfe, preconditioned (the default)": SELF_SCALED_BFGS,
     }
     reference = descend(objective, x, phases.pop(REFERENCE), iterations)
     target = reference.losses[-1]
@@ -353,7 +353,7 @@ def memory(width: int, device: torch.device) -> list[Row]:
     cases = {
         "PR+ with parabola": Descent(ConjugateDirection("PR+"), ParabolaFirst()),
         f"self-scaled BFGS with history {HISTORY}": replace(
-            DEFAULT, direction=SelfScaledBFGSDirection(HISTORY)
+            SELF_SCALED_BFGS, direction=SelfScaledBFGSDirection(HISTORY)
         ),
     }
     rows = []

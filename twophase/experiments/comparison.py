@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from twophase.adam import AdamSettings
+from twophase.automatic import DEFAULT
 from twophase.device import device_name, resolve_device
 from twophase.directions import ConjugateDirection
 from twophase.errors import InputError, check_choice, check_integer
@@ -38,7 +39,7 @@ from twophase.objective import GRADIENT_PASSES
 from twophase.preconditioner import AdamMoments, Identity
 from twophase.problems import networks
 from twophase.problems.problem import DTYPES, ImageProblem, Problem, named
-from twophase.second_phase import DEFAULT, Descent
+from twophase.second_phase import SELF_SCALED_BFGS, Descent, Minimizer
 
 log = logging.getLogger("twophase")
 
@@ -56,7 +57,9 @@ class Method:
     """A method of the comparison."""
 
     label: str  # for figures and tables
-    candidates: tuple[Descent | Competitor, ...]  # for tuning to choose from, the first as shipped
+    candidates: tuple[
+        Minimizer | Competitor, ...
+    ]  # for tuning to choose from, the first as shipped
     times: int = 1  # its budget, in multiples of the others'
 
     @property
@@ -88,7 +91,7 @@ METHODS: dict[str, Method] = {
         "default second phase, tuned",
         (
             DEFAULT,
-            replace(DEFAULT, line_search=StrongWolfe(c2=0.5)),
+            replace(SELF_SCALED_BFGS, line_search=StrongWolfe(c2=0.5)),
             replace(DEFAULT, preconditioner=Identity()),
         ),
     ),
@@ -187,7 +190,7 @@ class Plan:
 
 PLANS = {
     "smoke": Plan(("digits",), SIZES[:1], 2, 30, seeds=2, batch_size=16, train_examples=32),
-    "quick": Plan(("digits",), SIZES[:1], 60, 150, batch_size=64, train_examples=192),
+    "quick": Plan(("digits",), SIZES[:1], 40, 100, batch_size=64, train_examples=192),
     "paper": Plan(("digits", "mnist", "cifar10"), tuple(networks.MODELS), 100, 1000),
 }
 
@@ -229,7 +232,7 @@ def tuning_entries(prefix: RunConfig, methods: Iterable[str], passes: int) -> li
 
 
 def variants(
-    prefix: RunConfig, phases: Mapping[str, Descent | Competitor], passes: int
+    prefix: RunConfig, phases: Mapping[str, Minimizer | Competitor], passes: int
 ) -> list[Entry]:
     """Second phases of any settings by their labels, and Adam going on, from one prefix."""
     chosen = {"adam": AdamGoesOn(), **phases}

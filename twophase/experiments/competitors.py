@@ -25,7 +25,7 @@ from twophase.full_batch import FullBatch
 from twophase.objective import GRADIENT_PASSES, evaluate
 from twophase.phases import DescentPhase
 from twophase.record import ADAM
-from twophase.second_phase import Descent, Status
+from twophase.second_phase import Minimizer, Status
 from twophase.settings import Settings
 from twophase.trainer import Trainer
 
@@ -219,7 +219,7 @@ class TorchminCG(Competitor):
         )
 
 
-def go_on(second: Descent | Competitor, trainer: Trainer, budget: int) -> list[Progress]:
+def go_on(second: Minimizer | Competitor, trainer: Trainer, budget: int) -> list[Progress]:
     """The curve of a second phase, or of a competitor, from where the trainer stands.
 
     The trainer, of Adam alone with at least an epoch behind it, is used up. The curve ends early
@@ -229,7 +229,7 @@ def go_on(second: Descent | Competitor, trainer: Trainer, budget: int) -> list[P
     objective = trainer.objective
     journal = Journal(budget, objective.value(objective.vector.read()), trainer.device)
     with suppress(BudgetSpent, NonFiniteError):
-        if isinstance(second, Descent):
+        if isinstance(second, Minimizer):
             _descend(second, trainer, journal)
         else:
             second.run(trainer, journal)
@@ -237,7 +237,7 @@ def go_on(second: Descent | Competitor, trainer: Trainer, budget: int) -> list[P
     return journal.rows
 
 
-def _descend(second: Descent, trainer: Trainer, journal: Journal) -> None:
+def _descend(second: Minimizer, trainer: Trainer, journal: Journal) -> None:
     """The second phase of `fit`; it ends early where it finds that it can do no more."""
     objective = trainer.objective
     phase = DescentPhase(objective, second, trainer.phases[ADAM])

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from twophase.adam import AdamSettings
+from twophase.automatic import DEFAULT
 from twophase.errors import InputError, check_choice, check_integer
 from twophase.experiments.competitors import Competitor
 from twophase.fallback import Fallback
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import DTYPES, ImageProblem, Problem, Task
-from twophase.second_phase import DEFAULT, Descent
+from twophase.second_phase import Minimizer
 from twophase.settings import Settings
 from twophase.switch import FixedEpoch, SmoothedNormPeak, SwitchRule
 from twophase.trainer import Trainer
@@ -39,7 +40,7 @@ class RunConfig(Settings):
     problem: Problem = ImageProblem()
     epochs: int = 40
     adam: AdamSettings | None = AdamSettings()
-    second: Descent | Competitor | None = DEFAULT
+    second: Minimizer | Competitor | None = DEFAULT
     switch: SwitchRule = SmoothedNormPeak()
     fallback: Fallback | None = Fallback()
     passes: int | None = None
@@ -93,7 +94,7 @@ class RunConfig(Settings):
 
     def trainer(self, task: Task, device: torch.device) -> Trainer:
         """A trainer before its first epoch; of Adam alone where a second phase is measured."""
-        second = self.second if isinstance(self.second, Descent) else None
+        second = self.second if isinstance(self.second, Minimizer) else None
         return Trainer(
             task.model,
             task.data,
@@ -110,7 +111,7 @@ class RunConfig(Settings):
         # which kinds are allowed, what they must be able to do, and how they are called
         kinds = {
             "adam": (AdamSettings | None, "", "AdamSettings or None"),
-            "second": (Descent | Competitor | None, "", "a Descent, a Competitor or None"),
+            "second": (Minimizer | Competitor | None, "", "a Descent, a Competitor or None"),
             "fallback": (Fallback | None, "", "a Fallback or None"),
             "switch": (Settings, "update", "a switch rule of the library"),
             "problem": (Settings, "load", "an ImageProblem or a PhysicsProblem"),

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from twophase.automatic import DEFAULT
 from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
 from twophase.record import SECOND
-from twophase.second_phase import DEFAULT
 from twophase.switch import SwitchRule, first_switch
 
 ADAM, CG = "Adam", "CG"

@@ -4,21 +4,23 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from twophase.directions import State
 from twophase.errors import InputError, check_number
+from twophase.least_squares.normal_equations import NormalEquations, normal_equations
 from twophase.least_squares.problem import LeastSquares, Linearization, squares_of
 from twophase.objective import Objective, Point, dot, norm
-from twophase.second_phase import PATIENCE, Iteration, Status, progress_marks, stalled
-from twophase.settings import Settings
+from twophase.second_phase import (
+    PATIENCE,
+    Iteration,
+    Minimizer,
+    Prepared,
+    Status,
+    progress_marks,
+    stalled,
+)
 
-# The second derivative of the residuals along a step is a difference over this part of it.
-PROBE = 0.1
-# Multiplications that normal equations of R residuals and P parameters may take, min(R, P)² times
-# max(R, P): a few seconds on one core.
-NORMAL_WORK = 5e10
 # Damping is kept within these factors of the largest squared norm of a column of J.
 BOUNDS = 1e-16, 1e16
 
@@ -32,18 +34,20 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt(Settings):
+class LevenbergMarquardt(Minimizer):
     """A second phase for a `LeastSquares` ‖ρ‖², by damped linear models of the residuals ρ.
 
         s = −(J'J + λ)⁻¹ J'ρ,  a = −(J'J + λ)⁻¹ J'ρ''(s) / 2,  x ← x + s + a
 
     with the Jacobian J [R, P], the second derivative ρ''(s) of the residuals along s by a
-    difference, and normal equations in the smaller of R and P. The term a follows the curved path
-    on which the residuals shrink evenly, and lets λ be far smaller (Transtrum and Sethna, Geodesic
-    acceleration and the small-curvature approximation for nonlinear least squares, 2012). λ falls
-    by how well the linear model foretold the gain, and grows where a step would raise the loss or
-    2 ‖a‖ > `acceleration` ‖s‖ (Nielsen's rule: Madsen, Nielsen and Tingleff, Methods for
-    non-linear least squares problems, 2004, section 3.2). No step raises the loss.
+    difference, and normal equations in the smaller of R and P. Where these take too much memory or
+    time (see `LeastSquares.direct`), they are solved by conjugate gradient, and a is left out. The
+    term a follows the curved path on which the residuals shrink evenly, and lets λ be far smaller
+    (Transtrum and Sethna, Geodesic acceleration and the small-curvature approximation for nonlinear
+    least squares, 2012). λ falls by how well the linear model foretold the gain, and grows where a
+    step would raise the loss or 2 ‖a‖ > `acceleration` ‖s‖ (Nielsen's rule: Madsen, Nielsen and
+    Tingleff, Methods for non-linear least squares problems, 2004, section 3.2). No step raises the
+    loss.
 
     The first λ is `damping` times the largest squared norm of a column of J. Defaults: 1e-3 is that
     source's for starts that are not close, 0.75 the first one's. The phase has converged where the
@@ -60,15 +64,11 @@ class LevenbergMarquardt(Settings):
         check_number("acceleration", self.acceleration, minimum=0)
         check_number("tolerance_grad", self.tolerance_grad, minimum=0)
 
-    @staticmethod
-    def suits(problem: Objective) -> bool:
-        """Whether it can minimise a problem, with normal equations made in a few seconds each."""
-        squares = squares_of(problem)
+    def prepare(self, objective: Objective, size: int) -> Prepared:
+        squares = squares_of(objective)
         if squares is None:
-            return False
-        few, many = sorted(squares.size)
-        fits = squares.keeps_jacobian or few == squares.size[1]
-        return fits and few**2 * many <= NORMAL_WORK
+            raise InputError("second", self, "a Descent: this loss is no sum of squares")
+        return Prepared(self, squares)
 
     def iterate(
         self,
@@ -77,104 +77,45 @@ class LevenbergMarquardt(Settings):
         state: State | None,
         inverse: Tensor | None = None,
     ) -> Iteration:
-        """One iteration from a point and what the previous one left; see `Descent.iterate`.
-
-        `InputError` where the objective is no `LeastSquares`. There is no use for an `inverse`.
-        """
+        """One iteration; the `inverse` preconditions the systems that are solved by products."""
         if not isinstance(objective, LeastSquares):
-            raise InputError("second", self, "a Descent: this loss is no LeastSquares")
+            objective = self.prepare(objective, len(point.x)).objective
+        # what the last iteration has made is counted, even if it must be made again
+        normal = normal_equations(objective, point.x, inverse, counted=state is None)
+        # loss and gradient of the same arithmetic at each iteration, also at one that is resumed
+        at = normal.at
+        point = point._replace(value=at.value, gradient=at.gradient.to(point.x.dtype))
         gradient_norm = norm(point.gradient)
         waiting = stalled(point, gradient_norm, state)
         if gradient_norm <= self.tolerance_grad:
             return _stay(point, 0, Status.CONVERGED, state)
         if waiting > PATIENCE:
             return _stay(point, 0, Status.RESOLUTION, state)
-        # what the last iteration has made is counted, even if it must be made again
-        normal = _Normal(objective, objective.linearize(point.x, counted=state is None))
         damping = state.memory if state else self.damping * normal.largest
         growth, trials, finite = 2.0, 0, False
         while damping <= BOUNDS[1] * normal.largest:
             damping = max(damping, BOUNDS[0] * normal.largest)
-            step, spent = self._step(normal, damping)
-            trials += spent
+            step = self._step(normal, damping)
             if step is not None:
                 x = point.x + step.vector.to(point.x.dtype)
                 value = objective.value(x)
                 trials, finite = trials + 1, finite or math.isfinite(value)
                 found = objective.linearize(x) if value < point.value else None
-                if found is not None and found.finite:
-                    gain = (point.value - value) / step.gain
-                    return _moved(found, value, point, step, gain, trials, waiting, state)
+                if found is not None and found.finite and found.value <= point.value:
+                    return _moved(found, point, step, trials, waiting, state)
             damping, growth = damping * growth, 2 * growth
         return _stay(point, trials, Status.RESOLUTION if finite else Status.NOT_FINITE, state)
 
-    def _step(self, normal: "_Normal", damping: float) -> tuple[Step | None, int]:
-        """A step with acceleration, None where it is not to be trusted; forward passes spent."""
-        first = normal.solve(normal.at.residuals, damping)
-        gain = 0.0 if first is None else normal.gain(first)
-        if first is None or not gain > 0:
-            return None, 0
-        if self.acceleration == 0:
-            return Step(first, gain, damping), 0
-        bend, spent = normal.bend(first)
-        second = normal.solve(bend, damping)
+    def _step(self, normal: NormalEquations, damping: float) -> Step | None:
+        """A step with acceleration, None where it is not to be trusted."""
+        found = normal.step(damping)
+        if found is None or self.acceleration == 0:
+            return found and Step(*found, damping)
+        first, gain = found
+        second = normal.correction(first, damping)
         if second is None or not norm(second) <= self.acceleration * norm(first):
-            return None, spent
-        return Step(first + second / 2, gain, damping), spent
-
-
-class _Normal:
-    """The normal equations of a linearization, in the smaller of the dimensions R and P."""
-
-    def __init__(self, objective: LeastSquares, at: Linearization):
-        self.objective, self.at = objective, at
-        jacobian = at.jacobian
-        if jacobian is None:
-            assert at.squared is not None
-            self.wide, self.matrix = False, at.squared
-            self.largest = at.squared.diagonal().max().item()
-        else:
-            self.wide = jacobian.shape[0] < jacobian.shape[1]
-            self.matrix = jacobian @ jacobian.T if self.wide else jacobian.T @ jacobian
-            self.largest = jacobian.square().sum(dim=0).max().item()
-
-    def solve(self, rows: Tensor, damping: float) -> Tensor | None:
-        """−(J'J + λ)⁻¹ J'r [P] for r [R]; None where rounding leaves no positive matrix."""
-        damped = self.matrix.clone()
-        damped.diagonal().add_(damping)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if failed:
             return None
-        if self.wide:
-            return -self._pull(torch.cholesky_solve(rows[:, None], factor)[:, 0])
-        return -torch.cholesky_solve(self._pull(rows)[:, None], factor)[:, 0]
-
-    def gain(self, step: Tensor) -> float:
-        """What the linear model of the residuals loses by a step s: −(g's + ‖J s‖²)."""
-        if self.wide:
-            assert self.at.jacobian is not None
-            change = self.at.jacobian @ step
-            return -dot(self.at.gradient, step) - dot(change, change)
-        return -dot(self.at.gradient, step) - dot(step, self.matrix @ step)
-
-    def bend(self, step: Tensor) -> tuple[Tensor, int]:
-        """The residuals' second derivative [R] along a step, by differences; passes spent."""
-        x, residuals = self.at.x, self.at.residuals
-        part = (PROBE * step).to(x.dtype)
-        above = self.objective.residuals(x + part)
-        if self.at.jacobian is not None:
-            change = self.at.jacobian @ step
-            return (2 / PROBE) * ((above - residuals) / PROBE - change), 1
-        below = self.objective.residuals(x - part)
-        return (above - 2 * residuals + below) / PROBE**2, 2
-
-    def _pull(self, rows: Tensor) -> Tensor:
-        """J'u [P] for u [R]."""
-        if self.at.jacobian is not None:
-            return self.at.jacobian.T @ rows
-        if rows is self.at.residuals:
-            return self.at.gradient / 2
-        return self.objective.pull(self.at.x, rows)
+        return Step(first + second / 2, gain, damping)
 
 
 def _stay(point: Point, trials: int, status: Status, state: State | None) -> Iteration:
@@ -182,20 +123,13 @@ def _stay(point: Point, trials: int, status: Status, state: State | None) -> Ite
 
 
 def _moved(
-    found: Linearization,
-    value: float,
-    point: Point,
-    step: Step,
-    ratio: float,
-    trials: int,
-    waiting: int,
-    before: State | None,
+    found: Linearization, point: Point, step: Step, trials: int, waiting: int, before: State | None
 ) -> Iteration:
+    ratio = (point.value - found.value) / step.gain
     damping = step.damping * max(1 / 3, 1 - (2 * ratio - 1) ** 3)
-    gradient = found.gradient.to(point.x.dtype)
     vector = step.vector.to(point.x.dtype)
-    slope = dot(vector, point.gradient)
     marks = progress_marks(point, waiting, before)
+    slope = dot(vector, point.gradient)
     left = State(found.x, point.gradient, vector, 1.0, slope, memory=damping, **marks)
-    handed = Point(found.x, value, gradient, point.resolution)
-    return Iteration(found.x, value, 1.0, trials, Status.MOVED, left, handed)
+    handed = Point(found.x, found.value, found.gradient.to(point.x.dtype), point.resolution)
+    return Iteration(found.x, found.value, 1.0, trials, Status.MOVED, left, handed)

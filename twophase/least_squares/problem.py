@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, jacrev, jvp, vmap
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -21,8 +21,13 @@ from twophase.parameters import ParameterVector
 
 # Of a model and points [N, ...]: residuals [N] or [N, k], row i from point i alone.
 Residual = Callable[[Any, Any], Tensor]
+# Parameters by their names, each with its tangent.
+Parametrized = dict[str, tuple[Tensor, Tensor]]
 # What the rows of a Jacobian may take while they are made, and what a whole one may.
 JACOBIAN_CHUNK_BYTES, JACOBIAN_BYTES = 64 * 2**20, 2**30
+# Multiplications that normal equations of R residuals and P parameters may take, min(R, P)² times
+# max(R, P): a few seconds on one core.
+NORMAL_WORK = 5e10
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +68,8 @@ class Term:
 class Linearization(NamedTuple):
     """Residuals ρ [R] at x [P] and their Jacobian J [R, P]; the loss is ‖ρ‖².
 
-    `gradient` is the loss's, 2 J'ρ [P]. J is None where it is too large to be kept, and `squared`
-    is J'J [P, P] then.
+    `gradient` is the loss's, 2 J'ρ [P]. J is None where it is too large to be kept; `squared` is
+    J'J [P, P] then, or None where that is too large or takes too long, too.
     """
 
     x: Tensor
@@ -76,8 +81,13 @@ class Linearization(NamedTuple):
     @property
     def finite(self) -> bool:
         """Whether all of it is finite."""
-        matrix = self.squared if self.jacobian is None else self.jacobian
-        return matrix is not None and bool(matrix.isfinite().all())
+        parts = self.residuals, self.gradient, self.jacobian, self.squared
+        return all(bool(part.isfinite().all()) for part in parts if part is not None)
+
+    @property
+    def value(self) -> float:
+        """The loss."""
+        return torch.dot(self.residuals, self.residuals).item()
 
 
 class _Rows(nn.Module):
@@ -95,6 +105,16 @@ class _Rows(nn.Module):
             shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise InputError("residual", shape, f"residuals [{count}] or [{count}, k]")
         return found.reshape(count, -1)
+
+
+def _slope(module: nn.Module, along: Parametrized, points: tuple[Tensor, ...]) -> Tensor:
+    """The derivatives of a module's rows along tangents of its parameters."""
+    names, (values, tangents) = along.keys(), zip(*along.values(), strict=True)
+
+    def rows(*parameters: Tensor) -> Tensor:
+        return functional_call(module, dict(zip(names, parameters, strict=True)), points)
+
+    return jvp(rows, values, tangents)[1]
 
 
 class LeastSquares:
@@ -168,28 +188,48 @@ class LeastSquares:
         self.vector.write(x)
         if counted:
             self.passes.forward += 1
-            self.passes.backward += self._columns
-        self._last = self._together(x) if self.keeps_jacobian else self._summed(x)
+            self.passes.backward += self._columns if self.direct else 1
+        if not self.direct:
+            self._last = self._sloped(x)
+        else:
+            self._last = self._together(x) if self.keeps_jacobian else self._summed(x)
         return self._last
 
-    @torch.enable_grad()
     def pull(self, x: Tensor, rows: Tensor) -> Tensor:
         """J'u [P] in float64 at `x` [P] for u [R]: one forward and backward pass."""
         self.passes.forward += 1
         self.passes.backward += 1
         self.vector.write(x)
-        pulled, done = torch.zeros_like(x).double(), 0
-        for part, scale in self._chunks():
-            weights = rows[done : done + len(part)]
-            pulled += self.vector.gradient(scale * torch.dot(part, weights)).double()
-            done += len(part)
-        return pulled
+        weights = iter(rows.split(self._chunk_rows))
+        return self._pulled(x, lambda part: next(weights))[1]
+
+    def push(self, x: Tensor, vector: Tensor) -> Tensor:
+        """J v [R] in float64 at `x` [P] for v [P], in forward mode; it counts as a gradient."""
+        self.passes.forward += 1
+        self.passes.backward += 1
+        self.vector.write(x)
+        parameters = self.vector.parameters
+        tangents = vector.to(x.dtype).split([p.numel() for p in parameters])
+        given = {
+            name: (parameter.detach(), tangent.view_as(parameter))
+            for name, parameter, tangent in zip(self._names, parameters, tangents, strict=True)
+        }
+        # the fast kernels of attention have no forward mode
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            parts = [rows * scale for rows, scale in self._chunks(given)]
+        return torch.cat(parts) if parts else x.new_zeros(1).double()
 
     @property
     def keeps_jacobian(self) -> bool:
         """Whether J is at most 1 GiB; else only J'J is made."""
         rows, columns = self.size
         return 8 * rows * columns <= JACOBIAN_BYTES
+
+    @property
+    def direct(self) -> bool:
+        """Whether normal equations, in the smaller of R and P, are made within a few seconds."""
+        few, many = sorted(self.size)
+        return (self.keeps_jacobian or few == self.size[1]) and few**2 * many <= NORMAL_WORK
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -214,6 +254,20 @@ class LeastSquares:
                 residuals.append(rows)
         return Linearization(x, torch.cat(residuals), gradient, None, squared)
 
+    def _sloped(self, x: Tensor) -> Linearization:
+        residuals, pulled = self._pulled(x, lambda part: part.detach())
+        return Linearization(x, residuals, 2 * pulled, None)
+
+    @torch.enable_grad()
+    def _pulled(self, x: Tensor, weights: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """ρ [R] and J'u [P] for the weights u of each part of ρ."""
+        residuals, pulled = [x.new_zeros(0).double()], torch.zeros_like(x).double()
+        for rows, scale in self._chunks():
+            part = scale * rows
+            pulled += self.vector.gradient(torch.dot(part, weights(part))).double()
+            residuals.append(part.detach())
+        return torch.cat(residuals), pulled
+
     @cached_property
     def _widths(self) -> list[tuple[Any, int]]:
         """Each term with its number k of residuals for a point."""
@@ -230,13 +284,24 @@ class LeastSquares:
         first = self.vector.parameters[0]
         return tensor.to(first.device, first.dtype if tensor.is_floating_point() else None)
 
-    def _chunks(self) -> Iterator[tuple[Tensor, float]]:
-        """Residuals of some points in float64, and the factor that makes them part of ρ."""
+    def _chunks(self, along: Parametrized | None = None) -> Iterator[tuple[Tensor, float]]:
+        """Residuals of some points in float64, and the factor that makes them part of ρ.
+
+        With parameters and their tangents `along`, the residuals' derivatives along these.
+        """
         for index, (module, tensors, weight) in enumerate(self._terms):
             for part in zip(*(t.split(self._chunk_sizes[index]) for t in tensors), strict=True):
-                rows = module(*part).double()
+                rows = (module(*part) if along is None else _slope(module, along, part)).double()
                 total = len(tensors[0]) * rows.shape[1]
                 yield rows.reshape(-1), math.sqrt(weight / total)
+
+    @property
+    def _chunk_rows(self) -> list[int]:
+        """The number of residuals in each of the chunks."""
+        sizes = []
+        for size, ((_, tensors, _), width) in zip(self._chunk_sizes, self._widths, strict=True):
+            sizes += [width * len(part) for part in tensors[0].split(size)]
+        return sizes
 
     @cached_property
     def _chunk_sizes(self) -> list[int]:

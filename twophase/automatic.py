@@ -1,0 +1,59 @@
+"""The library's default second phase: chosen by the loss's structure and size."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from twophase.directions import BroydenDirection, State
+from twophase.errors import check_number
+from twophase.least_squares import LevenbergMarquardt, squares_of
+from twophase.objective import Objective, Point
+from twophase.preconditioner import AdamMoments, Preconditioner
+from twophase.second_phase import SELF_SCALED_BFGS, Iteration, Minimizer, Prepared
+
+# Parameters up to which a matrix [P, P] is kept: 72 MB, as quick as a gradient on 1,000 examples.
+DENSE_PARAMETERS = 3000
+
+
+@dataclass(frozen=True)
+class Automatic(Minimizer):
+    """The second phase that suits a loss, by the first of these that can be used:
+
+    1. `LevenbergMarquardt` for a sum of squares whose linear systems are solved within a few
+       seconds each (see `LeastSquares.direct`).
+    2. `BroydenDirection`, a matrix [P, P], for at most 3,000 parameters.
+    3. `SelfScaledBFGSDirection`, a limited memory, else.
+
+    The latter two with `StrongWolfe` and the `preconditioner` of a phase after Adam, by default its
+    second moments after mini-batches. Such a choice is the same at each iteration and in each
+    process, as it looks at sizes only. `tolerance_grad` as for `Descent`.
+    """
+
+    preconditioner: Preconditioner = AdamMoments()
+    tolerance_grad: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("tolerance_grad", self.tolerance_grad, minimum=0)
+
+    def prepare(self, objective: Objective, size: int) -> Prepared:
+        """The choice, the objective as it takes it, and the reason."""
+        squares = squares_of(objective)
+        if squares is not None and squares.direct:
+            rows, columns = squares.size
+            reason = f"a sum of {rows:,} squares, of {columns:,} parameters"
+            return Prepared(LevenbergMarquardt(tolerance_grad=self.tolerance_grad), squares, reason)
+        common = {"preconditioner": self.preconditioner, "tolerance_grad": self.tolerance_grad}
+        chosen = replace(SELF_SCALED_BFGS, **common)
+        kind = "no sum of squares" if squares is None else "a sum of too many squares"
+        if size <= DENSE_PARAMETERS:
+            chosen = replace(chosen, direction=BroydenDirection())
+        return Prepared(chosen, objective, f"{kind}, of {size:,} parameters")
+
+    def iterate(
+        self, objective: Objective, point: Point, state: State | None, inverse: Tensor | None = None
+    ) -> Iteration:
+        minimizer, prepared, _ = self.prepare(objective, len(point.x))
+        return minimizer.iterate(prepared, point, state, inverse)
+
+
+DEFAULT = Automatic()
