@@ -269,10 +269,10 @@ def _steps(part: FullBatch, point: Point, state: State | None, inverse: Tensor) 
 
 def _carried(state: State | None) -> State | None:
     """L-BFGS's pairs for another objective; a last step of 0 adds none."""
-    if state is None or not state.pairs:
+    if state is None or not state.memory:
         return None
     still = torch.zeros_like(state.x)
-    return State(state.x, state.gradient, still, step=0.0, slope=0.0, pairs=state.pairs)
+    return State(state.x, state.gradient, still, step=0.0, slope=0.0, memory=state.memory)
 
 
 if __name__ == "__main__":

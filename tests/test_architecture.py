@@ -12,10 +12,10 @@ PACKAGE = PROJECT / "twophase"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 METHOD = [
     *(path for path in PACKAGE.glob("*.py") if path.name != "__main__.py"),
-    *(PACKAGE / "directions").glob("*.py"),
     *(PACKAGE / "line_search").glob("*.py"),
 ]
-LEAST_SQUARES = [*(PACKAGE / "least_squares").glob("*.py")]
+# second phases to choose from
+CHOICES = [*(PACKAGE / "directions").glob("*.py"), *(PACKAGE / "least_squares").glob("*.py")]
 # each may import itself and what is listed
 MAY_IMPORT = {
     "method": set(),
@@ -74,14 +74,14 @@ def length(path):
 
 def test_the_method_fits_in_one_sitting():
     assert sum(map(length, METHOD)) <= 3500
-    own = METHOD + LEAST_SQUARES
+    own = METHOD + CHOICES
     too_long = {str(path.relative_to(PROJECT)): length(path) for path in own if length(path) > 350}
     assert not too_long
 
 
 def test_the_package_is_small():
-    assert sum(map(length, LEAST_SQUARES)) <= 700
-    assert sum(length(path) for path in MODULES if path not in LEAST_SQUARES) <= 11_100
+    assert sum(map(length, CHOICES)) <= 1500
+    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 11_000
 
 
 def functions(path):
@@ -95,7 +95,7 @@ def functions(path):
 
 
 def test_no_function_of_the_method_is_long():
-    too_long = {name: n for path in METHOD + LEAST_SQUARES for name, n in functions(path) if n > 40}
+    too_long = {name: n for path in METHOD + CHOICES for name, n in functions(path) if n > 40}
     assert not too_long
 
 

@@ -82,6 +82,4 @@ def test_the_choice_is_in_the_record():
     )
     first = result.records[3]
     assert first.phase == "second"
-    assert first.note.startswith(
-        "LevenbergMarquardt(), since the loss is a sum of 12 squares, of 2"
-    )
+    assert first.note.startswith("LevenbergMarquardt, since the loss is a sum of 12 squares, of 2")

@@ -623,6 +623,6 @@ def test_arguments_out_of_range_name_themselves(field, arguments):
 
 
 @pytest.mark.parametrize("second", [None, GoldenSection(), "cg", ConjugateDirection()])
-def test_a_second_phase_is_a_descent(second):
-    with pytest.raises(InputError, match="^second: .* use Descent"):
+def test_a_second_phase_is_a_minimizer(second):
+    with pytest.raises(InputError, match="^second: .* use Automatic"):
         SecondPhase([weight()], second)

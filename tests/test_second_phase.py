@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twophase.automatic import DEFAULT
 from twophase.directions import (
     BETA_RULES,
+    BroydenDirection,
     ConjugateDirection,
     LBFGSDirection,
     SelfScaledBFGSDirection,
@@ -27,11 +27,16 @@ from twophase.minimization import minimize
 from twophase.objective import FunctionObjective, Passes, evaluate, round_off
 from twophase.preconditioner import AdamMoments
 from twophase.problems import toys
-from twophase.second_phase import PATIENCE, Descent, Status, iterate
+from twophase.second_phase import PATIENCE, SELF_SCALED_BFGS, Descent, Status, iterate
 
-QUASI_NEWTON = {"LBFGS": LBFGSDirection(), "SSBFGS": SelfScaledBFGSDirection()}
+QUASI_NEWTON = {
+    "SSBroyden": BroydenDirection(),
+    "LBFGS": LBFGSDirection(),
+    "SSBFGS": SelfScaledBFGSDirection(),
+}
 DESCENTS = {
-    "default": DEFAULT,
+    "default": SELF_SCALED_BFGS,
+    "dense": Descent(BroydenDirection(), StrongWolfe(), AdamMoments()),
     "lbfgs": Descent(LBFGSDirection(), StrongWolfe(), AdamMoments()),
     "cg": Descent(ConjugateDirection("PR+"), ParabolaFirst()),
     "paper": Descent(ConjugateDirection("PR+"), GoldenSection()),

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 import twophase
 from twophase import (
     PAPER,
+    SELF_SCALED_BFGS,
     AdamMoments,
     AdamSettings,
+    Automatic,
+    BroydenDirection,
     ConjugateDirection,
     Descent,
     Fallback,
@@ -21,6 +24,7 @@ from twophase import (
     GradientNormPeak,
     Identity,
     LBFGSDirection,
+    LevenbergMarquardt,
     NormVersusLoss,
     ParabolaFirst,
     PeakTest,
@@ -30,6 +34,7 @@ from twophase import (
 )
 from twophase.automatic import DEFAULT
 from twophase.directions import BETA_RULES
+from twophase.directions.dense import UPDATES
 from twophase.errors import InputError
 from twophase.experiments.config import RunConfig
 from twophase.problems import images, networks, physics
@@ -75,7 +80,11 @@ lbfgs, ssbfgs = (
     st.builds(rule, maybe(whole(1))) for rule in (LBFGSDirection, SelfScaledBFGSDirection)
 )
 identity, moments = st.just(Identity()), st.builds(AdamMoments, AT_LEAST_0, whole(1))
-descents = st.builds(Descent, conjugate | lbfgs | ssbfgs, searches, identity | moments, AT_LEAST_0)
+dense = st.builds(BroydenDirection, st.sampled_from(list(UPDATES)))
+automatic = st.builds(Automatic, identity | moments, AT_LEAST_0)
+squares = st.builds(LevenbergMarquardt, above(0), AT_LEAST_0, AT_LEAST_0)
+directions = conjugate | lbfgs | ssbfgs | dense
+descents = st.builds(Descent, directions, searches, identity | moments, AT_LEAST_0)
 betas = st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2)
 adams = st.builds(AdamSettings, above(0, 1e30), maybe(whole(1)), betas, above(0))
 tests = st.builds(PeakTest, PARTS, above(1), whole(1), whole(1), AT_LEAST_0, AT_LEAST_0)
@@ -98,7 +107,10 @@ KINDS = {
     SelfScaledBFGSDirection: ssbfgs,
     Identity: identity,
     AdamMoments: moments,
+    BroydenDirection: dense,
     Descent: descents,
+    LevenbergMarquardt: squares,
+    Automatic: automatic,
     AdamSettings: adams,
     Fallback: fallbacks,
     PeakTest: tests,
@@ -113,7 +125,7 @@ KINDS = {
         problem=image_problems | equations,
         epochs=whole(1),
         adam=adams,
-        second=maybe(descents),
+        second=maybe(descents | squares | automatic),
         switch=rules,
         fallback=maybe(fallbacks),
         seed=whole(0),
@@ -165,7 +177,8 @@ def test_defaults_are_equal_to_what_they_stand_for():
     assert ParabolaFirst() == ParabolaFirst(StrongWolfe(c2=0.4)) != ParabolaFirst(StrongWolfe())
     assert ConjugateDirection() == ConjugateDirection("PR+") != ConjugateDirection("PR")
     assert LBFGSDirection() != SelfScaledBFGSDirection()
-    assert DEFAULT == Descent(SelfScaledBFGSDirection(), StrongWolfe(), AdamMoments())
+    assert DEFAULT == Automatic(AdamMoments()) != Automatic(Identity())
+    assert SELF_SCALED_BFGS == Descent(SelfScaledBFGSDirection(), StrongWolfe(), AdamMoments())
     assert len({StrongWolfe(), StrongWolfe(c2=0.9), ParabolaFirst(), ParabolaFirst()}) == 2
     text = 'Descent(ConjugateDirection("PR+"), GoldenSection(0.01))'
     assert from_text(text) == PAPER["second"]

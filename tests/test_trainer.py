@@ -147,7 +147,9 @@ def test_one_state_serves_several_trainers(network, dataset, adam):
 
 
 def test_the_preconditioner_is_adams_at_the_swap(network, dataset, adam):
-    trainer = Trainer(network(), dataset, switch=3, adam=adam, fallback=None)
+    trainer = Trainer(
+        network(), dataset, switch=3, adam=adam, second=SELF_SCALED_BFGS, fallback=None
+    )
     run(trainer, 3)
     before = trainer.objective.vector.read()
     gradient = trainer.objective.value_and_gradient(before)[1]

@@ -65,7 +65,7 @@ def test_the_adam_phase_is_a_plain_torch_loop(network, rings, adam, flat):
     assert torch.equal(flat(ours), flat(plain))
 
 
-@pytest.mark.parametrize("descent", [DEFAULT, PLAIN_CG], ids=["default", "paper"])
+@pytest.mark.parametrize("descent", [SELF_SCALED_BFGS, PLAIN_CG], ids=["default", "paper"])
 def test_the_second_phase_is_its_iterations_on_the_full_batch(network, rings, flat, descent):
     data = rings()
     ours = network()

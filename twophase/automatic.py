@@ -8,7 +8,7 @@ from twophase.directions import BroydenDirection, State
 from twophase.errors import check_number
 from twophase.least_squares import LevenbergMarquardt, squares_of
 from twophase.objective import Objective, Point
-from twophase.preconditioner import AdamMoments, Preconditioner
+from twophase.preconditioner import AdamMoments, Preconditioner, check_preconditioner
 from twophase.second_phase import SELF_SCALED_BFGS, Iteration, Minimizer, Prepared
 
 # Parameters up to which a matrix [P, P] is kept: 72 MB, as quick as a gradient on 1,000 examples.
@@ -33,6 +33,7 @@ class Automatic(Minimizer):
     tolerance_grad: float = 0.0
 
     def __post_init__(self) -> None:
+        check_preconditioner(self.preconditioner)
         check_number("tolerance_grad", self.tolerance_grad, minimum=0)
 
     def prepare(self, objective: Objective, size: int) -> Prepared:
@@ -42,8 +43,11 @@ class Automatic(Minimizer):
             rows, columns = squares.size
             reason = f"a sum of {rows:,} squares, of {columns:,} parameters"
             return Prepared(LevenbergMarquardt(tolerance_grad=self.tolerance_grad), squares, reason)
-        common = {"preconditioner": self.preconditioner, "tolerance_grad": self.tolerance_grad}
-        chosen = replace(SELF_SCALED_BFGS, **common)
+        chosen = replace(
+            SELF_SCALED_BFGS,
+            preconditioner=self.preconditioner,
+            tolerance_grad=self.tolerance_grad,
+        )
         kind = "no sum of squares" if squares is None else "a sum of too many squares"
         if size <= DENSE_PARAMETERS:
             chosen = replace(chosen, direction=BroydenDirection())

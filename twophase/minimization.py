@@ -9,9 +9,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from twophase.automatic import DEFAULT
-from twophase.errors import InputError, check_number, check_type
+from twophase.errors import InputError, check_number
 from twophase.objective import Objective, Point, evaluate, norm, start
-from twophase.second_phase import MESSAGES, Minimizer, Status
+from twophase.second_phase import MESSAGES, Minimizer, Status, check_minimizer
 
 
 class Minimum(NamedTuple):
@@ -64,7 +64,7 @@ def minimize(
     """
     budget = {"iterations": iterations, "passes": passes, "seconds": seconds}
     limits = [math.inf if b is None else check_number(n, b, above=0) for n, b in budget.items()]
-    check_type("second", second, Minimizer)
+    check_minimizer(second)
     vector = getattr(problem, "vector", None)
     if x is None:
         if vector is None:

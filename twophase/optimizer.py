@@ -10,12 +10,12 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from twophase.automatic import DEFAULT
 from twophase.closure import Closure, ClosureObjective
 from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBFGSDirection, State
-from twophase.errors import InputError, check_type
+from twophase.errors import InputError
 from twophase.line_search import LineSearch, ParabolaFirst, StrongWolfe
 from twophase.objective import Point, check_repeats, evaluate, norm
 from twophase.parameters import ParameterVector
 from twophase.preconditioner import from_moments
-from twophase.second_phase import Descent, Iteration, Minimizer, Status
+from twophase.second_phase import Descent, Iteration, Minimizer, Status, check_minimizer
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class SecondPhase(Optimizer):
     def __init__(
         self, params: ParamsT, second: Minimizer = DEFAULT, preconditioner: Optimizer | None = None
     ):
-        check_type("second", second, Minimizer)
+        check_minimizer(second)
         self.second = second
         self.result: StepResult | None = None
         super().__init__(params, defaults={})

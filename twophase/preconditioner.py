@@ -19,6 +19,12 @@ class Preconditioner(Protocol):
         """The diagonal [P] of M⁻¹, None for 1, after `batches` mini-batches in each Adam epoch."""
 
 
+def check_preconditioner(value: object) -> None:
+    """Raise `InputError` unless a value is a preconditioner."""
+    if not callable(getattr(value, "inverse", None)):
+        raise InputError("preconditioner", value, "AdamMoments() or Identity()")
+
+
 @dataclass(frozen=True)
 class Identity(Settings):
     """No preconditioner: M is 1."""

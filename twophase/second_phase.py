@@ -13,7 +13,7 @@ from twophase.directions.direction import Direction, expected_step, steepest_des
 from twophase.errors import InputError, check_call, check_number
 from twophase.line_search import Line, LineSearch, SearchResult, SearchStatus, StrongWolfe
 from twophase.objective import Objective, Point, norm
-from twophase.preconditioner import AdamMoments, Identity, Preconditioner
+from twophase.preconditioner import AdamMoments, Identity, Preconditioner, check_preconditioner
 from twophase.settings import Settings
 
 # Iterations in a row without clear progress of loss or gradient norm after which the phase ends: a
@@ -58,6 +58,13 @@ class Minimizer(Settings):
         """One iteration; see the function `iterate`."""
 
 
+def check_minimizer(value: object, also: str = "") -> None:
+    """Raise `InputError` unless a value can be a second phase; `also` says what else is allowed."""
+    if not isinstance(value, Minimizer):
+        allowed = f"Automatic(...), Descent(...) or LevenbergMarquardt(...){also}"
+        raise InputError("second", value, allowed)
+
+
 @dataclass(frozen=True)
 class Descent(Minimizer):
     """A second phase: a direction, a line search along it, a preconditioner; no learning rate.
@@ -79,8 +86,7 @@ class Descent(Minimizer):
     def __post_init__(self) -> None:
         check_call("direction", self.direction, "a direction rule: (point, last, inverse)")
         check_call("line_search", self.line_search, "a line search: (line, first_step)")
-        if not callable(getattr(self.preconditioner, "inverse", None)):
-            raise InputError("preconditioner", self.preconditioner, "AdamMoments() or Identity()")
+        check_preconditioner(self.preconditioner)
         check_number("tolerance_grad", self.tolerance_grad, minimum=0)
 
     @property

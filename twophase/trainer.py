@@ -20,7 +20,7 @@ from twophase.objective import GRADIENT_PASSES, Point, check_finite, norm
 from twophase.parameters import ParameterVector
 from twophase.phases import AdamPhase, DescentPhase, Phase, Work
 from twophase.record import ADAM, SECOND, Record
-from twophase.second_phase import Minimizer, Status
+from twophase.second_phase import Minimizer, Status, check_minimizer
 from twophase.switch import FixedEpoch, SmoothedNormPeak, SwitchRule
 
 
@@ -256,12 +256,17 @@ class Trainer:
         self.phases[name].enter()
 
 
-def _check_settings(**given: object) -> None:
-    if given["adam"] is None and given["second"] is None:
-        raise InputError("second", None, "a Descent, or settings of Adam: one phase at least")
-    for field, kind in {"adam": AdamSettings, "second": Minimizer, "fallback": Fallback}.items():
-        if given[field] is not None:
-            check_type(field, given[field], kind, " or None")
+def _check_settings(
+    adam: AdamSettings | None, second: Minimizer | None, fallback: Fallback | None
+) -> None:
+    if adam is None and second is None:
+        raise InputError("second", None, "a second phase, or settings of Adam: one phase at least")
+    if second is not None:
+        check_minimizer(second, " or None")
+    if adam is not None:
+        check_type("adam", adam, AdamSettings, " or None")
+    if fallback is not None:
+        check_type("fallback", fallback, Fallback, " or None")
 
 
 def _objectives(

@@ -59,7 +59,7 @@ def test_one_trunk_for_all_that_differs_after_the_swap():
         ({"dtype": "float16"}, "^dtype: 'float16' .*float32, float64"),
         ({"adam": None, "second": None}, "^second: None .*one phase"),
         ({"adam": 1e-3}, "^adam: 0.001 .*AdamSettings"),
-        ({"second": "cg"}, "^second: 'cg' .*Descent"),
+        ({"second": "cg"}, "^second: 'cg' .*a second phase"),
         ({"switch": 5}, "^switch: 5 .*switch rule"),
         ({"switch": tp.GoldenSection()}, "^switch: GoldenSection.*switch rule"),
         ({"fallback": True}, "^fallback: True .*Fallback"),

@@ -90,9 +90,9 @@ METHODS: dict[str, Method] = {
     "default-tuned": Method(
         "default second phase, tuned",
         (
-            DEFAULT,
+            SELF_SCALED_BFGS,
             replace(SELF_SCALED_BFGS, line_search=StrongWolfe(c2=0.5)),
-            replace(DEFAULT, preconditioner=Identity()),
+            replace(SELF_SCALED_BFGS, preconditioner=Identity()),
         ),
     ),
     "torch-lbfgs": Method("torch L-BFGS", tuple(map(TorchLBFGS, (100, 30, 10)))),

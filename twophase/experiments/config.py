@@ -53,7 +53,9 @@ class RunConfig(Settings):
         check_choice("dtype", self.dtype, DTYPES)
         self._check_kinds()
         if self.adam is None and self.second is None:
-            raise InputError("second", None, "a Descent, or settings of Adam: one phase at least")
+            raise InputError(
+                "second", None, "a second phase, or settings of Adam: one phase at least"
+            )
         if self.passes is not None:
             check_integer("passes", self.passes, GRADIENT_PASSES)
             if self.adam is None or self.second is None:
@@ -111,7 +113,7 @@ class RunConfig(Settings):
         # which kinds are allowed, what they must be able to do, and how they are called
         kinds = {
             "adam": (AdamSettings | None, "", "AdamSettings or None"),
-            "second": (Minimizer | Competitor | None, "", "a Descent, a Competitor or None"),
+            "second": (Minimizer | Competitor | None, "", "a second phase, a Competitor or None"),
             "fallback": (Fallback | None, "", "a Fallback or None"),
             "switch": (Settings, "update", "a switch rule of the library"),
             "problem": (Settings, "load", "an ImageProblem or a PhysicsProblem"),

@@ -65,10 +65,7 @@ class LevenbergMarquardt(Minimizer):
         check_number("tolerance_grad", self.tolerance_grad, minimum=0)
 
     def prepare(self, objective: Objective, size: int) -> Prepared:
-        squares = squares_of(objective)
-        if squares is None:
-            raise InputError("second", self, "a Descent: this loss is no sum of squares")
-        return Prepared(self, squares)
+        return Prepared(self, self._squares(objective))
 
     def iterate(
         self,
@@ -78,10 +75,9 @@ class LevenbergMarquardt(Minimizer):
         inverse: Tensor | None = None,
     ) -> Iteration:
         """One iteration; the `inverse` preconditions the systems that are solved by products."""
-        if not isinstance(objective, LeastSquares):
-            objective = self.prepare(objective, len(point.x)).objective
+        squares = self._squares(objective)
         # what the last iteration has made is counted, even if it must be made again
-        normal = normal_equations(objective, point.x, inverse, counted=state is None)
+        normal = normal_equations(squares, point.x, inverse, counted=state is None)
         # loss and gradient of the same arithmetic at each iteration, also at one that is resumed
         at = normal.at
         point = point._replace(value=at.value, gradient=at.gradient.to(point.x.dtype))
@@ -98,13 +94,19 @@ class LevenbergMarquardt(Minimizer):
             step = self._step(normal, damping)
             if step is not None:
                 x = point.x + step.vector.to(point.x.dtype)
-                value = objective.value(x)
+                value = squares.value(x)
                 trials, finite = trials + 1, finite or math.isfinite(value)
-                found = objective.linearize(x) if value < point.value else None
+                found = squares.linearize(x) if value < point.value else None
                 if found is not None and found.finite and found.value <= point.value:
                     return _moved(found, point, step, trials, waiting, state)
             damping, growth = damping * growth, 2 * growth
         return _stay(point, trials, Status.RESOLUTION if finite else Status.NOT_FINITE, state)
+
+    def _squares(self, objective: Objective) -> LeastSquares:
+        squares = squares_of(objective)
+        if squares is None:
+            raise InputError("second", self, "a Descent: this loss is no sum of squares")
+        return squares
 
     def _step(self, normal: NormalEquations, damping: float) -> Step | None:
         """A step with acceleration, None where it is not to be trusted."""

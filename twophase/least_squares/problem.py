@@ -1,68 +1,29 @@
 """Losses that are sums of squared residuals, with the residuals' Jacobian."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, jvp, vmap
+from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twophase.chunks import LARGEST_PROBE, bytes_per_example, chunk_bytes
-from twophase.errors import InputError, check_call, check_integer, check_number
+from twophase.errors import InputError, check_integer
 from twophase.full_batch import FullBatch
+from twophase.least_squares.term import Parametrized, Rows, Term
 from twophase.losses import mse
 from twophase.objective import Objective, Passes, round_off
 from twophase.parameters import ParameterVector
 
-# Of a model and points [N, ...]: residuals [N] or [N, k], row i from point i alone.
-Residual = Callable[[Any, Any], Tensor]
-# Parameters by their names, each with its tangent.
-Parametrized = dict[str, tuple[Tensor, Tensor]]
 # What the rows of a Jacobian may take while they are made, and what a whole one may.
 JACOBIAN_CHUNK_BYTES, JACOBIAN_BYTES = 64 * 2**20, 2**30
 # Multiplications that normal equations of R residuals and P parameters may take, min(R, P)² times
 # max(R, P): a few seconds on one core.
 NORMAL_WORK = 5e10
-
-
-@dataclass(frozen=True, eq=False)
-class Term:
-    """A part of a least-squares loss, weight · mean(residual(model, points)²).
-
-    `residual` maps the model and points [N, ...] to [N] or [N, k], row i from point i alone, by
-    torch's functions, `twophase.derivatives` among them. `points` is a tensor, or a tuple of
-    tensors with as many rows, such as points and values there. `InputError` where a weight is not a
-    finite number of at least 0, or there are no points.
-    """
-
-    residual: Residual
-    points: Any
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_call("residual", self.residual, "a function: (model, points)")
-        check_number("weight", self.weight, minimum=0)
-        tensors = self.tensors
-        if not all(isinstance(t, Tensor) and t.ndim > 0 for t in tensors):
-            raise InputError("points", type(self.points).__name__, "a tensor, or a tuple of them")
-        counts = {len(t) for t in tensors}
-        if len(counts) != 1 or 0 in counts:
-            raise InputError("points", sorted(counts), "as many rows in all tensors, at least one")
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors of the points."""
-        return self.points if isinstance(self.points, tuple) else (self.points,)
-
-    def given(self, tensors: Iterable[Tensor]) -> Any:
-        """Tensors in the form in which the residual takes its points."""
-        together = tuple(tensors)
-        return together if isinstance(self.points, tuple) else together[0]
 
 
 class Linearization(NamedTuple):
@@ -88,33 +49,6 @@ class Linearization(NamedTuple):
     def value(self) -> float:
         """The loss."""
         return torch.dot(self.residuals, self.residuals).item()
-
-
-class _Rows(nn.Module):
-    """A term as a module, so that torch can call it with other parameters."""
-
-    def __init__(self, model: nn.Module, term: Term):
-        super().__init__()
-        self.model, self.term = model, term
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """The residuals [N, k] of some points."""
-        found = self.term.residual(self.model, self.term.given(tensors))
-        count = len(tensors[0])
-        if not isinstance(found, Tensor) or found.ndim not in (1, 2) or len(found) != count:
-            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise InputError("residual", shape, f"residuals [{count}] or [{count}, k]")
-        return found.reshape(count, -1)
-
-
-def _slope(module: nn.Module, along: Parametrized, points: tuple[Tensor, ...]) -> Tensor:
-    """The derivatives of a module's rows along tangents of its parameters."""
-    names, (values, tangents) = along.keys(), zip(*along.values(), strict=True)
-
-    def rows(*parameters: Tensor) -> Tensor:
-        return functional_call(module, dict(zip(names, parameters, strict=True)), points)
-
-    return jvp(rows, values, tangents)[1]
 
 
 class LeastSquares:
@@ -148,7 +82,7 @@ class LeastSquares:
         self.passes, self.resolution = Passes(), round_off(self.vector.dtype)
         self._given = chunk_size
         self._terms = [
-            (_Rows(model, term), tuple(map(self._there, term.tensors)), term.weight)
+            (Rows(model, term), tuple(map(self._there, term.tensors)), term.weight)
             for term in terms
             if term.weight > 0
         ]
@@ -291,7 +225,7 @@ class LeastSquares:
         """
         for index, (module, tensors, weight) in enumerate(self._terms):
             for part in zip(*(t.split(self._chunk_sizes[index]) for t in tensors), strict=True):
-                rows = (module(*part) if along is None else _slope(module, along, part)).double()
+                rows = (module(*part) if along is None else module.slope(along, part)).double()
                 total = len(tensors[0]) * rows.shape[1]
                 yield rows.reshape(-1), math.sqrt(weight / total)
 

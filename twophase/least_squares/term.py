@@ -1,0 +1,76 @@
+"""Parts of a least-squares loss: residuals, the points where they are to vanish, a weight."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from twophase.errors import InputError, check_call, check_number
+
+# Of a model and points [N, ...]: residuals [N] or [N, k], row i from point i alone.
+Residual = Callable[[Any, Any], Tensor]
+# Parameters by their names, each with its tangent.
+Parametrized = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A part of a least-squares loss, weight · mean(residual(model, points)²).
+
+    `residual` maps the model and points [N, ...] to [N] or [N, k], row i from point i alone, by
+    torch's functions, `twophase.derivatives` among them. `points` is a tensor, or a tuple of
+    tensors with as many rows, such as points and values there. `InputError` where a weight is not a
+    finite number of at least 0, or there are no points.
+    """
+
+    residual: Residual
+    points: Any
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_call("residual", self.residual, "a function: (model, points)")
+        check_number("weight", self.weight, minimum=0)
+        tensors = self.tensors
+        if not all(isinstance(t, Tensor) and t.ndim > 0 for t in tensors):
+            raise InputError("points", type(self.points).__name__, "a tensor, or a tuple of them")
+        counts = {len(t) for t in tensors}
+        if len(counts) != 1 or 0 in counts:
+            raise InputError("points", sorted(counts), "as many rows in all tensors, at least one")
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of the points."""
+        return self.points if isinstance(self.points, tuple) else (self.points,)
+
+    def given(self, tensors: Iterable[Tensor]) -> Any:
+        """Tensors in the form in which the residual takes its points."""
+        together = tuple(tensors)
+        return together if isinstance(self.points, tuple) else together[0]
+
+
+class Rows(nn.Module):
+    """A term as a module, so that torch can call it with other parameters."""
+
+    def __init__(self, model: nn.Module, term: Term):
+        super().__init__()
+        self.model, self.term = model, term
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """The residuals [N, k] of some points."""
+        found = self.term.residual(self.model, self.term.given(tensors))
+        count = len(tensors[0])
+        if not isinstance(found, Tensor) or found.ndim not in (1, 2) or len(found) != count:
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError("residual", shape, f"residuals [{count}] or [{count}, k]")
+        return found.reshape(count, -1)
+
+    def slope(self, along: Parametrized, points: tuple[Tensor, ...]) -> Tensor:
+        """The derivatives [N, k] of the residuals along tangents of the parameters."""
+        names, (values, tangents) = along.keys(), zip(*along.values(), strict=True)
+
+        def rows(*parameters: Tensor) -> Tensor:
+            return functional_call(self, dict(zip(names, parameters, strict=True)), points)
+
+        return jvp(rows, values, tangents)[1]
