@@ -51,6 +51,14 @@ def test_what_takes_too_long_or_does_not_fit_is_for_quasi_newton_methods(monkeyp
     assert chosen(squares(50_000, 2), 3) == LevenbergMarquardt()
 
 
+def test_many_residuals_for_each_point_are_for_quasi_newton_methods():
+    model = nn.Linear(2, 5).double()
+    x = torch.eye(2, dtype=torch.float64)
+    for outputs, second in ((4, LevenbergMarquardt()), (5, DENSE)):
+        problem = LeastSquares(model, [Term(lambda m, p, n=outputs: m(p)[:, :n], x)])
+        assert chosen(problem, 15) == second
+
+
 @pytest.mark.parametrize(
     ("size", "second"), [(DENSE_PARAMETERS, DENSE), (DENSE_PARAMETERS + 1, SELF_SCALED_BFGS)]
 )

@@ -122,7 +122,7 @@ class LeastSquares:
         self.vector.write(x)
         if counted:
             self.passes.forward += 1
-            self.passes.backward += self._columns if self.direct else 1
+            self.passes.backward += self.columns if self.direct else 1
         if not self.direct:
             self._last = self._sloped(x)
         else:
@@ -209,8 +209,8 @@ class LeastSquares:
             return [(term, term[0](*(t[:1] for t in term[1])).shape[1]) for term in self._terms]
 
     @cached_property
-    def _columns(self) -> int:
-        """Backward passes of a Jacobian: k, weighed by the terms' points."""
+    def columns(self) -> int:
+        """Backward passes of a Jacobian: the residuals k of a point, a mean over the points."""
         points = sum(len(tensors[0]) for _, tensors, _ in self._terms)
         return max(1, round(self.size[0] / points)) if points else 1
 
