@@ -148,7 +148,7 @@ def solve(
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt(Competitor):
+class TruncatedGaussNewton(Competitor):
     """Truncated Gauss–Newton steps, damped by the ratio of the gain to the promised one.
 
     Losses are means of squared errors, and M⁻¹ is the preconditioner that Adam leaves. Steps are

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from gauss_newton import LevenbergMarquardt, cost_of_products, left_by_adam
+from gauss_newton import TruncatedGaussNewton, cost_of_products, left_by_adam
 from torch import Tensor, nn
 
 from twophase import AdamMoments, Descent, LBFGSDirection, StrongWolfe, Trainer, mse
@@ -144,7 +144,7 @@ class GrowingSample(Competitor):
 
 def ideas(prefix: RunConfig) -> dict[str, dict[str, Descent | Competitor]]:
     """All methods that may go on from a prefix: for each name of `--ideas` those with a label."""
-    newton = partial(LevenbergMarquardt, seed=prefix.seed)
+    newton = partial(TruncatedGaussNewton, seed=prefix.seed)
     return {
         "baselines": {"Adam goes on": AdamGoesOn(), "L-BFGS, preconditioned": LBFGS},
         "growing": {"growing sample, by gradients": GrowingSample(None, prefix.seed)},
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         new = {k: v for k, v in new.items() if (problem, k, *key) not in there}
         entries = comparison.variants(prefix, new, chosen.passes)
         todo += [entry for entry in entries if entry.method in new]
-        if any(isinstance(method, LevenbergMarquardt) for method in new.values()):
+        if any(isinstance(method, TruncatedGaussNewton) for method in new.values()):
             costs[problem] = cost_of_products(fresh(prefix).objective)
     if not todo:
         return
@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _epoch(trainer: Trainer) -> Tensor:
     """The weights [P] after one more epoch of Adam, 3 passes; nothing is measured."""
-    trainer.phases[ADAM].adam.epoch(trainer.objective.inputs, trainer.objective.targets)
+    trainer.phases[ADAM].adam.epoch(trainer.objective)
     return trainer.objective.vector.read()
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import jvp
 
 from twophase import chunks
 from twophase.chunks import bytes_per_example
@@ -137,3 +138,12 @@ def test_a_gpu_takes_a_share_of_its_memory(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
     assert chunks.chunk_bytes(torch.device("cuda")) == 2**30
+
+
+def test_what_forward_mode_makes_is_counted():
+    """Derivatives by a coordinate produce at least as much as the values do."""
+    model = nn.Sequential(nn.Linear(1, 50), nn.Tanh(), nn.Linear(50, 1))
+    points = torch.rand(8, 1)
+    plain = bytes_per_example(model, model, points)
+    along = bytes_per_example(model, lambda x: jvp(model, (x,), (torch.ones_like(x),))[1], points)
+    assert plain < along < 10 * plain

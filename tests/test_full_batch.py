@@ -98,10 +98,10 @@ def test_the_resolution_covers_the_noise_of_float32_networks(name, epochs):
     """Noise: what a parabola along a short line leaves, over the loss; not far above it either."""
     digits = images.load("digits", train_examples=100)
     model = networks.build(name, 1, 10, seed=0)
-    adam = Adam(model, mse, AdamSettings(batch_size=20), torch.Generator().manual_seed(0))
-    for _ in range(epochs):
-        adam.epoch(digits.train.inputs, digits.train.targets)
+    adam = Adam(model, AdamSettings(batch_size=20), torch.Generator().manual_seed(0))
     full = FullBatch(model, mse, digits.train.inputs, digits.train.targets)
+    for _ in range(epochs):
+        adam.epoch(full)
     x = full.vector.read()
     value, gradient = full.value_and_gradient(x)
     steps = 1e-3 * value / dot(gradient, gradient) * np.linspace(0, 1, 15)

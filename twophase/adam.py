@@ -3,13 +3,12 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from twophase.errors import InputError, check_integer, check_number
-from twophase.losses import Loss
 from twophase.settings import Settings
 
 
@@ -38,6 +37,19 @@ class AdamSettings(Settings):
         check_number("eps", self.eps, above=0)
 
 
+class Trainable(Protocol):
+    """What Adam asks of an objective: a model, and the loss of some of its examples."""
+
+    model: nn.Module
+
+    @property
+    def count(self) -> int:
+        """Examples, or points."""
+
+    def batch_loss(self, batch: Tensor) -> Tensor:
+        """The loss over examples, given by their indices [B] on the device, with its graph."""
+
+
 class Adam:
     """torch's Adam (fused on CUDA) and the shuffled epochs that it trains on.
 
@@ -47,10 +59,8 @@ class Adam:
     memory, fused Adam counts its steps on the device, and no loss is read.
     """
 
-    def __init__(
-        self, model: nn.Module, loss: Loss, settings: AdamSettings, generator: torch.Generator
-    ):
-        self.model, self.loss, self.generator = model, loss, generator
+    def __init__(self, model: nn.Module, settings: AdamSettings, generator: torch.Generator):
+        self.generator = generator
         self.batch_size = settings.batch_size
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
@@ -61,10 +71,10 @@ class Adam:
             fused=parameters[0].device.type == "cuda",
         )
 
-    def epoch(self, inputs: Tensor, targets: Tensor) -> None:
-        """One pass over inputs [K, ...] and targets [K, ...] on the model's device."""
-        batches = self.batches(len(inputs), inputs.device)
-        sweep(self.model, self.loss, self.optimizer, inputs, targets, batches)
+    def epoch(self, objective: Trainable) -> None:
+        """One pass over the examples of an objective, whose model this Adam trains."""
+        device = self.optimizer.param_groups[0]["params"][0].device
+        sweep(objective, self.optimizer, self.batches(objective.count, device))
 
     def batches(self, count: int, device: torch.device) -> tuple[Tensor, ...]:
         """The mini-batches of the next epoch over `count` examples: indices on the device."""
@@ -87,15 +97,10 @@ class Adam:
 
 @torch.enable_grad()
 def sweep(
-    model: nn.Module,
-    loss: Loss,
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    targets: Tensor,
-    batches: Iterable[Tensor],
+    objective: Trainable, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor]
 ) -> None:
     """A step of any first-order optimizer for each mini-batch, given by its indices [B]."""
     for batch in batches:
         optimizer.zero_grad()
-        loss(model(inputs[batch]), targets[batch]).backward()
+        objective.batch_loss(batch).backward()
         optimizer.step()

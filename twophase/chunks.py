@@ -1,6 +1,7 @@
 """How many examples a forward pass takes at a time, by the memory that one of them needs."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -53,8 +54,13 @@ class _Produced(TorchDispatchMode):
 
     @property
     def bytes(self) -> int:
-        storages = (tensor.untyped_storage() for tensor in self.kept)
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        sizes = {}
+        for tensor in self.kept:
+            storage = tensor.untyped_storage()
+            # forward mode makes tensors of zeros that have no memory
+            with suppress(RuntimeError):
+                sizes[storage.data_ptr()] = storage.nbytes()
+        return sum(sizes.values())
 
 
 def chunk_bytes(device: torch.device) -> float:

@@ -95,6 +95,15 @@ class FullBatch:
         # equal chunks: a short last one would use a processor badly
         return math.ceil(count / chunks)
 
+    @property
+    def count(self) -> int:
+        """Examples K."""
+        return len(self.inputs)
+
+    def batch_loss(self, batch: Tensor) -> Tensor:
+        """The mean loss of the examples with indices [B], in the model's dtype, with its graph."""
+        return self.loss(self.model(self.inputs[batch]), self.targets[batch])
+
     def value(self, x: Tensor) -> float:
         """Loss at `x` [P]: one forward pass, without a graph."""
         return self._forward(x, None)

@@ -8,6 +8,7 @@ from torch import Tensor
 from twophase.adam import Adam, AdamSettings
 from twophase.directions import State
 from twophase.full_batch import FullBatch
+from twophase.least_squares import LeastSquares
 from twophase.objective import GRADIENT_PASSES, Point, check_repeats
 from twophase.second_phase import Minimizer, Status
 
@@ -61,13 +62,13 @@ class AdamPhase(Phase):
 
     uses_gradient = False
 
-    def __init__(self, objective: FullBatch, settings: AdamSettings, seed: int):
+    def __init__(self, objective: FullBatch | LeastSquares, settings: AdamSettings, seed: int):
         self.objective = objective
         generator = torch.Generator().manual_seed(seed)
-        self.adam = Adam(objective.model, objective.loss, settings, generator)
+        self.adam = Adam(objective.model, settings, generator)
 
     def epoch(self, point: Point | None) -> Work:
-        self.adam.epoch(self.objective.inputs, self.objective.targets)
+        self.adam.epoch(self.objective)
         return Work(self.objective.vector.read())
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,7 +86,12 @@ class DescentPhase(Phase):
 
     uses_gradient = True
 
-    def __init__(self, objective: FullBatch, second: Minimizer, before: AdamPhase | None = None):
+    def __init__(
+        self,
+        objective: FullBatch | LeastSquares,
+        second: Minimizer,
+        before: AdamPhase | None = None,
+    ):
         size = sum(p.numel() for p in objective.vector.parameters)
         self.minimizer, self.objective, self.reason = second.prepare(objective, size)
         self.before, self.data = before, objective
@@ -115,7 +121,7 @@ class DescentPhase(Phase):
         before = self.objective.passes.total - (0 if self.handed_on else GRADIENT_PASSES)
         if self.state is None and self.before is not None:
             adam, parameters = self.before.adam, self.data.vector.parameters
-            batches = adam.batch_count(len(self.data.inputs))
+            batches = adam.batch_count(self.data.count)
             self.inverse = self.minimizer.preconditioner.inverse(
                 adam.optimizer, parameters, batches
             )

@@ -14,6 +14,7 @@ from twophase.errors import InputError, NonFiniteError, check_integer, check_typ
 from twophase.examples import Data, Examples, splits
 from twophase.fallback import Fallback
 from twophase.full_batch import FullBatch
+from twophase.least_squares import LeastSquares
 from twophase.losses import Loss, mse
 from twophase.modules import check_modules, evaluating
 from twophase.objective import GRADIENT_PASSES, Point, check_finite, norm
@@ -40,7 +41,8 @@ class Trainer:
 
     Args:
         model: any module with float32 or float64 parameters of one dtype. A second phase needs one
-            without dropout or BatchNorm in training mode.
+            without dropout or BatchNorm in training mode. Or a `LeastSquares`, which is trained
+            where it is; `data`, `loss`, `device` and `chunk_size` are not for it.
         data: a `Dataset` with training and validation examples, or training examples
             (inputs [K, ...], targets [K, ...]). Floating-point tensors take the model's dtype.
         adam, second: settings of the two phases; None: the phase is left out.
@@ -54,8 +56,8 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
-        data: Data,
+        model: nn.Module | LeastSquares,
+        data: Data | None = None,
         *,
         adam: AdamSettings | None = AdamSettings(),
         second: Minimizer | None = DEFAULT,
@@ -68,11 +70,10 @@ class Trainer:
     ):
         check_integer("seed", seed, 0)
         _check_settings(adam=adam, second=second, fallback=fallback)
+        self.objective, self.validation = _objectives(model, data, loss, device, chunk_size)
+        self.model, self.device = self.objective.model, self.objective.vector.parameters[0].device
         if second is not None:
-            check_modules(model)
-        self.device = resolve_device(device)
-        self.model = model.to(self.device)
-        self.objective, self.validation = _objectives(self.model, data, loss, chunk_size)
+            check_modules(self.model)
         self.phases: dict[str, Phase] = {}
         first = None
         if adam is not None:
@@ -270,10 +271,22 @@ def _check_settings(
 
 
 def _objectives(
-    model: nn.Module, data: Data, loss: Loss, chunk_size: int | None
-) -> tuple[FullBatch, FullBatch | None]:
+    model: nn.Module | LeastSquares,
+    data: Data | None,
+    loss: Loss,
+    device: str | torch.device,
+    chunk_size: int | None,
+) -> tuple[FullBatch | LeastSquares, FullBatch | None]:
     """The mean losses over the training and, where there are any, the validation examples."""
-    vector = ParameterVector(model.parameters())
+    if isinstance(model, LeastSquares):
+        if data is not None:
+            raise InputError(
+                "data", type(data).__name__, "None with a LeastSquares, which has its own"
+            )
+        return model, None
+    if data is None:
+        raise InputError("data", None, "a Dataset or tensors (inputs, targets)")
+    vector = ParameterVector(model.to(resolve_device(device)).parameters())
 
     def over(examples: Examples) -> FullBatch:
         there = examples.to(vector.parameters[0].device, vector.dtype)

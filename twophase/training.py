@@ -14,6 +14,7 @@ from twophase.directions import ConjugateDirection
 from twophase.errors import InputError, check_integer
 from twophase.examples import Data
 from twophase.fallback import Fallback
+from twophase.least_squares import LeastSquares
 from twophase.line_search import GoldenSection
 from twophase.losses import Loss, mse
 from twophase.payoff import Payoff, payoffs
@@ -76,8 +77,8 @@ class Fit:
 
 
 def fit(
-    model: nn.Module,
-    data: Data,
+    model: nn.Module | LeastSquares,
+    data: Data | None = None,
     *,
     epochs: int,
     adam: AdamSettings | None = AdamSettings(),
@@ -93,7 +94,8 @@ def fit(
 ) -> Fit:
     """Train in two phases: Adam until the rule says switch, then full batches (Algorithm 1).
 
-    `fit(model, (x, y), epochs=200)` takes the library's defaults, and `**twophase.PAPER` the
+    `fit(model, (x, y), epochs=200)` takes the library's defaults, `fit(problem, epochs=200)` does
+    the same for a `LeastSquares`, and `**twophase.PAPER` the
     paper's rule, conjugate gradient and line search, without a way back. An Adam epoch costs 3
     passes over the data, an epoch of the second phase (one iteration) 3 with a search by slopes,
     about 16 with golden section. `on_epoch` is called with each record; `progress`, such as

@@ -176,7 +176,7 @@ def test_steps_of_a_linear_model_end_at_the_least_squares_loss():
     inputs, targets = random(40, 3), random(40, 1, seed=1)
     trainer = tp.Trainer(nn.Linear(3, 1).double(), (inputs, targets), second=None, device="cpu")
     trainer.epoch()
-    *_, last = go_on(newton.LevenbergMarquardt(residual=1e-6), trainer, 3000)
+    *_, last = go_on(newton.TruncatedGaussNewton(residual=1e-6), trainer, 3000)
     design = torch.cat([inputs, torch.ones(40, 1).double()], dim=1)
     best = torch.linalg.lstsq(design, targets).solution
     assert last.loss == pytest.approx((design @ best - targets).square().mean().item(), rel=1e-10)
@@ -199,7 +199,7 @@ def test_gauss_newton_counts_gradients_graphs_and_products(trainer, monkeypatch,
     journal = Told(trainer, 100)
     first = trainer.objective.passes.total
     with pytest.raises(BudgetSpent):
-        newton.LevenbergMarquardt(examples, seed=SEED).run(trainer, journal)
+        newton.TruncatedGaussNewton(examples, seed=SEED).run(trainer, journal)
     curved = newton.GRAPH_PASSES * work["graphs"] + newton.PRODUCT_PASSES * work["products"]
     passes, losses, _ = zip(*journal.told, strict=True)
     assert passes[0] == 3 and passes[-1] > 100
@@ -212,7 +212,7 @@ METHODS = {
     label: method
     for of in ideas.ideas(PREFIX).values()
     for label, method in of.items()
-    if isinstance(method, Competitor) and not isinstance(method, newton.LevenbergMarquardt)
+    if isinstance(method, Competitor) and not isinstance(method, newton.TruncatedGaussNewton)
 }
 
 

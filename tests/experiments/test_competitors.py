@@ -178,7 +178,7 @@ def test_rates_follow_their_formulas(second, rates, monkeypatch):
     monkeypatch.setattr(
         competitors,
         "sweep",
-        lambda model, loss, optimizer, *_: found.append(optimizer.param_groups[0]["lr"]),
+        lambda objective, optimizer, batches: found.append(optimizer.param_groups[0]["lr"]),
     )
     go_on(second, trainer_at_prefix(), 12)
     assert found == pytest.approx(rates)

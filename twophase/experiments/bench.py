@@ -164,10 +164,10 @@ def line_searches(
     of its line search and of the gradient at its end; the first ten do not count where there are
     more. Losses are compared iteration by iteration, over those that both made.
     """
-    adam = Adam(network, mse, AdamSettings(), torch.Generator().manual_seed(0))
-    for _ in range(adam_epochs):
-        adam.epoch(examples.inputs, examples.targets)
     objective = FullBatch(network, mse, examples.inputs, examples.targets)
+    adam = Adam(network, AdamSettings(), torch.Generator().manual_seed(0))
+    for _ in range(adam_epochs):
+        adam.epoch(objective)
     x = objective.vector.read()
     inverse = from_moments(adam.optimizer, objective.vector.parameters)
     phases = {
@@ -285,8 +285,9 @@ def adam_epochs(
     }
     rows = []
     for name, network in networks.items():
-        adam = Adam(deepcopy(network), mse, settings, torch.Generator().manual_seed(0))
-        calls = [partial(adam.epoch, examples.inputs, examples.targets)]
+        objective = FullBatch(deepcopy(network), mse, examples.inputs, examples.targets)
+        adam = Adam(objective.model, settings, torch.Generator().manual_seed(0))
+        calls = [partial(adam.epoch, objective)]
         for loader in loaders.values():
             # an empty deque takes all batches and keeps none
             calls += [_usual_epoch(network, settings, loader, device), partial(deque, loader, 0)]

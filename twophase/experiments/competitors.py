@@ -256,13 +256,11 @@ def _mini_batches(
 ) -> None:
     """Epochs of a first-order optimizer, whose rate follows from the share of the budget spent."""
     objective, source = trainer.objective, trainer.phases[ADAM].adam
-    inputs, targets, spent = objective.inputs, objective.targets, 0
-    loss = 0.0
+    spent, loss = 0, 0.0
     while math.isfinite(loss):
         for group in optimizer.param_groups:
             group["lr"] = rate(spent / journal.budget)
-        batches = source.batches(len(inputs), inputs.device)
-        sweep(trainer.model, objective.loss, optimizer, inputs, targets, batches)
+        sweep(objective, optimizer, source.batches(objective.count, trainer.device))
         spent += GRADIENT_PASSES
         if journal.due(spent, GRADIENT_PASSES):
             with journal.paused():

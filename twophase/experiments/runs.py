@@ -123,7 +123,8 @@ def restore(
     """
     chosen = resolve_device(device)
     task = config.problem.load(config.seed, config.dtype, chosen, root)
-    task = task._replace(data=replace(task.data, validation=None))
+    if task.data is not None:
+        task = task._replace(data=replace(task.data, validation=None))
     trainer = config.trainer(task, chosen)
     trainer.load_state_dict(checkpoints.load(state))
     return trainer
@@ -249,21 +250,22 @@ def _csv(records: Sequence[Record]) -> str:
 
 def _top5(trainer: Trainer, task: Task) -> float | None:
     """Share of validation examples whose class is among the five largest outputs."""
-    if trainer.validation is None or task.data.classes <= 5:
+    if trainer.validation is None or task.data is None or task.data.classes <= 5:
         return None
     return trainer.validation.score(trainer.objective.vector.read(), top=5).accuracy
 
 
 def _facts(config: RunConfig, trainer: Trainer, task: Task) -> dict[str, Any]:
     """What was run, on what, with what."""
-    examples, parameters = len(task.data.train), networks.parameter_count(trainer.model)
+    examples, parameters = trainer.objective.count, networks.parameter_count(trainer.model)
+    classes = 1 if task.data is None else task.data.classes
     return {
         "problem": config.problem.name,
         "strategy": config.strategy,
         "seed": config.seed,
         "parameters": parameters,
         "train_examples": examples,
-        "q": networks.overdetermination(examples, task.data.classes, parameters),
+        "q": networks.overdetermination(examples, classes, parameters),
         "device": device_name(trainer.device),
         "versions": versions(),
         "git_revision": git_revision(),

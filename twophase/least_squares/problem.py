@@ -13,10 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twophase.chunks import LARGEST_PROBE, bytes_per_example, chunk_bytes
 from twophase.errors import InputError, check_integer
-from twophase.full_batch import FullBatch
+from twophase.full_batch import FullBatch, Score
 from twophase.least_squares.term import Parametrized, Rows, Term
 from twophase.losses import mse
-from twophase.objective import Objective, Passes, round_off
+from twophase.objective import Objective, Passes, Point, round_off
 from twophase.parameters import ParameterVector
 
 # What the rows of a Jacobian may take while they are made, and what a whole one may.
@@ -87,6 +87,35 @@ class LeastSquares:
             if term.weight > 0
         ]
         self._last: Linearization | None = None
+
+    @property
+    def count(self) -> int:
+        """Points of all terms."""
+        return sum(len(tensors[0]) for _, tensors, _ in self._terms)
+
+    def batch_loss(self, batch: Tensor) -> Tensor:
+        """The loss over the points with indices [B], with its graph; on average the whole loss.
+
+        Points are counted from the first term's on. A term's part is its weight times the mean over
+        its points in the batch, times their share of the batch over that of all points.
+        """
+        loss, first, every = batch.new_zeros((), dtype=self.vector.dtype), 0, len(batch)
+        for module, tensors, weight in self._terms:
+            count = len(tensors[0])
+            chosen = batch[(batch >= first) & (batch < first + count)] - first
+            first += count
+            if len(chosen):
+                share = len(chosen) / every * self.count / count
+                loss = loss + share * weight * module(*(t[chosen] for t in tensors)).square().mean()
+        return loss
+
+    def measure(self, x: Tensor) -> tuple[Point, None]:
+        """The point at `x` [P], and no accuracy: one forward and backward pass."""
+        return Point(x, *self.value_and_gradient(x), self.resolution), None
+
+    def score(self, x: Tensor) -> Score:
+        """The loss at `x` [P], and no accuracy: one forward pass."""
+        return Score(self.value(x), None)
 
     def value(self, x: Tensor) -> float:
         """The loss at `x` [P]: one forward pass."""

@@ -25,7 +25,8 @@ def derivatives(model: Callable[..., Any], points: Tensor, order: int = 2) -> tu
 
     A `Sequential` of linear layers and activations is passed through once, with all derivatives
     beside the values (Taylor mode: Griewank and Walther, Evaluating Derivatives, 2nd ed., chapter
-    13); any other model once for each coordinate, by `torch.func.jvp`. `InputError` where `order`
+    13). A model with a method `derivatives(points, order)` is asked for its own, and any other is
+    passed through once for each coordinate, by `torch.func.jvp`. `InputError` where `order`
     is neither 1 nor 2, points are no matrix of real numbers, or the model's values are none.
 
     >>> points = torch.tensor([[0.5, 2.0]], dtype=torch.float64)
@@ -38,8 +39,12 @@ def derivatives(model: Callable[..., Any], points: Tensor, order: int = 2) -> tu
     if points.ndim != 2 or not points.is_floating_point():
         raise InputError("points", f"{points.dtype} {list(points.shape)}", "real numbers [N, d]")
     layers = list(_layers(model))
-    known = all(isinstance(layer, (nn.Linear, *ELEMENTWISE)) for layer in layers)
-    found = _through(layers, points, order) if known else _along_axes(model, points, order)
+    if all(isinstance(layer, (nn.Linear, *ELEMENTWISE)) for layer in layers):
+        found = _through(layers, points, order)
+    elif callable(own := getattr(model, "derivatives", None)):
+        found = own(points, order)
+    else:
+        found = _along_axes(model, points, order)
     if found[0].ndim != 2 or len(found[0]) != len(points):
         raise InputError(
             "model", list(found[0].shape), f"values [N, k] at the {len(points)} points"

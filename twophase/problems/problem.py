@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from twophase.errors import check_choice, check_integer
-from twophase.examples import Dataset, Examples
+from twophase.examples import Dataset
+from twophase.least_squares import LeastSquares
 from twophase.losses import Loss, mse
 from twophase.problems import images, networks, physics
 from twophase.settings import Settings
@@ -17,11 +18,14 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class Task(NamedTuple):
-    """A network before its first epoch, what it is to learn, and by which loss."""
+    """A network before its first epoch, what it is to learn, and by which loss.
 
-    model: nn.Module
-    data: Dataset
-    loss: Loss
+    Or a `LeastSquares`, which is all of that.
+    """
+
+    model: nn.Module | LeastSquares
+    data: Dataset | None = None
+    loss: Loss = mse
 
 
 class Problem(Protocol):
@@ -99,8 +103,8 @@ class PhysicsProblem(Settings):
     def load(self, seed: int, dtype: str, device: torch.device, root: Path | None) -> Task:
         """The network, and the points, which are the same for all seeds."""
         problem = physics.PROBLEMS[self.equation](seed)
-        data = Dataset(self.equation, Examples(problem.inputs, problem.targets), None, classes=1)
-        return Task(problem.model.to(DTYPES[dtype]), data, nn.functional.mse_loss)
+        problem.model.to(device, DTYPES[dtype])
+        return Task(problem.loss())
 
 
 def named(name: str, model: str, train_examples: int | None = None) -> Problem:
