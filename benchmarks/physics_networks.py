@@ -1,22 +1,29 @@
-"""Two rows of a published table of physics-informed networks, with peers, on one core.
+"""Second phases and their peers on physics-informed networks, in one run on one core.
 
-The problems, initial weights and points are those of Dangel, Müller and Zeinhofer (Kronecker-
-factored approximate curvature for physics-informed neural networks, arXiv 2405.15603): a network
-2-64-1 with tanh in float64, 900 points inside and 120 on the border, soft conditions, full batch;
-the error is the root mean square over 9,000 other points. That they are the same is checked by the
-loss before the first step, which is printed to the last digit in their results.
+Two rows of a published table (Dangel, Müller and Zeinhofer, Kronecker-factored approximate
+curvature for physics-informed neural networks, arXiv 2405.15603): a network 2-64-1 with tanh in float64, 900
+points inside and 120 on the border, soft conditions, full batch, from their initial weights and
+points; the error is the root mean square over 9,000 other points. That they are the same is checked
+by the loss before the first step, which is printed to the last digit in their results. Beside them
+the problems of `twophase.problems.physics`, among them Burgers' equation at viscosity 0.01/π; their
+error is relative. Results of other runs in the folder stay.
 
-    python benchmarks/published_table.py --seconds 120
+    python benchmarks/physics_networks.py --seconds 120
 """
 
 import argparse
+import itertools
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import scipy.optimize
@@ -27,25 +34,32 @@ import twophase as tp
 from twophase.device import device_name
 from twophase.experiments.files import write_atomically
 from twophase.experiments.provenance import git_revision, now, versions
+from twophase.problems import physics
 
 INSIDE, BORDER, OTHERS = 900, 120, 9000
-COLUMNS = ["problem", "method", "passes", "seconds", "loss", "error"]
+# Distributions of the peers, with their modules.
+PEERS = {"scipy": "scipy", "jax": "jax", "ssbroyden-optimistix": "ssbroyden_optimistix"}
+COLUMNS = ["problem", "method", "seed", "passes", "seconds", "loss", "error"]
+Start = tuple[tp.LeastSquares, Callable[[], float]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A problem as the published runs begin it, and the loss that they print for its start."""
+    """A problem as the published runs begin it, and the loss that they print for its start.
+
+    That is seed 0; others have other weights and points.
+    """
 
     name: str
     first_loss: float
-    make: Callable[[], tuple[nn.Module, list[tp.Term], Tensor, Tensor]]
+    make: Callable[[int], tuple[nn.Module, list[tp.Term], Tensor, Tensor]]
 
-    def start(self) -> tuple[tp.LeastSquares, Callable[[], float]]:
+    def start(self, seed: int = 0) -> Start:
         """The problem with its initial weights, and the error of its model's present ones."""
-        model, terms, points, exact = self.make()
+        model, terms, points, exact = self.make(seed)
         problem = tp.LeastSquares(model, terms)
         found = problem.value(problem.vector.read())
-        if not math.isclose(found, self.first_loss, rel_tol=1e-14):
+        if seed == 0 and not math.isclose(found, self.first_loss, rel_tol=1e-14):
             raise SystemExit(f"{self.name}: the first loss is {found}, not {self.first_loss}")
 
         @torch.no_grad()
@@ -55,13 +69,26 @@ class Row:
         return problem, error
 
 
-def poisson() -> tuple[nn.Module, list[tp.Term], Tensor, Tensor]:
+@dataclass(frozen=True)
+class OwnProblem:
+    """A problem of `twophase.problems.physics`, by its name there."""
+
+    name: str
+    key: str
+
+    def start(self, seed: int = 0) -> Start:
+        """The problem with its initial weights, and the error of its model's present ones."""
+        problem = physics.PROBLEMS[self.key](seed)
+        return problem.loss(), problem.error
+
+
+def poisson(seed: int) -> tuple[nn.Module, list[tp.Term], Tensor, Tensor]:
     """−Δu = 2π² Π sin(πx_i) on the unit square, u = 0 on its border."""
 
     def solution(x: Tensor) -> Tensor:
         return torch.sin(math.pi * x).prod(dim=1, keepdim=True)
 
-    model, inside = _network(), torch.rand(INSIDE, 2)
+    model, inside = _network(seed), torch.rand(INSIDE, 2)
     border, others = _border(BORDER, 2), torch.rand(OTHERS, 2)
     source = 2 * math.pi**2 * solution(inside)
 
@@ -75,13 +102,13 @@ def poisson() -> tuple[nn.Module, list[tp.Term], Tensor, Tensor]:
     return model, terms, others, solution(others)
 
 
-def heat() -> tuple[nn.Module, list[tp.Term], Tensor, Tensor]:
+def heat(seed: int) -> tuple[nn.Module, list[tp.Term], Tensor, Tensor]:
     """u_t = u_xx / 4 for (t, x) in the unit square, u(0, x) = sin(πx), u = 0 at x = 0 and 1."""
 
     def solution(p: Tensor) -> Tensor:
         return torch.exp(-(math.pi**2) / 4 * p[:, :1]) * torch.sin(math.pi * p[:, 1:])
 
-    model, inside, times = _network(), torch.rand(INSIDE, 2), torch.rand(BORDER // 2, 1)
+    model, inside, times = _network(seed), torch.rand(INSIDE, 2), torch.rand(BORDER // 2, 1)
     sides = torch.cat([times, _border(BORDER // 2, 1)], dim=1)
     begin = torch.cat([torch.zeros(BORDER // 2, 1), torch.rand(BORDER // 2, 1)], dim=1)
     known, others = torch.cat([sides, begin]), torch.rand(OTHERS, 2).double()
@@ -95,9 +122,13 @@ def heat() -> tuple[nn.Module, list[tp.Term], Tensor, Tensor]:
     return model, terms, others, solution(others)
 
 
-ROWS = [
+ROWS: list[Row | OwnProblem] = [
     Row("1: Poisson 2D", 48.92347435353573, poisson),
     Row("3: heat 1+1D", 0.13810716338990703, heat),
+    OwnProblem("Burgers, 0.01/π", "burgers-front"),
+    OwnProblem("Burgers, 0.1/π", "burgers"),
+    OwnProblem("Poisson 1D", "poisson"),
+    OwnProblem("regression", "regression"),
 ]
 
 
@@ -196,10 +227,47 @@ def lbfgs(parameters: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.LBFGS(parameters, max_iter=20, max_eval=25, tolerance_change=0, **options)
 
 
+def ssbroyden_optimistix(problem: tp.LeastSquares, curve: Curve) -> None:
+    """SSBroyden of that package (JAX), its settings as shipped; each evaluation is torch's.
+
+    A point that it asks for again, as for its own records, counts once, and its compilation takes
+    no time.
+    """
+    import jax
+    import numpy as np
+    import ssbroyden_optimistix as package
+    from ssbroyden_optimistix import contrib
+
+    first, known = problem.passes.total, {}
+
+    def evaluate(x):
+        key = np.asarray(x).tobytes()
+        if key not in known:
+            if len(known) == 1:
+                curve.began = time.perf_counter()  # its compilation is over
+            loss, gradient = problem.value_and_gradient(torch.from_numpy(np.array(x)))
+            curve.saw(problem.passes.total - first, loss)
+            known[key] = np.float64(loss), gradient.numpy()
+            if len(known) > 10:
+                del known[next(iter(known))]
+        return known[key]
+
+    x = jax.numpy.asarray(problem.vector.read().numpy())
+    shapes = jax.ShapeDtypeStruct((), x.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype)
+    function = jax.custom_vjp(lambda x: jax.pure_callback(evaluate, shapes, x)[0])
+    function.defvjp(
+        lambda x: jax.pure_callback(evaluate, shapes, x), lambda gradient, c: (c * gradient,)
+    )
+    solver = package.SSBroyden(rtol=0.0, atol=0.0)
+    contrib.run(solver, function, x, maxiter=10**9, callback=lambda *_: curve.over)
+
+
 METHODS: dict[str, Method] = {
-    "twophase, picked": ours(None),
-    "twophase, self-scaled BFGS": ours(tp.DEFAULT),
+    "twophase, default": ours(tp.DEFAULT),
+    "twophase, SSBroyden": ours(tp.Descent(tp.BroydenDirection(), tp.StrongWolfe())),
+    "twophase, self-scaled BFGS": ours(tp.SELF_SCALED_BFGS),
     "scipy, BFGS": scipys,
+    "ssbroyden-optimistix": ssbroyden_optimistix,
     "torch, L-BFGS": _torchs(lbfgs),
     "Adam": _torchs(torch.optim.Adam),
     "Adam, cosine decay": _torchs(torch.optim.Adam, cosine=True),
@@ -212,8 +280,8 @@ PUBLISHED = {
 }
 
 
-def _network() -> nn.Module:
-    torch.manual_seed(1)
+def _network(seed: int) -> nn.Module:
+    torch.manual_seed(1 + seed)
     return nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 1)).double()
 
 
@@ -234,34 +302,49 @@ def _away(model: nn.Module, given: tuple[Tensor, Tensor]) -> Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("reports/reference/published-table"))
+    parser.add_argument("--out", type=Path, default=Path("reports/reference/physics-networks"))
     parser.add_argument("--seconds", type=float, default=120.0, help="for each run")
+    names = [row.name for row in ROWS]
+    parser.add_argument("--problems", nargs="+", choices=names, default=names)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     chosen = parser.parse_args(arguments)
-    revision, tables = git_revision(), []
-    for row in ROWS:
-        for name in chosen.methods:
-            problem, error = row.start()
-            curve = Curve(error, chosen.seconds)
-            METHODS[name](problem, curve)
-            table = pd.DataFrame(curve.rows, columns=COLUMNS[2:])
-            tables.append(table.assign(problem=row.name, method=name)[COLUMNS])
-            last = table.iloc[-1]
-            print(f"{row.name}, {name}: error {last.error:.2g} after {last.passes:.0f} passes")
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    text = pd.concat(tables).to_csv(index=False, float_format="%.5g")
+    command = ["python", "benchmarks/physics_networks.py", *(arguments or sys.argv[1:])]
     facts = {
-        "command": " ".join(
-            ["python", "benchmarks/published_table.py", *(arguments or sys.argv[1:])]
-        ),
-        "revision": revision,
-        "versions": versions(),
+        "command": shlex.join(command),
+        "revision": git_revision(),
+        "versions": versions() | {name: version(name) for name in PEERS if find_spec(PEERS[name])},
         "device": device_name(torch.device("cpu")),
         "time": now(),
-        "published": PUBLISHED,
     }
-    write_atomically(chosen.out / "curves.csv", text)
-    write_atomically(chosen.out / "provenance.json", json.dumps(facts, indent=2) + "\n")
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    done = _earlier(chosen.out / "provenance.json")
+    for seed, row, name in itertools.product(chosen.seeds, ROWS, chosen.methods):
+        if row.name not in chosen.problems:
+            continue
+        problem, error = row.start(seed)
+        curve = Curve(error, chosen.seconds)
+        METHODS[name](problem, curve)
+        table = pd.DataFrame(curve.rows, columns=COLUMNS[3:])
+        _keep(chosen.out / "curves.csv", table.assign(problem=row.name, method=name, seed=seed))
+        content = {"runs": [*done, facts], "published": PUBLISHED}
+        write_atomically(chosen.out / "provenance.json", json.dumps(content, indent=2) + "\n")
+        last = table.iloc[-1]
+        print(f"{row.name}, {name}, {seed}: error {last.error:.2g}, {last.passes:.0f} passes")
+
+
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    """What earlier runs in the folder said of themselves."""
+    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+
+
+def _keep(path: Path, table: pd.DataFrame) -> None:
+    """Put a run's rows in the place of those that it had in the file, if any."""
+    if path.exists():
+        before, keys = pd.read_csv(path), ["problem", "method", "seed"]
+        same = (before[keys] == table[keys].iloc[0]).all(axis=1)
+        table = pd.concat([before[~same], table])
+    write_atomically(path, table[COLUMNS].to_csv(index=False, float_format="%.5g"))
 
 
 if __name__ == "__main__":
