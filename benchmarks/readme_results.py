@@ -151,8 +151,8 @@ def results() -> str:
         "relative, ‖u − exact‖ / ‖exact‖.",
         *physics_table(),
         "Self-scaled Broyden (SSBroyden) here and in the package ssbroyden-optimistix, both from\n"
-        "the same weights on the same function, at equal passes; medians over three seeds. Below 1\n"
-        "the loss here is lower.",
+        "the same weights on the same function, at equal passes; medians over three seeds. Below\n"
+        "1 the loss here is lower.",
         *ssbroyden_table(),
     ]
     lines = []

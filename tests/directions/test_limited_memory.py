@@ -57,7 +57,7 @@ def test_the_compact_form_is_the_dense_bfgs_formula(vectors, point_at, seed, cou
     for diagonal in (None, inverse):
         before = History.empty(gradient)
         for pair in pairs[:-1]:
-            before = before.with_pair(*pair, history, diagonal)
+            before, *_ = before.after(gradient, pair[:2], pair[2], history, diagonal)
         memory = before._asdict() if before.size else None
         last = State(
             torch.zeros_like(gradient), gradient - difference, step, 1.0, -1.0, memory=memory

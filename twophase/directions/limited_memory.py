@@ -22,8 +22,8 @@ from twophase.settings import Settings
 # What pairs may take where no history is given, and the fewest and the most that are kept then.
 HISTORY_BYTES = 2**28
 HISTORY_BOUNDS = (10, 300)
-# Vectors in a matrix: as many at most are copied where a pair is added.
-BLOCK = 32
+# Rows in a block, or numbers if these are more: so many are copied where a pair is added.
+BLOCK, BLOCK_NUMBERS = 8, 2**16
 # Numbers that are made float64 at a time.
 CONVERTED = 2**18
 
@@ -65,46 +65,67 @@ class History(NamedTuple):
         """The number of pairs."""
         return len(self.growths)
 
-    def with_pair(
-        self, step: Tensor, change: Tensor, growth: float, kept: int, inverse: Tensor | None
-    ) -> Self:
-        """The history with one pair more, without the oldest of more than `kept`."""
-        old = max(0, self.size + 1 - kept)
-        steps = _with_row(self.steps, step, old)
-        changes = _with_row(self.changes, change, old)
-        y = change.double()
-        cross = _bordered(self.cross[old:, old:], products(steps, y))
-        squares = _bordered(self.squares[old:, old:], products(changes, scaled(y, inverse)))
-        growths = torch.cat([self.growths[old:], self.growths.new_tensor([growth])])
-        growths[0] = 1  # before the oldest pair there is no matrix that could have grown
-        return type(self)(steps, changes, cross, squares, growths)
+    def after(
+        self,
+        gradient: Tensor,
+        pair: tuple[Tensor, Tensor] | None,
+        growth: float,
+        kept: int,
+        inverse: Tensor | None,
+    ) -> tuple[Self, Tensor, Tensor]:
+        """The history with a pair more, if there is one, and S g and Y M⁻¹ g [m] for g [P].
 
-    def multiply(self, v: Tensor, pair: int, inverse: Tensor | None) -> Tensor:
-        """H v in float64 for v [P]: the pairs' BFGS matrix on γ M⁻¹, γ = s'y / y'M⁻¹y of a pair.
+        Of more than `kept` pairs the oldest goes. All products take one pass over S and Y.
+        """
+        steps, changes, vectors = self.steps, self.changes, [gradient]
+        old = max(0, self.size + 1 - kept) if pair else 0
+        if pair is not None:
+            steps, changes = _with_row(steps, pair[0], old), _with_row(changes, pair[1], old)
+            vectors.append(pair[1].double())
+        on_steps = products(steps, vectors)
+        on_changes = products(changes, [scaled(vector, inverse) for vector in vectors])
+        history = self
+        if pair is not None:
+            growths = torch.cat([self.growths[old:], self.growths.new_tensor([growth])])
+            growths[0] = 1  # before the oldest pair there is no matrix that could have grown
+            history = type(self)(
+                steps,
+                changes,
+                _bordered(self.cross[old:, old:], on_steps[:, 1]),
+                _bordered(self.squares[old:, old:], on_changes[:, 1]),
+                growths,
+            )
+        return history, on_steps[:, 0], on_changes[:, 0]
 
-        The compact form (Byrd, Nocedal and Schnabel, Representations of quasi-Newton matrices and
-        their use in limited memory methods, 1994) with growths. With R the upper triangle of S Y',
-        D its diagonal, and Γ the product of the growths after each pair,
+    def multiply(
+        self, v: Tensor, on_steps: Tensor, on_changes: Tensor, pair: int, inverse: Tensor | None
+    ) -> Tensor:
+        """H v in float64 for v [P], given S v and Y M⁻¹ v [m].
+
+        H is the pairs' BFGS matrix on γ M⁻¹, γ = s'y / y'M⁻¹y of a pair, in the compact form (Byrd,
+        Nocedal and Schnabel, Representations of quasi-Newton matrices and their use in limited
+        memory methods, 1994) with growths. With R the upper triangle of S Y', D its diagonal, and Γ
+        the product of the growths after each pair,
 
             α = R⁻¹ S v,  u = γ Γ₀ M⁻¹ (v − Y'α),  H v = u + S'δ,  R'δ = D Γ α − Y u.
         """
-        upper = self.cross.triu()
-        scaling = self.cross[pair, pair] / self.squares[pair, pair]
         grown = self.growths.flip(0).cumprod(0).flip(0)
         after = torch.cat([grown[1:], torch.ones_like(grown[:1])])
-        scaling = scaling * grown[0]
-        by_changes = products(self.changes, scaled(v, inverse))
-        weights = _solved(upper, products(self.steps, v), upper=True)
-        on_changes = scaling * (by_changes - self.squares @ weights)
-        right = upper.diagonal() * after * weights - on_changes
-        shares = _solved(upper.T, right, upper=False)
+        scaling = grown[0] * self.cross[pair, pair] / self.squares[pair, pair]
+        weights = _solved(self.cross, on_steps, upper=True)
+        on_rest = scaling * (on_changes - self.squares @ weights)
+        right = self.cross.diagonal() * after * weights - on_rest
+        shares = _solved(self.cross.T, right, upper=False)
         rest = v - _combined(self.changes, weights)
         return scaling * scaled(rest, inverse) + _combined(self.steps, shares)
 
 
-def products(blocks: tuple[Tensor, ...], vector: Tensor) -> Tensor:
-    """The inner products [m] of all rows with a float64 vector [P]."""
-    return torch.cat([part.double() @ vector for block in blocks for part in _parts(block)])
+def products(blocks: tuple[Tensor, ...], vectors: list[Tensor]) -> Tensor:
+    """The inner products [m, n] of all rows with n float64 vectors [P]."""
+    if not blocks:
+        return vectors[0].new_zeros(0, len(vectors))
+    parts = (part.double() for block in blocks for part in _parts(block))
+    return torch.cat([torch.stack([part @ v for v in vectors], dim=1) for part in parts])
 
 
 def _combined(blocks: tuple[Tensor, ...], weights: Tensor) -> Tensor:
@@ -125,7 +146,7 @@ def _parts(block: Tensor) -> tuple[Tensor, ...]:
 
 def _with_row(blocks: tuple[Tensor, ...], row: Tensor, old: int) -> tuple[Tensor, ...]:
     """The blocks with another row, without the first `old` rows."""
-    if blocks and len(blocks[-1]) < BLOCK:
+    if blocks and blocks[-1].numel() < max(BLOCK * len(row), BLOCK_NUMBERS):
         blocks = (*blocks[:-1], torch.cat([blocks[-1], row[None]]))
     else:
         blocks = (*blocks, row[None])
@@ -163,26 +184,24 @@ class LBFGSDirection(Settings):
             check_integer("history_size", self.history_size, 1)
 
     def __call__(self, point: Point, last: State, inverse: Tensor | None) -> Direction:
-        history = self._history(point, last, inverse)
+        gradient = point.gradient.double()
+        history = History(**last.memory) if last.memory else History.empty(point.gradient)
+        pair = gradient_change(point, last)
+        # the square of y can be lost where the curvature is not
+        if pair is not None and not dot(pair[1], scaled(pair[1], inverse)) > 0:
+            pair = None
+        growth = 1.0 if pair is None else self._growth(*pair, last)
+        kept = capacity(self.history_size, point.gradient)
+        history, *products = history.after(gradient, pair, growth, kept, inverse)
         if not history.size:
             return steepest_descent(point.gradient, inverse)
-        product = history.multiply(point.gradient.double(), self._scaled_by, inverse)
+        product = history.multiply(gradient, *products, self._scaled_by, inverse)
         vector = -product.to(point.gradient.dtype)
         slope = dot(vector, point.gradient)
         if not -math.inf < slope < 0:
             return steepest_descent(point.gradient, inverse)
         memory, first_step = history._asdict(), self._first_step(point, last, slope)
         return Direction(vector, slope, last.age + 1, memory, first_step)
-
-    def _history(self, point: Point, last: State, inverse: Tensor | None) -> History:
-        """The pairs so far, and that of the last step if its curvature s'y is positive."""
-        history = History(**last.memory) if last.memory else History.empty(point.gradient)
-        pair = gradient_change(point, last)
-        # the square of y can be lost where the curvature is not
-        if pair is None or not dot(pair[1], scaled(pair[1], inverse)) > 0:
-            return history
-        kept = capacity(self.history_size, point.gradient)
-        return history.with_pair(*pair, self._growth(*pair, last), kept, inverse)
 
     def _growth(self, step: Tensor, change: Tensor, last: State) -> float:
         return 1.0
