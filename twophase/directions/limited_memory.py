@@ -192,10 +192,10 @@ class LBFGSDirection(Settings):
             pair = None
         growth = 1.0 if pair is None else self._growth(*pair, last)
         kept = capacity(self.history_size, point.gradient)
-        history, *products = history.after(gradient, pair, growth, kept, inverse)
+        history, on_steps, on_changes = history.after(gradient, pair, growth, kept, inverse)
         if not history.size:
             return steepest_descent(point.gradient, inverse)
-        product = history.multiply(gradient, *products, self._scaled_by, inverse)
+        product = history.multiply(gradient, on_steps, on_changes, self._scaled_by, inverse)
         vector = -product.to(point.gradient.dtype)
         slope = dot(vector, point.gradient)
         if not -math.inf < slope < 0:

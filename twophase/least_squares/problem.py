@@ -201,17 +201,23 @@ class LeastSquares:
         return rows, sum(p.numel() for p in self.vector.parameters)
 
     def _together(self, x: Tensor) -> Linearization:
-        parts = [part for term in self._terms for part in self._jacobian(*term)]
-        if not parts:
-            parts = [(x.new_zeros(1).double(), x.new_zeros(1, len(x)).double())]
-        residuals, jacobian = (torch.cat(together) for together in zip(*parts, strict=True))
+        # without a term there is one residual, which is 0
+        residuals = torch.zeros(max(1, self.size[0]), dtype=torch.float64, device=x.device)
+        jacobian, done = residuals.new_zeros(len(residuals), len(x)), 0
+        for term in self._terms:
+            for part, blocks, scale in self._jacobian(*term):
+                here = slice(done, done + len(part))
+                residuals[here] = part
+                _fill(jacobian[here], blocks, scale)
+                done += len(part)
         return Linearization(x, residuals, 2 * (jacobian.T @ residuals), jacobian)
 
     def _summed(self, x: Tensor) -> Linearization:
         gradient = torch.zeros_like(x).double()
         squared, residuals = gradient.new_zeros(len(x), len(x)), []
         for term in self._terms:
-            for rows, jacobian in self._jacobian(*term):
+            for rows, blocks, scale in self._jacobian(*term):
+                jacobian = _fill(rows.new_empty(len(rows), len(x)), blocks, scale)
                 squared.addmm_(jacobian.T, jacobian)
                 gradient += 2 * (jacobian.T @ rows)
                 residuals.append(rows)
@@ -280,8 +286,11 @@ class LeastSquares:
 
     def _jacobian(
         self, module: nn.Module, tensors: tuple[Tensor, ...], weight: float
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parts of ρ and of J from some points of a term at a time."""
+    ) -> Iterator[tuple[Tensor, list[Tensor], float]]:
+        """Parts of ρ from some points of a term at a time, with those of J, not yet scaled.
+
+        These are a matrix for each parameter, whose columns are its numbers, and a factor for all.
+        """
         parameters = dict(
             zip(self._names, (p.detach() for p in self.vector.parameters), strict=True)
         )
@@ -298,9 +307,16 @@ class LeastSquares:
             for part in zip(*(t.split(size) for t in tensors), strict=True):
                 jacobians, found = each(parameters, *part)
                 scale = math.sqrt(weight / (len(tensors[0]) * found.shape[1]))
-                wide = [jacobians[name].flatten(2) for name in self._names]
-                jacobian = torch.cat(wide, dim=2).flatten(0, 1)
-                yield scale * found.double().reshape(-1), scale * jacobian.double()
+                blocks = [jacobians[name].flatten(2).flatten(0, 1) for name in self._names]
+                yield scale * found.double().reshape(-1), blocks, scale
+
+
+def _fill(jacobian: Tensor, blocks: list[Tensor], scale: float) -> Tensor:
+    """Write the blocks of some rows of J, scaled, side by side into a float64 matrix."""
+    places = jacobian.split([block.shape[1] for block in blocks], dim=1)
+    for place, block in zip(places, blocks, strict=True):
+        place.copy_(block).mul_(scale)
+    return jacobian
 
 
 def squares_of(objective: Objective) -> LeastSquares | None:
