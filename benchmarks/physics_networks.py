@@ -150,6 +150,11 @@ class Curve:
     def over(self) -> bool:
         return self.seconds >= self.limit
 
+    def restart(self) -> None:
+        """Begin anew."""
+        self.began, self.due = time.perf_counter(), 0.05
+        self.rows.clear()
+
     def saw(self, passes: int, loss: float) -> None:
         """Take a row if one is due; the model has the weights of that loss."""
         seconds = self.seconds
@@ -244,7 +249,7 @@ def ssbroyden_optimistix(problem: tp.LeastSquares, curve: Curve) -> None:
         key = np.asarray(x).tobytes()
         if key not in known:
             if len(known) == 1:
-                curve.began = time.perf_counter()  # its compilation is over
+                curve.restart()  # its compilation is over
             loss, gradient = problem.value_and_gradient(torch.from_numpy(np.array(x)))
             curve.saw(problem.passes.total - first, loss)
             known[key] = np.float64(loss), gradient.numpy()

@@ -5,14 +5,13 @@ python benchmarks/readme_results.py --check   # says whether they are up to date
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from twophase.experiments import comparison, profiles, table1
+from twophase.experiments import comparison, physics_results, profiles, table1
 from twophase.experiments.files import write_atomically
 from twophase.experiments.statistics import ratio_of
 
@@ -84,53 +83,17 @@ def cutest_table() -> Iterator[str]:
         yield f"| {method} | {' | '.join(cells)} |"
 
 
-def physics_table() -> Iterator[str]:
-    """Seconds and passes to errors of physics-informed networks, a row per problem and method."""
-    folder, levels = REFERENCE / "physics-networks", (1e-4, 1e-5, 1e-6, 1e-7)
-    curves = pd.read_csv(folder / "curves.csv").query("seed == 0")
-    published = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["published"]
-    yield f"| problem | method | {' | '.join(f'{level:.0e}' for level in levels)} | at the end |"
-    yield "|---" * (len(levels) + 3) + "|"
-    for problem, rows in curves.groupby("problem", sort=False):
-        for method, of in rows.groupby("method", sort=False):
-            reached = [of[of.error <= level] for level in levels]
-            cells = [
-                f"{r.seconds.iloc[0]:.2g} s, {r.passes.iloc[0]:,.0f}" if len(r) else "–"
-                for r in reached
-            ]
-            end = of.iloc[-1]
-            last = f"{end.error:.1e} ({end.seconds:.0f} s, {end.passes:,.0f})"
-            yield f"| {problem} | {method} | {' | '.join(cells)} | {last} |"
-        if problem in published:
-            of = published[problem]
-            cells = [f"{of[f'{level:g}']} s" if f"{level:g}" in of else "–" for level in levels]
-            best = f"{of['lowest']:.1e} (1000 s)"
-            yield f"| {problem} | published: ENGD, a GPU | {' | '.join(cells)} | {best} |"
-
-
-def ssbroyden_table() -> Iterator[str]:
-    """SSBroyden here and in the peer at equal evaluations: the ratios of their lowest losses."""
-    curves = pd.read_csv(REFERENCE / "physics-networks" / "curves.csv")
-    ours, theirs = "twophase, SSBroyden", "ssbroyden-optimistix"
-    rows = []
-    for (problem, seed), of in curves.groupby(["problem", "seed"], sort=False):
-        mine, other = (of[of.method == method] for method in (ours, theirs))
-        if len(mine) and len(other):
-            passes = min(mine.passes.max(), other.passes.max())
-            ends = [part[part.passes <= passes].loss.min() for part in (mine, other)]
-            rows.append((problem, seed, passes, *ends, ends[0] / ends[1]))
-    found = pd.DataFrame(rows, columns=["problem", "seed", "passes", "mine", "other", "ratio"])
-    yield "| problem | passes | loss here | loss of the peer | ratio: median (range) |"
-    yield "|---" * 5 + "|"
-    for problem, of in found.groupby("problem", sort=False):
-        spread = f"{of.ratio.median():.2g} ({of.ratio.min():.2g} to {of.ratio.max():.2g})"
-        middle = f"{of.mine.median():.1e} | {of.other.median():.1e}"
-        yield f"| {problem} | {of.passes.median():,.0f} | {middle} | {spread} |"
-    yield f"| all, {len(found)} runs | | | | {found.ratio.median():.2g} |"
+def markdown(table: pd.DataFrame) -> Iterator[str]:
+    """A table of texts."""
+    yield f"| {' | '.join(table.columns)} |"
+    yield "|---" * len(table.columns) + "|"
+    for row in table.itertuples(index=False):
+        yield f"| {' | '.join(row)} |"
 
 
 def results() -> str:
     """All tables, with what they mean."""
+    physics = physics_results.load(REFERENCE / "physics-networks")
     parts = [
         "Passes over the training set after the swap until a method is as low as Adam is at the\n"
         "end of its budget, in parts of Adam's passes: below 1 it is better than going on with\n"
@@ -149,11 +112,11 @@ def results() -> str:
         "energy natural gradient descent of 1,000 s each, on an RTX 6000; here nothing was tuned,\n"
         "and Adam has torch's default rate. Of the problems without a published line the error is\n"
         "relative, ‖u − exact‖ / ‖exact‖.",
-        *physics_table(),
+        *markdown(physics_results.to_errors(physics)),
         "Self-scaled Broyden (SSBroyden) here and in the package ssbroyden-optimistix, both from\n"
         "the same weights on the same function, at equal passes; medians over three seeds. Below\n"
         "1 the loss here is lower.",
-        *ssbroyden_table(),
+        *markdown(physics_results.beside_the_peer(physics_results.at_equal_passes(physics))),
     ]
     lines = []
     for part in parts:

@@ -1,0 +1,79 @@
+"""What `benchmarks/physics_networks.py` left: errors of physics-informed networks over the cost."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from twophase.errors import DataError
+from twophase.experiments.statistics import ratio_of
+
+OURS, PEER = "twophase, SSBroyden", "ssbroyden-optimistix"
+PUBLISHED = "published: ENGD, a GPU"
+LEVELS = (1e-4, 1e-5, 1e-6, 1e-7)
+
+
+class PhysicsResults(NamedTuple):
+    """A row per moment, problem, method and seed: passes, seconds, loss and error.
+
+    `published` has the seconds to errors and the lowest of others' results, by problem.
+    """
+
+    curves: pd.DataFrame
+    published: dict[str, dict[str, float]]
+
+
+def load(folder: Path) -> PhysicsResults:
+    """The results in a folder; `DataError` where there are none."""
+    try:
+        curves = pd.read_csv(folder / "curves.csv")
+        facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        return PhysicsResults(curves, facts["published"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: no results of physics_networks.py ({error})") from error
+
+
+def to_errors(results: PhysicsResults, seed: int = 0) -> pd.DataFrame:
+    """Seconds and passes until the error is at a level, and the last error, as texts."""
+    curves, rows = results.curves, []
+    for problem, of in curves[curves.seed == seed].groupby("problem", sort=False):
+        for method, path in of.groupby("method", sort=False):
+            cells = [_reached(path[path.error <= level]) for level in LEVELS]
+            end = path.iloc[-1]
+            last = f"{end.error:.1e} ({end.seconds:.0f} s, {end.passes:,.0f})"
+            rows.append((problem, method, *cells, last))
+        if known := results.published.get(str(problem)):
+            cells = [f"{known[f'{x:g}']:g} s" if f"{x:g}" in known else "–" for x in LEVELS]
+            rows.append((problem, PUBLISHED, *cells, f"{known['lowest']:.1e} (1000 s)"))
+    levels = [f"{level:.0e}" for level in LEVELS]
+    return pd.DataFrame(rows, columns=["problem", "method", *levels, "at the end"])
+
+
+def _reached(rows: pd.DataFrame) -> str:
+    return f"{rows.seconds.iloc[0]:.2g} s, {rows.passes.iloc[0]:,.0f}" if len(rows) else "–"
+
+
+def at_equal_passes(results: PhysicsResults, ours: str = OURS, peer: str = PEER) -> pd.DataFrame:
+    """Lowest losses of two methods within the passes that both made, a row per problem and seed."""
+    rows = []
+    for (problem, seed), of in results.curves.groupby(["problem", "seed"], sort=False):
+        paths = [of[of.method == method] for method in (ours, peer)]
+        if all(len(path) for path in paths):
+            passes = min(path.passes.max() for path in paths)
+            here, there = (path[path.passes <= passes].loss.min() for path in paths)
+            rows.append((problem, seed, passes, here, there, here / there))
+    return pd.DataFrame(rows, columns=["problem", "seed", "passes", "here", "peer", "ratio"])
+
+
+def beside_the_peer(pairs: pd.DataFrame) -> pd.DataFrame:
+    """`at_equal_passes` by problem and in all: medians over the seeds, with the range of ratios."""
+    whole = pairs.assign(problem=f"all {len(pairs)} runs")
+    rows = []
+    for problem, of in pd.concat([pairs, whole]).groupby("problem", sort=False):
+        ratio = ratio_of(list(of.ratio))
+        middle = [f"{of[name].median():.1e}" for name in ("here", "peer")]
+        spread = f"{ratio.median:.2g} ({ratio.low:.2g} to {ratio.high:.2g})"
+        rows.append((problem, f"{of.passes.median():,.0f}", *middle, spread))
+    names = ["problem", "passes", "loss here", "loss of the peer", "ratio"]
+    return pd.DataFrame(rows, columns=names)
