@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -42,7 +43,7 @@ def test_a_run_leaves_config_history_and_summary(tmp_path, capsys):
     assert code == 0
     assert visible(out) == ["config.json", "history.csv", "summary.json", "weights.pt"]
     config = json.loads((out / "config.json").read_text())
-    assert config.pop("format") == 4
+    assert config.pop("format") == 5
     problem = ImageProblem(train_examples=64)
     assert from_dict(config) == RunConfig(problem, 4, switch=tp.FixedEpoch(2), seed=3)
     table = history(out)
@@ -110,7 +111,8 @@ def test_a_loss_that_turns_nan_leaves_nothing_that_looks_finished(tmp_path, caps
         ("--switch", "Armijo", "one of "),
         ("--switch", "GoldenSection", "a switch rule"),
         ("--train-examples", "5000", "from 1 to 1437"),
-        ("--second", "cg", "one of default, paper"),
+        ("--second", "cg", "use default, paper, or a second phase"),
+        ("--second", "GoldenSection", "use Automatic(...), Descent(...) or Lev"),
         ("--direction", "GoldenSection", "a direction rule"),
         ("--line-search", "LBFGSDirection", "a line search"),
         ("--line-search", "5", "a line search"),
@@ -189,6 +191,12 @@ def test_every_part_of_the_method_can_be_chosen():
 
 
 def test_strategies_and_problems_by_name():
+    named = config("--second", "LevenbergMarquardt(damping=0.1)")
+    assert named == RunConfig(second=tp.LevenbergMarquardt(damping=0.1))
+    dense = config("--direction", "BroydenDirection")
+    assert dense.second == replace(tp.SELF_SCALED_BFGS, direction=tp.BroydenDirection())
+    with pytest.raises(InputError, match="^direction: .* nothing with --second LevenbergM"):
+        config("--second", "LevenbergMarquardt", "--direction", "LBFGSDirection")
     assert config("--strategy", "adam").second is None
     assert config("--strategy", "second").adam is None
     poisson = config("--problem", "poisson")

@@ -1,7 +1,7 @@
 """`fit`: Algorithm 1 step by step, the paper's settings, what its outcome holds, and errors."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -20,6 +20,8 @@ from twophase import (
     GoldenSection,
     GradientNormPeak,
     Identity,
+    LeastSquares,
+    Term,
     Trainer,
     fit,
 )
@@ -360,3 +362,50 @@ def test_the_gpu_follows_the_cpu(network, rings, adam):
         for device in ("cpu", "cuda")
     )
     assert here.to_numpy() == pytest.approx(there.to_numpy(), rel=1e-6)
+
+
+def line_through(targets):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    x = torch.linspace(-1, 1, len(targets), dtype=torch.float64)[:, None]
+    return model, x, LeastSquares(model, [Term(lambda m, p: m(p[0]) - p[1], (x, targets))])
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_a_least_squares_is_trained_as_its_examples_are(batch_size):
+    """Adam by Adam's batches, then the same second phase: the histories are those of tensors."""
+    targets = torch.sin(torch.linspace(-3, 3, 16, dtype=torch.float64))[:, None]
+    settings = {"epochs": 12, "switch": 6, "adam": AdamSettings(0.01, batch_size), "fallback": None}
+    model, x, problem = line_through(targets)
+    found = fit(problem, **settings)
+    other, *_ = line_through(targets)
+    expected = fit(other, (x, targets), loss=nn.functional.mse_loss, **settings)
+    for name in ("train_loss", "grad_norm"):
+        ours, theirs = found.history[name], expected.history[name]
+        assert ours.to_numpy() == pytest.approx(theirs.to_numpy(), rel=1e-6)
+    assert found.history.phase.tolist() == expected.history.phase.tolist()
+    assert found.final.train_loss == pytest.approx(problem.value(problem.vector.read()), rel=1e-12)
+    assert found.final.train_loss < 0.1 * found.records[5].train_loss
+
+
+def test_a_least_squares_resumes_exactly():
+    targets = torch.sin(torch.linspace(-3, 3, 16, dtype=torch.float64))[:, None]
+    settings = {"switch": 4, "adam": AdamSettings(0.01, 8)}
+    whole = Trainer(line_through(targets)[2], **settings)
+    run(whole, 14)
+    for epochs in (2, 4, 6, 9):
+        first = Trainer(line_through(targets)[2], **settings)
+        run(first, epochs)
+        second = Trainer(line_through(targets)[2], **settings)
+        second.load_state_dict(first.state_dict())
+        run(second, 14)
+        plain = [[replace(r, seconds=0.0) for r in t.history] for t in (whole, second)]
+        assert plain[0] == plain[1]
+
+
+def test_data_that_do_not_go_with_the_model_are_one_line():
+    model, x, problem = line_through(torch.zeros(4, 1).double())
+    with pytest.raises(InputError, match="^data: 'tuple' is not allowed; use None"):
+        fit(problem, (x, x), epochs=2)
+    with pytest.raises(InputError, match="^data: None is not allowed; use a Dataset or tensors"):
+        fit(model, epochs=2)

@@ -100,7 +100,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     text(
         "--second",
         default="default",
-        help="default, or paper: the paper's rule, conjugate gradient, golden section, no fallback",
+        help="default, paper (the paper's rule, conjugate gradient, golden section, no fallback), "
+        "or such as LevenbergMarquardt",
     )
     for name, example in (
         ("direction", "ConjugateDirection('FR'), SelfScaledBFGSDirection, LBFGSDirection(100)"),
@@ -136,17 +137,26 @@ def _config(options: argparse.Namespace):
     )
     from twophase.experiments.config import RunConfig
     from twophase.problems.problem import ImageProblem, named
-    from twophase.settings import from_text
+    from twophase.second_phase import Descent, check_minimizer
+    from twophase.settings import Settings, from_text
 
     defaults = {"second": DEFAULT, "switch": SmoothedNormPeak(), "fallback": Fallback()}
     known = {"default": defaults, "paper": dict(PAPER)}
-    settings = known[check_choice("second", options.second, known)]
+    settings = dict(known.get(options.second, defaults))
+    if options.second not in known:
+        if options.second.partition("(")[0] not in Settings.kinds:
+            allowed = "default, paper, or a second phase such as LevenbergMarquardt"
+            raise InputError("second", options.second, allowed)
+        settings["second"] = from_text(options.second, "second")
+        check_minimizer(settings["second"])
     for name in ("direction", "line_search", "preconditioner"):
         if getattr(options, name) is not None:
             part = from_text(getattr(options, name), name)
             whole = settings["second"]
             # what is not given is that of the default for large networks
             whole = SELF_SCALED_BFGS if whole == DEFAULT else whole
+            if not isinstance(whole, Descent):
+                raise InputError(name, part, f"nothing with --second {options.second}")
             settings["second"] = replace(whole, **{name: part})
     for name in ("switch", "fallback"):
         if getattr(options, name) is not None:

@@ -199,3 +199,33 @@ def test_products_are_those_with_the_jacobian(chunk_size):
     torch.testing.assert_close(problem.push(x, along), jacobian @ along)
     torch.testing.assert_close(problem.pull(x, rows), jacobian.T @ rows)
     assert problem.passes.total - before == 6
+
+
+def two_terms():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    x = torch.linspace(-1, 1, 10, dtype=torch.float64)[:, None]
+    terms = [Term(lambda m, p: m(p) - p, x, 0.5), Term(lambda m, p: m(p)[:, 0], x[:2], 3.0)]
+    return LeastSquares(model, terms)
+
+
+def test_the_loss_of_a_batch_is_on_average_the_whole_one():
+    problem = two_terms()
+    whole = problem.value(problem.vector.read())
+    assert problem.count == 12
+    assert problem.batch_loss(torch.arange(12)).item() == pytest.approx(whole, rel=1e-12)
+    for size in (1, 3, 4):
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(size))
+        losses = [problem.batch_loss(batch).item() for batch in order.split(size)]
+        assert sum(losses) / len(losses) == pytest.approx(whole, rel=1e-12)
+    problem.batch_loss(torch.tensor([10])).backward()  # of the second term alone
+    assert problem.vector.parameters[0].grad.any()
+
+
+def test_what_a_training_loop_asks_is_loss_and_gradient():
+    problem = two_terms()
+    x = problem.vector.read()
+    point, accuracy = problem.measure(x)
+    value, gradient = problem.value_and_gradient(x)
+    assert (point.value, accuracy) == (value, None) and torch.equal(point.gradient, gradient)
+    assert problem.score(x) == (problem.value(x), None)

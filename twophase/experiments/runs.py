@@ -33,7 +33,7 @@ from twophase.trainer import Trainer
 from twophase.training import Fit
 from twophase.training import run as train
 
-FORMAT = 4
+FORMAT = 5
 CHECKPOINTS = "checkpoints"
 HISTORY, CURVE = "history.csv", "curve.csv"
 WRITTEN = ("summary.json", HISTORY, CURVE, "history.partial.csv", "weights.pt", CHECKPOINTS)
