@@ -126,22 +126,14 @@ def _run(options: argparse.Namespace) -> None:
 
 def _config(options: argparse.Namespace):
     """The configuration of a run: the library's defaults or the paper's, and what was given."""
-    from twophase import (
-        DEFAULT,
-        PAPER,
-        SELF_SCALED_BFGS,
-        AdamSettings,
-        Fallback,
-        FixedEpoch,
-        SmoothedNormPeak,
-    )
+    import twophase as tp
     from twophase.experiments.config import RunConfig
     from twophase.problems.problem import ImageProblem, named
     from twophase.second_phase import Descent, check_minimizer
     from twophase.settings import Settings, from_text
 
-    defaults = {"second": DEFAULT, "switch": SmoothedNormPeak(), "fallback": Fallback()}
-    known = {"default": defaults, "paper": dict(PAPER)}
+    defaults = {"second": tp.DEFAULT, "switch": tp.SmoothedNormPeak(), "fallback": tp.Fallback()}
+    known = {"default": defaults, "paper": dict(tp.PAPER)}
     settings = dict(known.get(options.second, defaults))
     if options.second not in known:
         if options.second.partition("(")[0] not in Settings.kinds:
@@ -154,7 +146,7 @@ def _config(options: argparse.Namespace):
             part = from_text(getattr(options, name), name)
             whole = settings["second"]
             # what is not given is that of the default for large networks
-            whole = SELF_SCALED_BFGS if whole == DEFAULT else whole
+            whole = tp.SELF_SCALED_BFGS if whole == tp.DEFAULT else whole
             if not isinstance(whole, Descent):
                 raise InputError(name, part, f"nothing with --second {options.second}")
             settings["second"] = replace(whole, **{name: part})
@@ -162,14 +154,16 @@ def _config(options: argparse.Namespace):
         if getattr(options, name) is not None:
             settings[name] = from_text(getattr(options, name), name)
     if isinstance(settings["switch"], int):
-        settings["switch"] = FixedEpoch(settings["switch"])
+        settings["switch"] = tp.FixedEpoch(settings["switch"])
     check_choice("strategy", options.strategy, ("adam", "second", "adam+second"))
     if options.strategy == "adam":
         settings["second"] = None
     problem = named(options.problem, options.model, options.train_examples)
     if isinstance(problem, ImageProblem):
         problem = replace(problem, validation_examples=options.validation_examples)
-    adam = AdamSettings(options.learning_rate, None if problem.full_batch else options.batch_size)
+    adam = tp.AdamSettings(
+        options.learning_rate, None if problem.full_batch else options.batch_size
+    )
     return RunConfig(
         problem,
         options.epochs,

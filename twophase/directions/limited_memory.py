@@ -32,7 +32,7 @@ def capacity(history_size: int | None, vector: Tensor) -> int:
     """Pairs of vectors like `vector` that are kept: `history_size`, or as many as fit into 256 MiB.
 
     Without a size at least 10 (Nocedal and Wright, section 7.2, find 3 to 20 useful) and at most
-    300: no longer memory was of use in the comparison of notebook 12.
+    300: more would take no small part of a gradient's time on small networks.
     """
     if history_size is not None:
         return history_size
