@@ -27,7 +27,7 @@ from twophase.automatic import DEFAULT
 from twophase.errors import InputError, NonFiniteError
 from twophase.objective import FunctionObjective, evaluate
 from twophase.problems import toys
-from twophase.second_phase import iterate
+from twophase.second_phase import SELF_SCALED_BFGS, iterate
 
 OPTIMIZERS = [SecondPhase, ConjugateGradient, SelfScaledBFGS, LBFGS]
 every_optimizer = pytest.mark.parametrize("optimizer_of", OPTIMIZERS)
@@ -626,3 +626,23 @@ def test_arguments_out_of_range_name_themselves(field, arguments):
 def test_a_second_phase_is_a_minimizer(second):
     with pytest.raises(InputError, match="^second: .* use Automatic"):
         SecondPhase([weight()], second)
+
+
+@pytest.mark.parametrize("second", [SELF_SCALED_BFGS, DEFAULT], ids=["limited", "dense"])
+def test_a_float32_model_resumes_with_float64_memory(second, tmp_path):
+    """The memory of curvature is float64, whatever the parameters are."""
+    model = network().float()
+    inputs, targets = (part.float() for part in samples())
+    optimizer = SecondPhase(model.parameters(), second)
+    for _ in range(6):
+        optimizer.step(lambda: mse_loss(model(inputs), targets))
+    torch.save((model.state_dict(), optimizer.state_dict()), tmp_path / "state.pt")
+    other = network().float()
+    again = SecondPhase(other.parameters(), second)
+    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other.load_state_dict(weights)
+    again.load_state_dict(state)
+    for _ in range(6):
+        optimizer.step(lambda: mse_loss(model(inputs), targets))
+        again.step(lambda: mse_loss(other(inputs), targets))
+        assert torch.equal(flat(model), flat(other))

@@ -1,11 +1,13 @@
 """The second phase as `torch.optim.Optimizer`s, for any model and training code."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
+from torch.utils._pytree import tree_map_only
 
 from twophase.automatic import DEFAULT
 from twophase.closure import Closure, ClosureObjective
@@ -91,6 +93,15 @@ class SecondPhase(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"second": self.second, "result": None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        super().load_state_dict(state_dict)
+        # torch has made all of it the parameters' dtype, also what is float64 for good reason
+        first = self._parameters()[0]
+        there = partial(torch.Tensor.to, device=first.device, copy=True)
+        for saved in state_dict["state"].values():
+            self.state[first] = tree_map_only(Tensor, there, saved)
 
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One iteration; returns the loss AFTER it, a float64 scalar tensor.
