@@ -114,9 +114,9 @@ def results() -> str:
         "square error is that low. The published line is the best of about 100 tuned runs of\n"
         "energy natural gradient descent of 1,000 s each, on an RTX 6000; here nothing was tuned,\n"
         "and Adam has torch's default rate. Of the problems without a published line the error is\n"
-        "relative, ‖u − exact‖ / ‖exact‖. The first two of this library and its peer had 60 seconds,\n"
-        "the others 30; notebook 14 has all six problems. On one of them, a regression with as many\n"
-        "residuals as parameters, the default is behind SSBroyden from 10 seconds on.",
+        "relative, ‖u − exact‖ / ‖exact‖. The first two of this library and its peer had 60\n"
+        "seconds, the others 30; notebook 14 has all six problems. On one of them, a regression\n"
+        "with as many residuals as parameters, the default is behind SSBroyden.",
         *markdown(errors[errors.problem.isin(PHYSICS)]),
         "Self-scaled Broyden (SSBroyden) here and in the package ssbroyden-optimistix, both from\n"
         "the same weights on the same function, at equal passes; medians over three seeds. Below\n"
