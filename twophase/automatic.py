@@ -1,6 +1,6 @@
 """The library's default second phase: chosen by the loss's structure and size."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from twophase.errors import check_number
 from twophase.least_squares import LevenbergMarquardt, squares_of
 from twophase.objective import Objective, Point
 from twophase.preconditioner import AdamMoments, Preconditioner, check_preconditioner
-from twophase.second_phase import SELF_SCALED_BFGS, Iteration, Minimizer, Prepared
+from twophase.second_phase import SELF_SCALED_BFGS, Descent, Iteration, Minimizer, Prepared
 
 # Parameters up to which a matrix [P, P] is kept: 72 MB, as quick as a gradient on 1,000 examples.
 DENSE_PARAMETERS = 3000
@@ -47,14 +47,10 @@ class Automatic(Minimizer):
             rows, columns = squares.size
             reason = f"a sum of {rows:,} squares, of {columns:,} parameters"
             return Prepared(LevenbergMarquardt(tolerance_grad=self.tolerance_grad), squares, reason)
-        chosen = replace(
-            SELF_SCALED_BFGS,
-            preconditioner=self.preconditioner,
-            tolerance_grad=self.tolerance_grad,
-        )
         kind = "no sum of squares" if squares is None else "a sum of squares with costly Jacobians"
-        if size <= DENSE_PARAMETERS:
-            chosen = replace(chosen, direction=BroydenDirection())
+        rule, search = SELF_SCALED_BFGS.direction, SELF_SCALED_BFGS.line_search
+        rule = BroydenDirection() if size <= DENSE_PARAMETERS else rule
+        chosen = Descent(rule, search, self.preconditioner, self.tolerance_grad)
         return Prepared(chosen, objective, f"{kind}, of {size:,} parameters")
 
     def iterate(

@@ -17,8 +17,7 @@ class Record:
     above all Adam's gradient norm. The gradient at a swap counts in both, since the rule needs it
     and the second phase starts from it; the one after a last epoch of the second phase starts
     nothing and counts in neither. `step_size` and `evaluations` are the line search's. `status` is
-    a `twophase.second_phase.Status`; `note` says why a phase ended,
-    and which second phase begins, and why.
+    a `twophase.second_phase.Status`; `note` says why a phase ended, or which one begins and why.
     """
 
     epoch: int

@@ -280,9 +280,7 @@ def _objectives(
     """The mean losses over the training and, where there are any, the validation examples."""
     if isinstance(model, LeastSquares):
         if data is not None:
-            raise InputError(
-                "data", type(data).__name__, "None with a LeastSquares, which has its own"
-            )
+            raise InputError("data", type(data).__name__, "None: a LeastSquares has its own")
         return model, None
     if data is None:
         raise InputError("data", None, "a Dataset or tensors (inputs, targets)")

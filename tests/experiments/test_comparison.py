@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twophase import SELF_SCALED_BFGS
 from twophase.__main__ import main
 from twophase.automatic import DEFAULT
 from twophase.directions import SelfScaledBFGSDirection
@@ -265,7 +266,7 @@ def _entry(method, start, passes):
 
 def test_other_settings_of_a_candidate_have_another_folder(monkeypatch):
     (before,) = entries([DIGITS], ["default"], 30)
-    other = replace(DEFAULT, direction=SelfScaledBFGSDirection(history_size=7))
+    other = replace(SELF_SCALED_BFGS, direction=SelfScaledBFGSDirection(history_size=7))
     monkeypatch.setitem(METHODS, "default", Method("default", (other,)))
     (after,) = entries([DIGITS], ["default"], 30)
     assert digest_name(before.config) != digest_name(after.config)
@@ -367,7 +368,7 @@ def test_full_batch_problems_take_their_points_at_once():
     config = prefix(PhysicsProblem("poisson"), 1, dtype="float64", batch_size=7)
     device = runs.resolve_device("cpu")
     trainer = config.trainer(config.problem.load(0, "float64", device, None), device)
-    points = len(trainer.objective.inputs)
+    points = trainer.objective.count
     assert len(trainer.phases["adam"].adam.batches(points, device)) == 1 < points
 
 
@@ -431,7 +432,7 @@ def test_only_images_have_a_subset():
 
 
 def test_variants_are_compared_with_adam_under_their_labels(tmp_path):
-    tight = replace(DEFAULT, line_search=StrongWolfe(c2=0.1))
+    tight = replace(SELF_SCALED_BFGS, line_search=StrongWolfe(c2=0.1))
     todo = comparison.variants(SMOKE.prefixes()[0], {"tight": tight, "rival": TorchLBFGS(5)}, 6)
     found = {entry.method: entry.config.second for entry in todo}
     assert found == {"adam": AdamGoesOn(), "tight": tight, "rival": TorchLBFGS(5)}

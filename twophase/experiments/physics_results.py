@@ -12,6 +12,7 @@ from twophase.experiments.statistics import ratio_of
 OURS, PEER = "twophase, SSBroyden", "ssbroyden-optimistix"
 PUBLISHED = "published: ENGD, a GPU"
 LEVELS = (1e-4, 1e-5, 1e-6, 1e-7)
+ENDS = ["here", "peer"]
 
 
 class PhysicsResults(NamedTuple):
@@ -46,8 +47,8 @@ def to_errors(results: PhysicsResults, seed: int = 0) -> pd.DataFrame:
         if known := results.published.get(str(problem)):
             cells = [f"{known[f'{x:g}']:g} s" if f"{x:g}" in known else "–" for x in LEVELS]
             rows.append((problem, PUBLISHED, *cells, f"{known['lowest']:.1e} (1000 s)"))
-    levels = [f"{level:.0e}" for level in LEVELS]
-    return pd.DataFrame(rows, columns=["problem", "method", *levels, "at the end"])
+    columns = ["problem", "method", *(f"{level:.0e}" for level in LEVELS), "at the end"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _reached(rows: pd.DataFrame) -> str:
@@ -63,7 +64,7 @@ def at_equal_passes(results: PhysicsResults, ours: str = OURS, peer: str = PEER)
             passes = min(path.passes.max() for path in paths)
             here, there = (path[path.passes <= passes].loss.min() for path in paths)
             rows.append((problem, seed, passes, here, there, here / there))
-    return pd.DataFrame(rows, columns=["problem", "seed", "passes", "here", "peer", "ratio"])
+    return pd.DataFrame(rows, columns=["problem", "seed", "passes", *ENDS, "ratio"])
 
 
 def beside_the_peer(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -71,9 +72,9 @@ def beside_the_peer(pairs: pd.DataFrame) -> pd.DataFrame:
     whole = pairs.assign(problem=f"all {len(pairs)} runs")
     rows = []
     for problem, of in pd.concat([pairs, whole]).groupby("problem", sort=False):
-        ratio = ratio_of(list(of.ratio))
-        middle = [f"{of[name].median():.1e}" for name in ("here", "peer")]
+        ratio, middle = ratio_of(list(of.ratio)), [f"{of[name].median():.1e}" for name in ENDS]
         spread = f"{ratio.median:.2g} ({ratio.low:.2g} to {ratio.high:.2g})"
         rows.append((problem, f"{of.passes.median():,.0f}", *middle, spread))
-    names = ["problem", "passes", "loss here", "loss of the peer", "ratio"]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(
+        rows, columns=["problem", "passes", "loss here", "loss of the peer", "ratio"]
+    )

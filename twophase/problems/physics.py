@@ -93,12 +93,10 @@ class Constrained(nn.Module):
         """By the product rule, so that the network is passed through once; for `derivatives`."""
         parts = (self.start, self.factor, self.network)
         start, factor, network = (derivatives(part, points, order) for part in parts)
-        a, b = factor[0], network[0]
-        by_first = factor[1] * b[:, None] + a[:, None] * network[1]
-        found = [a * b, by_first]
+        a, b = factor[0][:, None], network[0][:, None]
+        found = [factor[0] * network[0], factor[1] * b + a * network[1]]
         if order == 2:
-            mixed = 2 * factor[1] * network[1]
-            found.append(factor[2] * b[:, None] + mixed + a[:, None] * network[2])
+            found.append(factor[2] * b + 2 * factor[1] * network[1] + a * network[2])
         return tuple(s + f for s, f in zip(start, found, strict=True))
 
 
