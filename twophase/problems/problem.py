@@ -18,10 +18,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class Task(NamedTuple):
-    """A network before its first epoch, what it is to learn, and by which loss.
-
-    Or a `LeastSquares`, which is all of that.
-    """
+    """A network before its first epoch, its data and loss; or a `LeastSquares`, which is all."""
 
     model: nn.Module | LeastSquares
     data: Dataset | None = None
