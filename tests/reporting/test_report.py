@@ -76,7 +76,7 @@ def test_a_build_leaves_a_page_for_each_notebook_and_an_index(project, monkeypat
     write(project, "02-second", "print(preset)", prose="A notebook without a title.")
     (project / "notebooks" / "scratch.ipynb").write_text("not numbered, so not read")
 
-    index = build("smoke", parameters={"epochs": 7}, notebooks=["01"], project=project)
+    index = build("smoke", parameters={"epochs": 7}, notebooks=["1"], project=project)
     reports = project / "reports"
     assert index == reports / "index.html"
     expected = ["01-first.html", "index.html", "index.json", "notebooks/01-first.ipynb"]

@@ -161,7 +161,7 @@ def _choose(sources: list[_Source], names: Sequence[str] | None) -> list[_Source
     if names is None:
         return sources
     known = [key for source in sources for key in (source.name, source.name[:2])]
-    wanted = {check_choice("notebook", name, known) for name in names}
+    wanted = {check_choice("notebook", name.zfill(2), known) for name in names}
     return [source for source in sources if wanted & {source.name, source.name[:2]}]
 
 
