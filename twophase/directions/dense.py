@@ -11,8 +11,9 @@ from torch import Tensor
 from twophase.directions.direction import (
     Direction,
     State,
-    expected_step,
+    at_most_one,
     gradient_change,
+    quasi_newton,
     scaled,
     steepest_descent,
 )
@@ -117,12 +118,7 @@ class BroydenDirection(Settings):
         matrix, product = self._after(point, last, inverse)
         if matrix is None:
             return steepest_descent(point.gradient, inverse)
-        vector = -product.to(point.gradient.dtype)
-        slope = dot(vector, point.gradient)
-        if not -math.inf < slope < 0:
-            return steepest_descent(point.gradient, inverse)
-        first_step = min(1.0, expected_step(point, last, slope))
-        return Direction(vector, slope, last.age + 1, matrix._asdict(), first_step)
+        return quasi_newton(product, point, last, inverse, matrix._asdict(), at_most_one)
 
     def _after(
         self, point: Point, last: State, inverse: Tensor | None

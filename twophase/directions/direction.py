@@ -77,6 +77,30 @@ def expected_step(point: Point, last: State, slope: float) -> float:
     return last.step * min(max(factor, 1 / CORRECTION), CORRECTION) * last.slope / slope
 
 
+def quasi_newton(
+    product: Tensor,
+    point: Point,
+    last: State,
+    inverse: Tensor | None,
+    memory: Any,
+    first_step: Callable[[Point, State, float], float],
+) -> Direction:
+    """d = −H g for the product H g [P] in float64; the steepest descent where d does not descend.
+
+    `first_step` is where to try first, by point, last state and slope.
+    """
+    vector = -product.to(point.gradient.dtype)
+    slope = dot(vector, point.gradient)
+    if not -math.inf < slope < 0:
+        return steepest_descent(point.gradient, inverse)
+    return Direction(vector, slope, last.age + 1, memory, first_step(point, last, slope))
+
+
+def at_most_one(point: Point, last: State, slope: float) -> float:
+    """The `expected_step`, up to 1: for an H that is large where nothing is known yet."""
+    return min(1.0, expected_step(point, last, slope))
+
+
 def gradient_change(point: Point, last: State) -> tuple[Tensor, Tensor] | None:
     """The last step s and the difference y of the gradients at its ends, [P] each.
 

@@ -1,6 +1,5 @@
 """Quasi-Newton directions d = −H g with H from the last steps alone: L-BFGS, plain and scaled."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
 
@@ -10,8 +9,9 @@ from torch import Tensor
 from twophase.directions.direction import (
     Direction,
     State,
-    expected_step,
+    at_most_one,
     gradient_change,
+    quasi_newton,
     scaled,
     steepest_descent,
 )
@@ -196,12 +196,7 @@ class LBFGSDirection(Settings):
         if not history.size:
             return steepest_descent(point.gradient, inverse)
         product = history.multiply(gradient, on_steps, on_changes, self._scaled_by, inverse)
-        vector = -product.to(point.gradient.dtype)
-        slope = dot(vector, point.gradient)
-        if not -math.inf < slope < 0:
-            return steepest_descent(point.gradient, inverse)
-        memory, first_step = history._asdict(), self._first_step(point, last, slope)
-        return Direction(vector, slope, last.age + 1, memory, first_step)
+        return quasi_newton(product, point, last, inverse, history._asdict(), self._first_step)
 
     def _growth(self, step: Tensor, change: Tensor, last: State) -> float:
         return 1.0
@@ -233,4 +228,4 @@ class SelfScaledBFGSDirection(LBFGSDirection):
         return max(1.0, -last.step * dot(step, last.gradient) / dot(step, change))
 
     def _first_step(self, point: Point, last: State, slope: float) -> float:
-        return min(1.0, expected_step(point, last, slope))
+        return at_most_one(point, last, slope)

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from twophase.directions.direction import scaled
 from twophase.least_squares.problem import LeastSquares, Linearization
 from twophase.objective import dot, norm
 
@@ -129,8 +130,8 @@ class ByProducts(NormalEquations):
     def step(self, damping: float) -> tuple[Tensor, float] | None:
         right = -self.at.gradient / 2
         found, left, length = torch.zeros_like(right), right, norm(right)
-        scaled = self._scaled(left)
-        direction, square = scaled, dot(left, scaled)
+        direction = scaled(left, self.inverse)
+        square = dot(left, direction)
         for _ in range(CG_STEPS):
             product = self._product(direction, damping)
             curvature = dot(direction, product)
@@ -140,16 +141,13 @@ class ByProducts(NormalEquations):
             left = left - (square / curvature) * product
             if norm(left) <= CG_TOLERANCE * length:
                 break
-            scaled = self._scaled(left)
-            before, square = square, dot(left, scaled)
-            direction = scaled + (square / before) * direction
+            steepest = scaled(left, self.inverse)
+            before, square = square, dot(left, steepest)
+            direction = steepest + (square / before) * direction
         # ‖J s‖² = s'(b − left) − λ‖s‖² with b the right side
         bent = dot(found, right - left) - damping * dot(found, found)
         gain = 2 * dot(found, right) - bent
         return (found, gain) if gain > 0 else None
-
-    def _scaled(self, vector: Tensor) -> Tensor:
-        return vector if self.inverse is None else self.inverse * vector
 
     def _product(self, vector: Tensor, damping: float) -> Tensor:
         """(J'J + λ) v [P]."""
