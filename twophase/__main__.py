@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
     report.add_argument("--out", type=Path, help="folder; default: reports/")
     report.add_argument("--notebooks", nargs="+", help="their numbers; default: all")
+    report.add_argument("--jobs", type=_number("jobs", int), help="how many notebooks at a time")
     _device_option(report)
     _run_options(add("run", "train one model; leave a folder with its history", _run))
     plot = add("plot", "draw a run's gradient norm over its loss", _plot)
@@ -82,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> None:
     from twophase.reporting import report
 
-    index = report.build(options.preset, options.out, options.notebooks, device=options.device)
+    index = report.build(
+        options.preset, options.out, options.notebooks, device=options.device, jobs=options.jobs
+    )
     print(f"reports: {index}")
 
 

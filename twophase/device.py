@@ -27,11 +27,11 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     raise InputError("device", str(device), f"auto, cpu or cuda (here: {there})")
 
 
-def device_name(device: torch.device) -> str:
-    """The device in words: the GPU's name, or the CPU's architecture and the threads torch uses."""
+def device_name(device: torch.device, threads: int | None = None) -> str:
+    """The GPU's name, or the CPU's architecture and its `threads`, by default those torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"cpu ({platform.machine()}, {threads or torch.get_num_threads()} threads)"
 
 
 def clock(device: torch.device) -> float:

@@ -1,8 +1,10 @@
 """Reports: what fails, stops or runs at the same time never costs a page or an index entry."""
 
 import json
+import re
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from twophase.errors import InputError
 from twophase.experiments.progress import Progress
-from twophase.reporting import report
+from twophase.reporting import execution, report
 from twophase.reporting.notebook import PRESET_VARIABLE
 from twophase.reporting.report import ReportError, build
 
@@ -115,7 +117,7 @@ def test_a_failure_keeps_the_old_page_and_lets_the_others_run(project, capfd):
         build("smoke", project=project)
     error = "cell [4] 'x = 1': ValueError: no <good>"
     assert str(caught.value) == f"1 of 2 notebooks failed: 01-first, {error}"
-    assert f"[1/2] 01-first failed, {error}\n" in capfd.readouterr().err
+    assert re.search(rf"\[[12]/2\] 01-first failed, {re.escape(error)}\n", capfd.readouterr().err)
     assert (reports / "01-first.html").read_bytes() == old
     assert "new" in (reports / "02-second.html").read_text(encoding="utf-8")
     listed = (reports / "index.html").read_text(encoding="utf-8")
@@ -149,8 +151,13 @@ def test_an_interrupted_run_leaves_everything_whole(project, ctrl_c):
         "01-first",
         f"import os, time\nos.kill(os.getppid(), {int(signal.SIGINT)})\ntime.sleep(60)",
     )
+    # one beside it, and one that never starts
+    for name in ("02-second", "03-third"):
+        write(project, name, "import time\ntime.sleep(60)")
+    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        build("smoke", project=project)
+        build("smoke", jobs=2, project=project)
+    assert time.monotonic() - began < 60, "nobody waits for what was stopped"
     assert {name: (reports / name).read_bytes() for name in files(reports)} == before
 
 
@@ -160,18 +167,35 @@ def test_a_kernel_that_dies_is_a_failure_like_others(project):
         build("smoke", project=project)
 
 
+def test_notebooks_run_beside_each_other_and_share_the_cores(project, monkeypatch):
+    """Each waits for a file that the other one writes."""
+    monkeypatch.setattr(report, "_CORES", 6)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    for name, own, other in (("01-first", "a", "b"), ("02-second", "b", "a")):
+        write(
+            project,
+            name,
+            "import os, time\nfrom pathlib import Path\nprint(os.environ['OMP_NUM_THREADS'])",
+            f"Path('{own}').touch()\nwhile not Path('{other}').exists(): time.sleep(0.1)",
+        )
+    build("smoke", jobs=2, project=project)
+    for name in ("01-first", "02-second"):
+        page = visible((project / "reports" / f"{name}.html").read_text(encoding="utf-8"))
+        assert "3" in page.split() and "3 threads" in page
+
+
 def test_two_builds_into_one_folder_keep_both_entries(project, monkeypatch):
     """The second runs, start to end, while the first one's notebook runs."""
     write(project, "01-first")
     write(project, "02-second")
-    execute = report.papermill.execute_notebook
+    execute = execution.papermill.execute_notebook
 
     def with_another_build(path, *others, **options):
-        monkeypatch.setattr(report.papermill, "execute_notebook", execute)
+        monkeypatch.setattr(execution.papermill, "execute_notebook", execute)
         build("smoke", notebooks=["02"], project=project)
         return execute(path, *others, **options)
 
-    monkeypatch.setattr(report.papermill, "execute_notebook", with_another_build)
+    monkeypatch.setattr(execution.papermill, "execute_notebook", with_another_build)
     build("smoke", notebooks=["01"], project=project)
     listed = (project / "reports" / "index.html").read_text(encoding="utf-8")
     assert 'href="01-first.html"' in listed and 'href="02-second.html"' in listed
@@ -180,7 +204,7 @@ def test_two_builds_into_one_folder_keep_both_entries(project, monkeypatch):
 
 def test_entries_that_are_written_at_the_same_time_are_all_kept(project):
     sources = [report._Source(project / f"{i:02}-x.ipynb", "T", "", {}, {}) for i in range(20)]
-    job = report._Job(project, "smoke", {}, "cpu", sources)
+    job = report._Job(project, "smoke", {}, "cpu", None, sources)
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(partial(report._update_index, job, finished="now"), sources))
     assert set(report._load_records(project)) == {source.name for source in sources}
@@ -197,6 +221,7 @@ def test_entries_that_are_written_at_the_same_time_are_all_kept(project):
         ({"notebooks": ["03"]}, "notebook: '03' is not allowed; use one of 01-first, 01"),
         ({"parameters": {"epoch": 3}}, r"parameter: 'epoch' .*did you mean 'epochs'"),
         ({"parameters": {"preset": "smoke"}}, "parameter: 'preset' is not allowed"),
+        ({"jobs": 0}, "jobs: 0 is not allowed; use"),
         ({"device": "gpu"}, "device: 'gpu' is not allowed; use auto, cpu or cuda"),
     ],
 )
@@ -247,25 +272,57 @@ def test_a_folder_without_notebooks_and_one_that_cannot_be_written(project):
 @pytest.mark.parametrize(
     ("expected", "progress", "words"),
     [
-        ([None], None, "[2/3] 02-x · 10 s so far"),
+        ((None, None), None, "02-x · 10 s so far"),
         (
-            [None],
+            (None, None),
             Progress("adam", 5, 20, 4.0),
-            "adam 5/20 · 10 s so far · about 12 s left in this",
+            "02-x (adam 5/20) · 10 s so far · about 12 s left in this",
         ),
-        ([60.0, 90.0], None, "10 s so far · about 2 min 20 s left"),
-        ([12.0, 90.0], Progress("cg", 5, 20, 4.0), "cg 5/20 · 10 s so far · about 1 min 42 s left"),
-        ([12.0, None], Progress("", 0, None, 0.0), "[2/3] 02-x · step 0 · 10 s so far"),
+        ((60.0, 90.0), None, "02-x · 10 s so far · about 2 min 20 s left"),
+        (
+            (12.0, 90.0),
+            Progress("cg", 5, 20, 4.0),
+            "(cg 5/20) · 10 s so far · about 1 min 42 s left",
+        ),
+        ((12.0, None), Progress("", 0, None, 0.0), "02-x (step 0) · 10 s so far"),
     ],
 )
 def test_the_status_tells_notebook_epoch_and_time_left(
     tmp_path, monkeypatch, expected, progress, words
 ):
-    monkeypatch.setattr(report.time, "monotonic", lambda: 110.0)
-    file = tmp_path / "progress.json"
+    build = a_build(tmp_path, expected, monkeypatch, jobs=1)
+    build._running["02-x"] = 100.0, tmp_path / "progress.json"
+    build._waiting.remove("02-x")
     if progress:
-        file.write_text(json.dumps(asdict(progress)))
-    assert words in report._status("[2/3] 02-x", 100.0, expected, file)
+        (tmp_path / "progress.json").write_text(json.dumps(asdict(progress)))
+    assert build.status().startswith("0 of 2 done · 02-x")
+    assert build.status().endswith(words) or words + " step" in build.status()
+
+
+def a_build(folder, expected, monkeypatch, jobs):
+    """One that began ten seconds ago, with notebooks 02-x, 03-x, … that nobody runs."""
+    monkeypatch.setattr(report.time, "monotonic", lambda: 100.0)
+    names = [f"{number:02}-x.ipynb" for number in range(2, 2 + len(expected))]
+    sources = [
+        report._Source(folder / name, "T", "", frozenset(), {"quick": seconds} if seconds else {})
+        for name, seconds in zip(names, expected, strict=True)
+    ]
+    build = report._Build(report._Job(folder, "quick", {}, "cpu", None, sources), sources, jobs)
+    monkeypatch.setattr(report.time, "monotonic", lambda: 110.0)
+    return build
+
+
+@pytest.mark.parametrize(
+    ("jobs", "left"), [(1, "3 min 10 s"), (2, "1 min 35 s"), (4, "1 min 30 s")]
+)
+def test_the_time_left_counts_the_notebooks_that_run_beside_each_other(
+    tmp_path, monkeypatch, jobs, left
+):
+    build = a_build(tmp_path, (60.0, 50.0, 90.0), monkeypatch, jobs)
+    build._running["02-x"] = 100.0, tmp_path / "none"
+    build._waiting.remove("02-x")
+    assert f"about {left} left" in build.status()
+    assert [source.name for source in build._order] == ["04-x", "02-x", "03-x"]
 
 
 @pytest.mark.parametrize(

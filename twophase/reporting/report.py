@@ -6,7 +6,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -14,25 +15,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import nbformat
-import papermill
 from filelock import FileLock
-from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
-from papermill.exceptions import PapermillExecutionError
 
 from twophase.device import device_name, resolve_device
-from twophase.errors import InputError, TwoPhaseError, check_choice
+from twophase.errors import InputError, TwoPhaseError, check_choice, check_integer
 from twophase.experiments import provenance
 from twophase.experiments.files import project_folder, write_atomically, write_json
-from twophase.experiments.progress import PROGRESS_VARIABLE, read_progress, show_status
+from twophase.experiments.progress import read_progress, show_status
+from twophase.reporting.execution import PROGRESS, UNFINISHED, Kernels, one_line
 from twophase.reporting.html import contents_html, opening, page_html
 from twophase.reporting.notebook import assigned, resolve_preset
 
 _RECORDS = "index.json"
-# in the temporary folder of a notebook
-_UNFINISHED, _LOG, _PROGRESS = "notebook.ipynb", "kernel.log", "progress.json"
+# more of them wait for memory rather than for a core
+_MOST_JOBS = 4
+_CORES = os.cpu_count() or 1
 
 
 class ReportError(TwoPhaseError):
@@ -70,17 +68,25 @@ class _Record:
 
 @dataclass(frozen=True)
 class _Job:
-    """What one call of `build` asks for; `device` is in words, `sources` are for the index."""
+    """What one call of `build` asks for.
+
+    `device` is in words, `threads` are those of each kernel (None: as many as torch takes), and
+    `sources` are all notebooks, for the index.
+    """
 
     folder: Path
     preset: str
     parameters: Mapping[str, object]
     device: str
+    threads: int | None
     sources: Sequence[_Source]
 
     def injected(self, source: _Source) -> dict[str, object]:
         given = {name: v for name, v in self.parameters.items() if name in source.parameters}
         return {"preset": self.preset} | given
+
+    def failed(self, source: _Source) -> Path:
+        return self.folder / "notebooks" / f"{source.name}.failed.ipynb"
 
     def expected_seconds(self, source: _Source) -> float | None:
         record = _load_records(self.folder).get(source.name, _Record())
@@ -94,6 +100,7 @@ def build(
     notebooks: Sequence[str] | None = None,
     parameters: Mapping[str, object] | None = None,
     device: str = "auto",
+    jobs: int | None = None,
     project: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Execute the numbered notebooks, leave a page for each and an index; return the index.
@@ -110,6 +117,8 @@ def build(
         notebooks: which to run, by number ("03") or name ("03-images"); by default all.
         parameters: other parameters to set, each in the notebooks that have it.
         device: auto, cpu or cuda; set in the notebooks that have such a parameter.
+        jobs: how many notebooks run at a time, with an equal share of the cores each; by default
+            up to 4 on a CPU, as many as it has cores, and 1 on a GPU, which they would share.
         project: the folder with `notebooks`; by default this source tree, else the working folder.
 
     Raises:
@@ -117,7 +126,10 @@ def build(
         ReportError: at least one notebook failed; the others have run.
     """
     preset = resolve_preset(preset)
-    where = device_name(resolve_device(device))
+    place = resolve_device(device)
+    if jobs is None:
+        jobs = min(_CORES, _MOST_JOBS) if place.type == "cpu" else 1
+    check_integer("jobs", jobs, 1)
     root = Path(project or project_folder() or Path()).resolve()
     sources = [_read(path) for path in sorted(root.glob("notebooks/[0-9][0-9]-*.ipynb"))]
     if not sources:
@@ -135,11 +147,14 @@ def build(
 
     # its log repeats, in more lines, what the status and the index say
     logging.getLogger("papermill").addHandler(logging.NullHandler())
-    job = _Job(folder, preset, wanted, where, sources)
-    errors = [_run(job, chosen, position) for position in range(len(chosen))]
-    failed = [f"{s.name}, {error}" for s, error in zip(chosen, errors, strict=True) if error]
+    jobs = min(jobs, len(chosen))
+    # several kernels share the cores; a single one takes what torch takes
+    threads = max(1, _CORES // jobs) if jobs > 1 else None
+    job = _Job(folder, preset, wanted, device_name(place, threads), threads, sources)
+    failed = _Build(job, chosen, jobs).run()
     if failed:
-        raise ReportError(f"{len(failed)} of {len(chosen)} notebooks failed: {'; '.join(failed)}")
+        reasons = "; ".join(f"{name}, {error}" for name, error in failed.items())
+        raise ReportError(f"{len(failed)} of {len(chosen)} notebooks failed: {reasons}")
     return folder / "index.html"
 
 
@@ -165,71 +180,84 @@ def _choose(sources: list[_Source], names: Sequence[str] | None) -> list[_Source
     return [source for source in sources if wanted & {source.name, source.name[:2]}]
 
 
-def _run(job: _Job, chosen: Sequence[_Source], position: int) -> str | None:
-    """Run one notebook and put its page in place; return what went wrong, in one line."""
-    source = chosen[position]
-    label = f"[{position + 1}/{len(chosen)}] {source.name}"
-    failed = job.folder / "notebooks" / f"{source.name}.failed.ipynb"
-    expected = [job.expected_seconds(source) for source in chosen[position:]]
-    began = time.monotonic()
-    with TemporaryDirectory(prefix=".unfinished-", dir=job.folder) as name:
-        scratch = Path(name)
-        status = partial(_status, label, began, expected, scratch / _PROGRESS)
-        with show_status(status, sys.stderr) as say:
+class _Build:
+    """The notebooks of one call of `build`, `jobs` at a time, and how far they are."""
+
+    def __init__(self, job: _Job, chosen: Sequence[_Source], jobs: int):
+        self._job, self._jobs = job, jobs
+        # several kernels share the cores; a single one takes what torch takes
+        self._kernels = Kernels(job.threads)
+        self._expected = {source.name: job.expected_seconds(source) for source in chosen}
+        self._running: dict[str, tuple[float, Path]] = {}  # since when, and its progress file
+        self._waiting = list(self._expected)
+        self._began = time.monotonic()
+        # the longest first, so that none runs alone at the end
+        self._order = sorted(chosen, key=lambda source: -(self._expected[source.name] or 0.0))
+
+    def run(self) -> dict[str, str]:
+        """Run them all; return what went wrong with which, in one line each."""
+        with show_status(self.status, sys.stderr) as say, ThreadPoolExecutor(self._jobs) as pool:
             try:
-                notebook = _execute(job, source, scratch)
+                errors = list(pool.map(partial(self._run, say=say), self._order))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._kernels.stop()
+                raise
+        by_name = {source.name: error for source, error in zip(self._order, errors, strict=True)}
+        return {name: by_name[name] for name in self._expected if by_name[name]}
+
+    def _run(self, source: _Source, say: Callable[[str], None]) -> str | None:
+        """Run one notebook and put its page in place; return what went wrong, in one line."""
+        job, began, error = self._job, time.monotonic(), None
+        with TemporaryDirectory(prefix=".unfinished-", dir=job.folder) as folder:
+            scratch = Path(folder)
+            self._running[source.name] = began, scratch / PROGRESS
+            self._waiting.remove(source.name)
+            try:
+                notebook = self._kernels.execute(source.path, job.injected(source), scratch)
                 done = _Record(_now(), job.preset, time.monotonic() - began)
                 _publish(job, source, done, notebook)
+                job.failed(source).unlink(missing_ok=True)
+                _update_index(job, source, **asdict(done))
             # one notebook's trouble, whatever it is, must not cost the reports of the others
-            except Exception as error:
-                reason = _one_line(error, scratch / _LOG)
-                if (scratch / _UNFINISHED).exists():
-                    os.replace(scratch / _UNFINISHED, failed)
-                failure = {"when": _now(), "preset": job.preset, "error": reason}
-                _update_index(job, source, failure=failure)
-                say(f"{label} failed, {reason}")
-                return reason
-            failed.unlink(missing_ok=True)
-            _update_index(job, source, **asdict(done))
-            say(f"{label}: done in {done.took}")
-            return None
+            except Exception as caught:
+                if self._kernels.stopped:
+                    return None
+                error = one_line(caught, scratch)
+                _keep_failure(job, source, error, scratch)
+        del self._running[source.name]
+        finished = len(self._expected) - len(self._waiting) - len(self._running)
+        became = f" failed, {error}" if error else f": done in {done.took}"
+        say(f"[{finished}/{len(self._expected)}] {source.name}{became}")
+        return error
+
+    def status(self) -> str:
+        """The line on the terminal: the notebooks that run, where they are, the time left."""
+        now = time.monotonic()
+        left = [self._expected[name] for name in list(self._waiting)]
+        words, step_lefts = [], []
+        for name, (began, file) in list(self._running.items()):
+            state = read_progress(file)
+            step_lefts.append(state and state.left)
+            words.append(f"{name} ({state})" if state else name)
+            expected = self._expected[name]
+            left.append(expected and max(expected - (now - began), step_lefts[-1] or 0.0))
+        finished = len(self._expected) - len(self._waiting) - len(words)
+        words = [f"{finished} of {len(self._expected)} done", *words]
+        words.append(f"{_duration(now - self._began)} so far")
+        if None not in left:
+            longest = max(left, default=0.0)
+            words.append(f"about {_duration(max(longest, sum(left) / self._jobs))} left")
+        elif step_lefts and None not in step_lefts:
+            words.append(f"about {_duration(max(step_lefts))} left in this step")
+        return " · ".join(words)
 
 
-def _execute(job: _Job, source: _Source, scratch: Path) -> NotebookNode:
-    environment = {
-        # torch's waiting threads shall sleep: spinning ones slow a busy machine down many times
-        "OMP_WAIT_POLICY": "passive",
-        **os.environ,
-        PROGRESS_VARIABLE: str(scratch / _PROGRESS),
-        # a person's own choice of windows for figures is of no use here
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    }
-    with (scratch / _LOG).open("w") as log:
-        launch = {"env": environment, "cwd": source.path.parent, "stdout": log, "stderr": log}
-        return papermill.execute_notebook(
-            source.path,
-            scratch / _UNFINISHED,
-            parameters=job.injected(source),
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            # a busy machine with a cold disk can take minutes to import what a kernel needs
-            start_timeout=300,
-            shutdown_kernel="immediate",
-            kernel_manager_class=_kernel_manager(launch),
-        )
-
-
-def _kernel_manager(launch: Mapping[str, object]) -> type[AsyncKernelManager]:
-    """A manager for kernels of this very interpreter, whatever kernels the user has installed."""
-
-    class Manager(AsyncKernelManager):
-        kernel_spec = KernelSpec(**get_kernel_dict())
-
-        async def start_kernel(self, **options: object) -> None:
-            await super().start_kernel(**options, **launch)
-
-    return Manager
+def _keep_failure(job: _Job, source: _Source, error: str, scratch: Path) -> None:
+    if (scratch / UNFINISHED).exists():
+        os.replace(scratch / UNFINISHED, job.failed(source))
+    failure = {"when": _now(), "preset": job.preset, "error": error}
+    _update_index(job, source, failure=failure)
 
 
 def _publish(job: _Job, source: _Source, record: _Record, notebook: NotebookNode) -> None:
@@ -251,18 +279,6 @@ def _publish(job: _Job, source: _Source, record: _Record, notebook: NotebookNode
     write_atomically(job.folder / "notebooks" / source.path.name, executed)
 
 
-def _one_line(error: Exception, log: Path) -> str:
-    if isinstance(error, PapermillExecutionError):
-        cell = error.source.strip().partition("\n")[0]
-        parts = [f"cell [{error.exec_count}] {cell!r}", error.ename, error.evalue]
-    else:
-        # the last line that the kernel wrote to its own stderr, but for its remarks on the network
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        last = [line for line in lines if line.strip() and "[IPKernelApp]" not in line][-1:]
-        parts = [type(error).__name__, str(error), *last]
-    return ": ".join(part.strip().partition("\n")[0] for part in parts if part.strip())
-
-
 def _load_records(folder: Path) -> dict[str, _Record]:
     try:
         stored = json.loads((folder / _RECORDS).read_text(encoding="utf-8"))
@@ -281,20 +297,6 @@ def _update_index(job: _Job, source: _Source, **changes: object) -> None:
         write_json(job.folder / _RECORDS, stored)
         rows = [(each, records.get(each.name, _Record())) for each in job.sources]
         write_atomically(job.folder / "index.html", contents_html(rows, _now()))
-
-
-def _status(label: str, began: float, expected: Sequence[float | None], progress: Path) -> str:
-    """The line on the terminal; `expected` are the notebook's seconds and those of the rest."""
-    elapsed = time.monotonic() - began
-    state = read_progress(progress)
-    step_left = state.left if state else None
-    words = [label, *([str(state)] if state else []), f"{_duration(elapsed)} so far"]
-    if None not in expected:
-        left = max(expected[0] - elapsed, step_left or 0.0) + sum(expected[1:])
-        words.append(f"about {_duration(left)} left")
-    elif step_left is not None:
-        words.append(f"about {_duration(step_left)} left in this step")
-    return " · ".join(words)
 
 
 def _duration(seconds: float) -> str:
