@@ -14,8 +14,12 @@ METHOD = [
     *(path for path in PACKAGE.glob("*.py") if path.name != "__main__.py"),
     *(PACKAGE / "line_search").glob("*.py"),
 ]
-# second phases to choose from
-CHOICES = [*(PACKAGE / "directions").glob("*.py"), *(PACKAGE / "least_squares").glob("*.py")]
+# second phases and switch rules to choose from
+CHOICES = [
+    path
+    for name in ("directions", "least_squares", "switching")
+    for path in (PACKAGE / name).glob("*.py")
+]
 # each may import itself and what is listed
 MAY_IMPORT = {
     "method": set(),
@@ -80,8 +84,8 @@ def test_the_method_fits_in_one_sitting():
 
 
 def test_the_package_is_small():
-    assert sum(map(length, CHOICES)) <= 1500
-    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 12_000
+    assert sum(map(length, CHOICES)) <= 2300
+    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 11_500
 
 
 def functions(path):

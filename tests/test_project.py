@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from twophase.experiments import runs
-from twophase.switch import GradientNormPeak
+from twophase.switching.rules import GradientNormPeak
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")

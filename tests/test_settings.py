@@ -28,6 +28,7 @@ from twophase import (
     NormVersusLoss,
     ParabolaFirst,
     PeakTest,
+    Race,
     SelfScaledBFGSDirection,
     SmoothedNormPeak,
     StrongWolfe,
@@ -87,7 +88,8 @@ directions = conjugate | lbfgs | ssbfgs | dense
 descents = st.builds(Descent, directions, searches, identity | moments, AT_LEAST_0)
 betas = st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2)
 adams = st.builds(AdamSettings, above(0, 1e30), maybe(whole(1)), betas, above(0))
-tests = st.builds(PeakTest, PARTS, above(1), whole(1), whole(1), AT_LEAST_0, AT_LEAST_0)
+tests = st.builds(PeakTest, PARTS, above(1), st.floats(0, 1), AT_LEAST_0)
+races = st.builds(Race, whole(1), above(1), st.floats(0, 1))
 fallbacks = st.builds(Fallback, whole(1), whole(1), above(1))
 image_problems = st.builds(
     ImageProblem,
@@ -97,7 +99,7 @@ image_problems = st.builds(
     maybe(whole(0)),
 )
 equations = st.builds(PhysicsProblem, st.sampled_from(list(physics.PROBLEMS)))
-rules = st.builds(GradientNormPeak, PARTS) | st.builds(SmoothedNormPeak, tests)
+rules = st.builds(GradientNormPeak, PARTS) | st.builds(SmoothedNormPeak, tests) | races
 KINDS = {
     GoldenSection: golden,
     StrongWolfe: wolfe(),
@@ -114,6 +116,7 @@ KINDS = {
     AdamSettings: adams,
     Fallback: fallbacks,
     PeakTest: tests,
+    Race: races,
     GradientNormPeak: st.builds(GradientNormPeak, PARTS),
     SmoothedNormPeak: st.builds(SmoothedNormPeak, tests),
     NormVersusLoss: st.builds(NormVersusLoss, tests),

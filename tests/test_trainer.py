@@ -196,7 +196,7 @@ def test_a_loss_that_does_not_repeat_is_found_before_the_second_phase(network, r
         trainer.epoch()
 
 
-def test_a_fallback_in_a_training_of_one_phase_is_none(network, rings):
+def test_a_training_of_one_phase_has_no_course(network, rings):
     for arguments in ({"second": None}, {"adam": None}):
         trainer = Trainer(network(), rings(), fallback=Fallback(), **arguments)
-        assert (trainer.fallback, trainer.rule) == (None, None)
+        assert trainer.course is None

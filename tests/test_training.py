@@ -106,7 +106,7 @@ def test_the_paper_is_its_rule_its_second_phase_and_no_way_back(network, rings, 
     paper = network()
     result = fit(paper, rings(), epochs=40, adam=adam, **PAPER)
     trace = [(r.train_loss, r.grad_norm) for r in result.records]
-    fired = twophase.switch.first_switch(GradientNormPeak(0.9), trace)
+    fired = twophase.switching.rules.first_switch(GradientNormPeak(0.9), trace)
     assert result.swap_epoch == fired < 35
     assert [r.phase for r in result.records] == ["adam"] * fired + ["second"] * (40 - fired)
     # the same by hand: Adam alone, and conjugate gradient as an optimizer of its own
@@ -124,10 +124,10 @@ def test_the_paper_is_its_rule_its_second_phase_and_no_way_back(network, rings, 
 
 
 def test_the_default_has_a_way_back_whatever_the_rule(network, rings):
-    for switch in (3, FixedEpoch(3), GradientNormPeak(), twophase.SmoothedNormPeak()):
-        assert Trainer(network(), rings(), switch=switch).fallback == Fallback()
-        assert Trainer(network(), rings(), switch=switch, fallback=None).fallback is None
-    assert Trainer(network(), rings(), **PAPER).fallback is None
+    for switch in (3, FixedEpoch(3), GradientNormPeak(), twophase.Race()):
+        assert Trainer(network(), rings(), switch=switch).course.fallback == Fallback()
+        assert Trainer(network(), rings(), switch=switch, fallback=None).course.fallback is None
+    assert Trainer(network(), rings(), **PAPER).course.fallback is None
 
 
 @pytest.mark.parametrize("arguments", PHASES.values(), ids=PHASES)
@@ -262,6 +262,9 @@ def test_a_history_is_a_row_for_each_record(network, rings, adam):
 def test_a_run_without_a_switch_says_so(network, rings, adam):
     result = fit(network(), rings(), epochs=2, adam=adam)
     assert result.swap_epoch is None
+    said = "; no switch: Adam has 6 passes, the next starting line is at 60 or later"
+    assert said in result.message
+    result = fit(network(), rings(), epochs=2, adam=adam, switch=twophase.SmoothedNormPeak())
     assert "; no switch: no clear rise" in result.message
 
 

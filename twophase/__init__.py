@@ -13,7 +13,6 @@ from twophase.directions import (
     SelfScaledBFGSDirection,
 )
 from twophase.errors import DataError, InputError, NonFiniteError, TwoPhaseError
-from twophase.fallback import Fallback
 from twophase.least_squares import LeastSquares, LevenbergMarquardt, Term, derivatives
 from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.losses import mse
@@ -22,12 +21,14 @@ from twophase.optimizer import LBFGS, ConjugateGradient, SecondPhase, SelfScaled
 from twophase.preconditioner import AdamMoments, Identity
 from twophase.record import Record
 from twophase.second_phase import SELF_SCALED_BFGS, Descent
-from twophase.switch import (
+from twophase.switching import (
     Decision,
+    Fallback,
     FixedEpoch,
     GradientNormPeak,
     NormVersusLoss,
     PeakTest,
+    Race,
     SmoothedNormPeak,
 )
 from twophase.trainer import Trainer

@@ -110,7 +110,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         ("direction", "ConjugateDirection('FR'), SelfScaledBFGSDirection, LBFGSDirection(100)"),
         ("line-search", "GoldenSection(rtol=1e-3), StrongWolfe(c2=0.1), ParabolaFirst"),
         ("preconditioner", "Identity, AdamMoments(min_batches=1)"),
-        ("switch", "20 (epochs), GradientNormPeak(0.9), SmoothedNormPeak, NormVersusLoss"),
+        ("switch", "20 (epochs), Race(passes=30), GradientNormPeak(0.9), SmoothedNormPeak"),
         ("fallback", "Fallback(trial=5), None"),
     ):
         text(f"--{name}", help=f"in place of that of --second; such as {example}")
@@ -135,7 +135,7 @@ def _config(options: argparse.Namespace):
     from twophase.second_phase import Descent, check_minimizer
     from twophase.settings import Settings, from_text
 
-    defaults = {"second": tp.DEFAULT, "switch": tp.SmoothedNormPeak(), "fallback": tp.Fallback()}
+    defaults = {"second": tp.DEFAULT, "switch": tp.Race(), "fallback": tp.Fallback()}
     known = {"default": defaults, "paper": dict(tp.PAPER)}
     settings = dict(known.get(options.second, defaults))
     if options.second not in known:

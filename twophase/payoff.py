@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 from operator import attrgetter
 
-from twophase.fallback import Seen, Trend
-from twophase.record import ADAM, Record
+from twophase.record import ADAM, TRIAL, Record
+from twophase.switching.fallback import Seen, Trend
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Payoff:
     """A second phase, and what Adam's trend foresaw for as many passes.
 
     From `first_epoch` to `last_epoch` the phase spent `passes` and met the lowest training `loss`,
-    where Adam would have come to the loss `foreseen` by its `twophase.fallback.Trend`. This is a
+    where Adam would have come to the loss `foreseen` by its `Trend` (see `Fallback`). This is a
     forecast, not a run: Adam's loss may fall faster or slower than its trend.
     """
 
@@ -50,14 +50,22 @@ def forecast(adam: Iterable[Record], passes: int) -> float:
 
 
 def payoffs(records: Iterable[Record]) -> list[Payoff]:
-    """Each second phase of a run, judged against the epochs of Adam before it, if there are any."""
+    """Each second phase of a run, judged against the epochs of Adam before it, if there are any.
+
+    A trial that was won belongs to the phase, one that was lost to none.
+    """
     found: list[Payoff] = []
     adam: list[Record] = []
+    trial: list[Record] = []
     for phase, group in groupby(records, key=attrgetter("phase")):
         epochs = list(group)
         if phase == ADAM:
             adam += epochs
+            trial = []
+        elif phase == TRIAL:
+            trial = epochs
         elif adam:
+            epochs = trial + epochs
             passes = sum(record.passes for record in epochs)
             lowest = min(record.train_loss for record in epochs)
             foreseen = forecast(adam, passes)

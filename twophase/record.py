@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-# the phases of a history
-ADAM, SECOND = "adam", "second"
+# the phases of a history; a trial is of the second phase, which may end behind Adam
+ADAM, TRIAL, SECOND = "adam", "trial", "second"
 
 
 @dataclass(frozen=True)

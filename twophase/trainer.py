@@ -1,5 +1,6 @@
 """The two-phase loop, epoch by epoch: Adam, the switch, the second phase, and back if need be."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ from twophase.automatic import DEFAULT
 from twophase.device import clock, resolve_device
 from twophase.errors import InputError, NonFiniteError, check_integer, check_type
 from twophase.examples import Data, Examples, splits
-from twophase.fallback import Fallback
 from twophase.full_batch import FullBatch
 from twophase.least_squares import LeastSquares
 from twophase.losses import Loss, mse
@@ -20,9 +20,9 @@ from twophase.modules import check_modules, evaluating
 from twophase.objective import GRADIENT_PASSES, Point, check_finite, norm
 from twophase.parameters import ParameterVector
 from twophase.phases import AdamPhase, DescentPhase, Phase, Work
-from twophase.record import ADAM, SECOND, Record
+from twophase.record import ADAM, SECOND, TRIAL, Record
 from twophase.second_phase import Minimizer, Status, check_minimizer
-from twophase.switch import FixedEpoch, SmoothedNormPeak, SwitchRule
+from twophase.switching import Action, Course, Fallback, Race, SwitchRule, course
 
 
 class Kept(NamedTuple):
@@ -46,7 +46,7 @@ class Trainer:
         data: a `Dataset` with training and validation examples, or training examples
             (inputs [K, ...], targets [K, ...]). Floating-point tensors take the model's dtype.
         adam, second: settings of the two phases; None: the phase is left out.
-        switch: the rule that ends the first phase, or its number of epochs; the default is robust.
+        switch: the rule that ends the first phase, or its number of epochs; by default a `Race`.
         fallback: when the second phase hands back to Adam, since its own results speak against the
             hypothesis; None: never, as in the paper.
         loss: mean loss of a batch, `loss(outputs, targets)`; default `twophase.mse`, the paper's.
@@ -61,7 +61,7 @@ class Trainer:
         *,
         adam: AdamSettings | None = AdamSettings(),
         second: Minimizer | None = DEFAULT,
-        switch: SwitchRule | int = SmoothedNormPeak(),
+        switch: SwitchRule | Race | int = Race(),
         fallback: Fallback | None = Fallback(),
         loss: Loss = mse,
         seed: int = 0,
@@ -80,9 +80,8 @@ class Trainer:
             self.phases[ADAM] = first = AdamPhase(self.objective, adam, seed)
         if second is not None:
             self.phases[SECOND] = DescentPhase(self.objective, second, first)
-        rule, both = _rule(switch), len(self.phases) == 2
-        self.rule = rule if both else None
-        self.fallback = fallback.fresh() if both and fallback is not None else None
+        self._settings = switch, fallback
+        self.course = self._new_course()
         self.history: list[Record] = []
         self.swap_epoch: int | None = None
         self.status, self.message, self.reason = Status.MOVED, "", ""
@@ -90,6 +89,11 @@ class Trainer:
         self._kept: dict[str, Kept] = {}
         self._point: Point | None = None
         self._point_seconds = 0.0
+
+    def _new_course(self) -> Course | None:
+        """The course from the start on, checked; None where one phase is left out."""
+        begun = course(*self._settings)
+        return begun if len(self.phases) == 2 else None
 
     @property
     def ended(self) -> bool:
@@ -150,16 +154,15 @@ class Trainer:
 
         Raises `InputError` where the records' phases are not those that these settings would take.
         """
-        self.rule = self.rule and self.rule.fresh()
-        self.fallback = self.fallback and self.fallback.fresh()
+        self.course = self._new_course()
         self.history, self.swap_epoch, self._point = [], None, None
         self._name = next(iter(self.phases))
         x = state["x"].to(self.device)
         for fields in state["history"]:
             record = Record(**fields)
-            if record.phase != self._name:
+            if record.phase != self._label:
                 seen = f"epoch {record.epoch} in phase {record.phase}"
-                raise InputError("state", seen, f"one in phase {self._name}")
+                raise InputError("state", seen, f"one in phase {self._label}")
             note = self._decide(record, x)
             self.history.append(replace(record, note=record.note or note))
         self.status, self.message = Status(state["status"]), state["message"]
@@ -195,7 +198,7 @@ class Trainer:
         try:
             return work, self._measure(work.x, f" after {where}")
         except NonFiniteError as error:
-            if self.fallback is None or self._name != SECOND or before is None:
+            if self.course is None or not self.course.safe or before is None:
                 raise
             x, status = before.x, Status.NOT_FINITE
             work = work._replace(x=x, status=status, message=str(error), point=None)
@@ -212,45 +215,76 @@ class Trainer:
         measured = self._point.value, accuracy, *validation, norm(self._point.gradient)
         cost = work.step_size, work.evaluations, work.passes, monitor_passes, seconds
         number, status = len(self.history) + 1, str(work.status)
-        return Record(number, self._name, *measured, *cost, status, note="")
+        return Record(number, self._label, *measured, *cost, status, note="")
+
+    @property
+    def _label(self) -> str:
+        """The phase as records have it."""
+        return TRIAL if self.course is not None and self.course.trying else self._name
 
     def _decide(self, record: Record, x: Tensor) -> str:
-        """After an epoch that ended at x [P]: change phase if due; the reason if it was."""
-        if self.rule is None:
+        """After an epoch that ended at x [P]: what the course asks for; the reason of a change."""
+        if self.course is None:
             return ""
+        seen = record.train_loss, record.grad_norm, record.passes
         if record.phase == ADAM:
-            return self._decide_adam(self.rule, record, x)
-        return "" if self.fallback is None else self._decide_second(self.fallback, record, x)
+            move = self.course.adam(*seen)
+            self.reason = move.reason
+        else:
+            best = self._kept.get("best")
+            if best is None or record.train_loss < best.loss:
+                self._kept["best"] = Kept(x, record.train_loss, record.epoch)
+            move = self.course.second(*seen, Status(record.status))
+        here = Kept(x, record.train_loss, record.epoch)
+        return self._moves[move.action](here, move.reason)
 
-    def _decide_adam(self, rule: SwitchRule, record: Record, x: Tensor) -> str:
-        decision = rule.update(record.train_loss, record.grad_norm)
-        self.reason = decision.reason
-        if self.fallback is not None:
-            self.fallback.adam(record.train_loss, record.grad_norm, record.passes)
-        ready = self.fallback is None or self.fallback.ready
-        if not (ready and decision.switch):
-            return ""
-        if self.fallback is not None:
-            self.fallback.swap()
-            self._kept["swap"] = Kept(x, record.train_loss, record.epoch)
-        self.swap_epoch = self.swap_epoch or record.epoch
-        self._enter(SECOND)
-        return f"switch: {decision.reason}"
+    @property
+    def _moves(self) -> dict[Action, Callable[[Kept, str], str]]:
+        return {
+            Action.STAY: lambda here, reason: "",
+            Action.LINE: self._draw_line,
+            Action.SWITCH: self._switch,
+            Action.TRY: self._try,
+            Action.ADOPT: self._adopt,
+            Action.RETURN: self._return,
+        }
 
-    def _decide_second(self, fallback: Fallback, record: Record, x: Tensor) -> str:
-        best = self._kept.get("best")
-        if best is None or record.train_loss < best.loss:
-            self._kept["best"] = Kept(x, record.train_loss, record.epoch)
-        status = Status(record.status)
-        decision = fallback.second(record.train_loss, record.grad_norm, record.passes, status)
-        if not decision.switch:
-            return ""
+    def _draw_line(self, here: Kept, reason: str) -> str:
+        self._kept["line"] = here
+        return reason
+
+    def _switch(self, here: Kept, reason: str) -> str:
+        self._hand_over(here)
+        self.swap_epoch = self.swap_epoch or here.epoch
+        return f"switch: {reason}"
+
+    def _try(self, here: Kept, reason: str) -> str:
+        self._hand_over(here)
+        line = self._kept["line"]
+        self._go_to(line)
+        return f"trial: from the weights of epoch {line.epoch}, {reason}"
+
+    def _adopt(self, here: Kept, reason: str) -> str:
+        line = self._kept.pop("line")
+        self.swap_epoch = self.swap_epoch or line.epoch
+        return f"switch: from the weights of epoch {line.epoch}, {reason}"
+
+    def _return(self, here: Kept, reason: str) -> str:
         swap = self._kept.pop("swap")
-        self.objective.vector.write(swap.x)
-        self._point = None
+        self._go_to(swap)
         self.status, self.message = Status.MOVED, ""
         self._enter(ADAM)
-        return f"return: {decision.reason}; Adam goes on from the weights of epoch {swap.epoch}"
+        return f"return: {reason}; Adam goes on from the weights of epoch {swap.epoch}"
+
+    def _hand_over(self, here: Kept) -> None:
+        assert self.course is not None
+        if self.course.safe:
+            self._kept["swap"] = here
+        self._enter(SECOND)
+
+    def _go_to(self, kept: Kept) -> None:
+        self.objective.vector.write(kept.x)
+        self._point = None
 
     def _enter(self, name: str) -> None:
         self._name = name
@@ -292,12 +326,3 @@ def _objectives(
 
     train, validation = splits(data)
     return over(train), None if validation is None else over(validation)
-
-
-def _rule(switch: SwitchRule | int) -> SwitchRule:
-    """A rule with nothing seen yet, so that one object can serve several runs."""
-    if isinstance(switch, int):
-        return FixedEpoch(check_integer("switch", switch, 1))
-    if isinstance(switch, type) or not (hasattr(switch, "fresh") and hasattr(switch, "update")):
-        raise InputError("switch", switch, "a switch rule or a number of epochs")
-    return switch.fresh()

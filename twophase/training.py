@@ -13,14 +13,13 @@ from twophase.automatic import DEFAULT
 from twophase.directions import ConjugateDirection
 from twophase.errors import InputError, check_integer
 from twophase.examples import Data
-from twophase.fallback import Fallback
 from twophase.least_squares import LeastSquares
 from twophase.line_search import GoldenSection
 from twophase.losses import Loss, mse
 from twophase.payoff import Payoff, payoffs
 from twophase.record import Record
 from twophase.second_phase import Descent, Minimizer
-from twophase.switch import FixedEpoch, GradientNormPeak, SmoothedNormPeak, SwitchRule
+from twophase.switching import Fallback, FixedEpoch, GradientNormPeak, Race, SwitchRule
 from twophase.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class Fit:
     @property
     def changes(self) -> "pd.DataFrame":
         """The changes of phase: the last epoch of a phase, the phase, and why it ended."""
-        changed = self.history.note.str.startswith(("switch: ", "return: "))
+        changed = self.history.note.str.startswith(("trial: ", "switch: ", "return: "))
         return self.history.loc[changed, ["epoch", "phase", "note"]].reset_index(drop=True)
 
     @property
@@ -83,7 +82,7 @@ def fit(
     epochs: int,
     adam: AdamSettings | None = AdamSettings(),
     second: Minimizer | None = DEFAULT,
-    switch: SwitchRule | int = SmoothedNormPeak(),
+    switch: SwitchRule | Race | int = Race(),
     fallback: Fallback | None = Fallback(),
     loss: Loss = mse,
     seed: int = 0,
@@ -148,7 +147,7 @@ def _outcome(trainer: Trainer, epochs: int) -> Fit:
     status, message = str(trainer.status), trainer.message
     if not trainer.ended:
         status, message = "completed", f"all {epochs} epochs were run"
-    if trainer.rule is not None and trainer.swap_epoch is None:
+    if trainer.course is not None and trainer.swap_epoch is None:
         message += f"; no switch: {trainer.reason}"
     final = trainer.finish()
     if final != trainer.history[-1]:

@@ -12,7 +12,7 @@ from twophase.experiments import ablation, branches, files, runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.statistics import Estimate
 from twophase.problems.problem import ImageProblem
-from twophase.switch import first_switch
+from twophase.switching.rules import first_switch
 
 PROBLEM = ImageProblem(train_examples=16, validation_examples=10)
 BOTH = RunConfig(PROBLEM, 4, **tp.PAPER | {"switch": tp.FixedEpoch(2)})

@@ -21,7 +21,7 @@ from twophase.experiments.competitors import AdamGoesOn
 from twophase.experiments.config import RunConfig
 from twophase.problems.problem import ImageProblem
 from twophase.settings import from_dict
-from twophase.switch import first_switch
+from twophase.switching.rules import first_switch
 
 pytestmark = pytest.mark.slow
 

@@ -27,7 +27,7 @@ from twophase.experiments.competitors import (
 )
 from twophase.second_phase import SELF_SCALED_BFGS, Minimizer
 from twophase.settings import from_dict
-from twophase.switch import FixedEpoch
+from twophase.switching.rules import FixedEpoch
 from twophase.trainer import Trainer
 
 BUDGET = 60

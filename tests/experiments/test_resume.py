@@ -19,9 +19,9 @@ from twophase.errors import DataError, InputError
 from twophase.experiments import checkpoints
 from twophase.experiments.config import RunConfig
 from twophase.experiments.runs import CHECKPOINTS, branch_file, run
-from twophase.fallback import Fallback
 from twophase.problems.problem import ImageProblem
-from twophase.switch import FixedEpoch, GradientNormPeak
+from twophase.switching.fallback import Fallback
+from twophase.switching.rules import FixedEpoch, GradientNormPeak
 from twophase.trainer import Trainer
 from twophase.training import PAPER
 

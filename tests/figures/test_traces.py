@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from twophase.experiments import traces
 from twophase.figures import traces as trace_figures
-from twophase.switch import FixedEpoch
+from twophase.switching.rules import FixedEpoch
 
 
 def test_a_trace_shows_every_epoch_the_peak_and_where_rules_fire():

@@ -18,7 +18,7 @@ from filelock import FileLock
 from twophase.errors import TwoPhaseError, check_integer
 from twophase.experiments import runs
 from twophase.experiments.config import RunConfig, digest
-from twophase.switch import FixedEpoch, SwitchRule, first_switch
+from twophase.switching.rules import FixedEpoch, SwitchRule, first_switch
 
 log = logging.getLogger("twophase")
 
@@ -54,7 +54,7 @@ class Place:
 
         Where digests name the folders, runs that take the same course are one.
         """
-        if config.adam is None or self.name is not digest_name:
+        if not config.shares_adam or self.name is not digest_name:
             return config if config.second else config.trunk()
         return settled(config, trace(runs.read(self.folder(config.trunk()))[0]))
 
@@ -100,7 +100,7 @@ def run(
     check_integer("processes", processes, 1)
     families: dict[RunConfig, list[RunConfig]] = {}
     for config in dict.fromkeys(configs):
-        families.setdefault(config.trunk() if config.adam else config, []).append(config)
+        families.setdefault(config.trunk() if config.shares_adam else config, []).append(config)
     found = {}
     work = _in_turn(families, place) if processes == 1 else _pooled(families, place, processes)
     for number, done in enumerate(work, 1):
@@ -209,7 +209,7 @@ def _pooled(
 
 def _run_first(trunk: RunConfig, members: Sequence[RunConfig], place: Place) -> str:
     """Train a trunk; why it failed, else empty."""
-    if trunk.adam is None:
+    if not trunk.shares_adam:
         return ""
     try:
         run_trunk(trunk, [member for member in members if member.second is not None], place)
@@ -226,7 +226,7 @@ def _run_member(config: RunConfig, place: Place, error: str) -> Done:
     try:
         same = place.standing_for(config)
         folder = place.folder(same)
-        if same.adam is None:
+        if not same.shares_adam:
             place.run(same)
         elif same.second is not None:
             place.run(same, branch_from=state_for(config, place))

@@ -10,12 +10,11 @@ from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.errors import InputError, check_choice, check_integer
 from twophase.experiments.competitors import Competitor
-from twophase.fallback import Fallback
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import DTYPES, ImageProblem, Problem, Task
 from twophase.second_phase import Minimizer
 from twophase.settings import Settings
-from twophase.switch import FixedEpoch, SmoothedNormPeak, SwitchRule
+from twophase.switching import Fallback, FixedEpoch, Race, SwitchRule
 from twophase.trainer import Trainer
 
 
@@ -41,7 +40,7 @@ class RunConfig(Settings):
     epochs: int = 40
     adam: AdamSettings | None = AdamSettings()
     second: Minimizer | Competitor | None = DEFAULT
-    switch: SwitchRule = SmoothedNormPeak()
+    switch: SwitchRule | Race = Race()
     fallback: Fallback | None = Fallback()
     passes: int | None = None
     seed: int = 0
@@ -86,6 +85,12 @@ class RunConfig(Settings):
         """Problem and phases, for logs and folders."""
         return f"{self.problem.name} {self.strategy}"
 
+    @property
+    def shares_adam(self) -> bool:
+        """Whether the run begins with epochs that a run of Adam alone has, too, up to one state."""
+        leaves_once = self.passes is not None or not isinstance(self.switch, Race)
+        return self.adam is not None and (self.second is None or leaves_once)
+
     def trunk(self) -> "RunConfig":
         """The run of Adam alone that a run shares its first epochs with.
 
@@ -115,7 +120,7 @@ class RunConfig(Settings):
             "adam": (AdamSettings | None, "", "AdamSettings or None"),
             "second": (Minimizer | Competitor | None, "", "a second phase, a Competitor or None"),
             "fallback": (Fallback | None, "", "a Fallback or None"),
-            "switch": (Settings, "update", "a switch rule of the library"),
+            "switch": (Settings, "fresh", "a switch rule of the library"),
             "problem": (Settings, "load", "an ImageProblem or a PhysicsProblem"),
         }
         for field, (kind, method, allowed) in kinds.items():

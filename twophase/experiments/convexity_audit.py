@@ -21,7 +21,7 @@ from twophase.experiments.files import committed_table, write_atomically
 from twophase.experiments.hessian import Hessian
 from twophase.objective import Objective, evaluate
 from twophase.second_phase import Status, iterate
-from twophase.switch import SmoothedNormPeak, first_switch
+from twophase.switching.rules import SmoothedNormPeak, first_switch
 from twophase.trainer import Trainer
 from twophase.training import PAPER
 

@@ -28,7 +28,7 @@ from twophase.experiments.provenance import git_revision, now, versions
 from twophase.problems import networks
 from twophase.problems.problem import Task
 from twophase.record import Record
-from twophase.switch import SwitchRule
+from twophase.switching.rules import SwitchRule
 from twophase.trainer import Trainer
 from twophase.training import Fit
 from twophase.training import run as train

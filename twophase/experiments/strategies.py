@@ -10,7 +10,7 @@ from twophase.automatic import DEFAULT
 from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
 from twophase.record import SECOND
-from twophase.switch import SwitchRule, first_switch
+from twophase.switching.rules import SwitchRule, first_switch
 
 ADAM, CG = "Adam", "CG"
 BOTH, WITH_DEFAULT = "Adam, then CG", "Adam, then default"

@@ -20,7 +20,7 @@ from twophase.experiments.statistics import interval
 from twophase.problems import networks
 from twophase.problems.image_files import SOURCES
 from twophase.problems.problem import ImageProblem
-from twophase.switch import FixedEpoch
+from twophase.switching.rules import FixedEpoch
 from twophase.training import PAPER
 
 # What the paper leaves open, set here for all rows alike.

@@ -18,7 +18,7 @@ from twophase.experiments.config import RunConfig
 from twophase.experiments.files import committed_table, write_atomically
 from twophase.problems import networks
 from twophase.problems.problem import ImageProblem
-from twophase.switch import FixedEpoch, SwitchRule, first_switch
+from twophase.switching.rules import FixedEpoch, SwitchRule, first_switch
 
 log = logging.getLogger("twophase")
 

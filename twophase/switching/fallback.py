@@ -1,7 +1,9 @@
 """The safe way back: when the second phase's results speak against it, Adam takes over again."""
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -9,13 +11,15 @@ import numpy as np
 from twophase.errors import check_integer, check_number
 from twophase.second_phase import Status
 from twophase.settings import Settings, Stateful, state
-from twophase.switch import Decision, check_seen
+from twophase.switching.rules import Decision, check_seen
 
 # A trend is that of at least so many epochs, where there are as many.
 SHORTEST_TREND = 3
 # Adam never stops for good: a second phase that gains less than 5 % while the passes grow by a
 # factor e must let it try.
 LEAST_SLOPE = 0.05
+# Passes of a second phase before it can stall.
+SHORTEST_STALL = 120
 # Of the loss: searches by slopes may raise it by its rounding errors (1e-7 for float32 networks).
 ROUNDING = 1e-6
 
@@ -37,7 +41,9 @@ class Fallback(Stateful, Settings):
       the phase has converged (a minimum, but perhaps not the one that Adam would reach);
     - the loss is above what Adam promised for as many passes by its `Trend`, and either the
       gradient norm is above its largest under Adam (by the hypothesis the loss is not convex), or
-      the loss fell by less over the last `trial` iterations than Adam promised for these.
+      the loss fell by less over the last `trial` iterations than Adam promised for these;
+    - the phase stalls: over the last quarter of at least 120 passes, and `trial` iterations, its
+      loss fell by less than 5 % per factor e of its passes.
 
     Adam goes on from the weights at the swap, with the moments it had there: its epochs are those
     of a run of Adam alone. The second phase's best weights are kept aside, and are the result if
@@ -55,6 +61,7 @@ class Fallback(Stateful, Settings):
     growth: float = 2.0
     _adam: list[Seen] = state(default_factory=list)
     _second: list[Seen] = state(default_factory=list)
+    _trend: "Trend | None" = state(default=None)
     _peak: float = state(default=0.0)
     _spent: int = state(default=0)
     _swaps: list[int] = state(default_factory=list)
@@ -84,6 +91,7 @@ class Fallback(Stateful, Settings):
         """The second phase takes over after the epochs seen so far, at least one."""
         self._swaps.append(self._spent)
         self._second = [Seen(0, self._adam[-1].loss)]
+        self._trend = Trend.of(self._adam)
 
     def second(
         self, loss: float, grad_norm: float, passes: int, status: Status = Status.MOVED
@@ -97,23 +105,39 @@ class Fallback(Stateful, Settings):
             return Decision(True, f"the second phase ended: {status}")
         if loss > before.loss + ROUNDING * abs(before.loss):
             return Decision(True, f"the loss rose from {before.loss:.4g} to {loss:.4g}")
-        if grad_norm > self._peak and self._behind(Trend.of(self._adam)):
+        assert self._trend is not None
+        if grad_norm > self._peak and self._behind(self._trend):
             peak = f"its peak {self._peak:.4g}"
             return Decision(True, f"the gradient norm {grad_norm:.4g} is above {peak}")
-        return self._compare_rates()
+        return self._compare_rates(self._trend)
 
-    def _compare_rates(self) -> Decision:
+    def _compare_rates(self, trend: "Trend") -> Decision:
         if len(self._second) <= self.trial:
             done = len(self._second) - 1
             return Decision(False, f"iteration {done} of a trial of {self.trial}")
         first, last = self._second[-1 - self.trial], self._second[-1]
-        trend = Trend.of(self._adam)
         gained = trend.scale(first.loss) - trend.scale(last.loss)
         promised = trend.promise(first.passes) - trend.promise(last.passes)
         unit = "of ln loss" if trend.logarithmic else "of the loss"
         seen = f"gained {gained:.3g}, Adam promised {promised:.3g} ({unit})"
+        if stalled := self._stalled(trend):
+            return Decision(True, stalled)
         spent = last.passes - first.passes
         return Decision(self._behind(trend) and gained < promised, f"in {spent} passes it {seen}")
+
+    def _stalled(self, trend: "Trend") -> str:
+        """What says that the phase stalls; empty where it does not."""
+        last = self._second[-1]
+        if last.passes < SHORTEST_STALL:
+            return ""
+        begin = bisect_right(self._second, 0.75 * last.passes, key=attrgetter("passes")) - 1
+        first = self._second[min(begin, len(self._second) - 1 - self.trial)]
+        gained = trend.scale(first.loss) - trend.scale(last.loss)
+        if first.passes == 0 or gained >= LEAST_SLOPE * math.log(last.passes / first.passes):
+            return ""
+        return (
+            f"it stalls: {first.loss:.4g} to {last.loss:.4g} in {last.passes - first.passes} passes"
+        )
 
     def _behind(self, trend: "Trend") -> bool:
         """Whether the loss is above what Adam promised for as many passes."""

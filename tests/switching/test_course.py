@@ -1,0 +1,110 @@
+"""Trials within a training: what is kept, what goes on from where, and exact resume."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from twophase import Fallback, Race, Trainer, fit
+from twophase.automatic import DEFAULT
+from twophase.errors import InputError
+from twophase.second_phase import Iteration, Minimizer, Status
+from twophase.settings import Settings
+from twophase.switching import course
+from twophase.training import run
+
+EARLY = Race(passes=6)  # a line after two epochs, a trial after four
+
+
+@dataclass(frozen=True)
+class Idle(Minimizer):
+    """A second phase that stays where it is, or goes where nothing is a number."""
+
+    to: float = 0.0
+
+    def iterate(self, objective, point, state, inverse=None):
+        objective.value(point.x)  # costs a pass
+        x = point.x + self.to
+        return Iteration(x, point.value, 1.0, 1, Status.MOVED, None)
+
+
+@pytest.fixture(autouse=True)
+def no_kind_is_left_behind():
+    yield
+    Settings.kinds.pop("Idle", None)
+
+
+def without_seconds(history):
+    return history.drop(columns=["seconds", "note", "epoch", "step_size"]).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("fallback", [None, Fallback()], ids=["forward", "way back"])
+@pytest.mark.parametrize("second", [Idle(), Idle(float("nan"))], ids=["stays", "not a number"])
+def test_after_a_lost_trial_adam_is_as_if_there_had_been_none(
+    network, dataset, adam, flat, second, fallback
+):
+    model, alone = network(), network()
+    settings = dict(adam=adam, seed=3)
+    found = fit(
+        model, dataset, epochs=40, second=second, switch=EARLY, fallback=fallback, **settings
+    )
+    phases = found.history.phase
+    assert phases[:5].tolist() == ["adam"] * 4 + ["trial"] and phases.iloc[-1] == "adam"
+    epochs = int((phases == "adam").sum())
+    expected = fit(alone, dataset, epochs=epochs, second=None, **settings)
+    ours = found.history[phases == "adam"]
+    assert without_seconds(ours).equals(without_seconds(expected.history))
+    assert torch.equal(flat(model), flat(alone))
+    assert found.swap_epoch is None and found.payoffs == []
+    kinds = [note.partition(":")[0] for note in found.changes.note]
+    assert set(kinds) == {"trial", "return"} and kinds[:2] == ["trial", "return"]
+    assert "; no switch: " in found.message
+
+
+def test_a_trial_that_is_won_goes_on_from_the_line(network, dataset, adam):
+    """The second phase's iterations are those from Adam's weights at the line."""
+    settings = dict(adam=adam, seed=3)
+    found = fit(network(), dataset, epochs=12, switch=EARLY, fallback=None, **settings)
+    swapped = fit(network(), dataset, epochs=10, switch=2, fallback=None, **settings)
+    history = found.history
+    assert found.swap_epoch == 2
+    assert history.phase[:5].tolist() == ["adam"] * 4 + ["trial"]
+    assert history.phase.iloc[-1] == "second"
+    columns = ["train_loss", "grad_norm", "step_size", "evaluations", "passes", "status"]
+    ours, theirs = history[columns].iloc[4:], swapped.history[columns].iloc[2:]
+    assert ours.reset_index(drop=True).equals(theirs.reset_index(drop=True))
+    switch = history.note[history.note.str.startswith("switch: ")].item()
+    assert switch.startswith("switch: from the weights of epoch 2, ahead: ")
+    assert found.payoffs[0].first_epoch == 5, "the trial belongs to the phase"
+
+
+def test_the_end_is_never_above_adam_after_as_many_epochs_of_its_own(network, dataset, adam):
+    for seed in range(4):
+        found = fit(network(seed), dataset, epochs=40, switch=EARLY, adam=adam, seed=seed)
+        epochs = int((found.history.phase == "adam").sum())
+        alone = fit(network(seed), dataset, epochs=epochs, second=None, adam=adam, seed=seed)
+        assert found.final.train_loss <= alone.final.train_loss
+
+
+@pytest.mark.parametrize("second", [DEFAULT, Idle()], ids=["won", "lost"])
+@pytest.mark.parametrize("epochs", range(1, 9))
+def test_a_state_resumes_exactly(network, dataset, adam, flat, epochs, second):
+    settings = dict(switch=EARLY, adam=adam, seed=5, second=second)
+    straight = Trainer(network(), dataset, **settings)
+    expected = run(straight, 14)
+    first = Trainer(network(), dataset, **settings)
+    for _ in range(epochs):
+        first.epoch()
+    again = Trainer(network(seed=1), dataset, **settings)
+    again.load_state_dict(first.state_dict())
+    ours, theirs = (r.history.drop(columns="seconds") for r in (run(again, 14), expected))
+    assert ours.equals(theirs)
+    assert torch.equal(flat(again.model), flat(straight.model))
+
+
+def test_a_course_is_made_of_rules_only():
+    for wrong in ("race", Race, None, 2.5):
+        with pytest.raises(InputError, match="^switch: "):
+            course(wrong, None)
+    with pytest.raises(InputError, match="^switch: 0 "):
+        course(0, None)

@@ -1,0 +1,132 @@
+"""The rule that measures: the second phase starts where it gets ahead of Adam in as many passes."""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+from twophase.errors import check_integer, check_number
+from twophase.second_phase import Status
+from twophase.settings import Settings, Stateful, state
+
+# A trial in which the second phase comes less than this share as far down as Adam in half of the
+# passes is given up.
+HALF_WAY = 0.5
+
+
+class Stage(Enum):
+    """Where a race stands."""
+
+    WAITING = auto()  # Adam goes on; nothing is measured
+    LEADING = auto()  # Adam runs from the starting line on, for as many passes as a trial has
+    TRIAL = auto()  # the second phase runs from the same line
+    WON = auto()  # the second phase was ahead, and goes on
+
+
+class Seen(NamedTuple):
+    """Passes from the starting line on, and the loss there."""
+
+    passes: int
+    loss: float
+
+
+@dataclass(unsafe_hash=True)
+class Race(Stateful, Settings):
+    """Try the second phase from Adam's weights, and switch where it is ahead of Adam.
+
+    The weights after an epoch are a starting line. From there Adam goes on for `passes` passes over
+    the data; then the second phase runs from the same weights. It has won as soon as its loss is
+    below every loss that Adam's epochs ended with, and goes on as the second phase. It has lost
+    after as many passes, or where it comes less than half as far down in half of them as Adam did,
+    or where it can do no more; Adam goes on from where it was. The first line is drawn after
+    `passes` passes of Adam, each other one where Adam has `growth` times the passes of the one
+    before, and all lost trials together have at most a `share` of all passes, plus one trial. A
+    lost trial is repeated, since a second phase that is behind early is often ahead later.
+
+    The rule reads losses only, at the end of an epoch; in any unit, from any zero.
+
+    By default a trial has 60 passes: in the kept runs of notebook 13 who is ahead after so many is
+    ahead at the end in 36 of 36 full-batch cases and in 5 of 6 on images, after 30 in 2 of 3; a
+    `growth` of 2 repeats a lost trial before half of the training is over; a `share` of 0.1 is what
+    trials may cost. `InputError` for a value out of range.
+    """
+
+    passes: int = 60
+    growth: float = 2.0
+    share: float = 0.1
+    stage: Stage = state(default=Stage.WAITING)
+    spent: int = state(default=0)  # by both phases
+    by_adam: int = state(default=0)
+    on_trials: int = state(default=0)  # that were lost
+    line: int = state(default=0)  # Adam's passes at the starting line
+    start: float = state(default=0.0)  # the loss there
+    tried: int = state(default=0)  # Adam's passes before the last trial
+    adam: list[Seen] = state(default_factory=list)  # from the line on
+    second: Seen = state(default=Seen(0, 0.0))
+
+    def __post_init__(self) -> None:
+        check_integer("passes", self.passes, 1)
+        check_number("growth", self.growth, above=1)
+        check_number("share", self.share, minimum=0, maximum=1)
+
+    def after_adam(self, loss: float, passes: int) -> str:
+        """Take an epoch of Adam that cost `passes`; what begins now, in words, or nothing.
+
+        In the stage `LEADING` that is a line at this epoch, in the stage `TRIAL` a trial from it.
+        """
+        self.spent += passes
+        self.by_adam += passes
+        if self.stage is Stage.LEADING:
+            self.adam.append(Seen(self.by_adam - self.line, loss))
+            if self.adam[-1].passes < self.passes:
+                return ""
+            self.stage, self.second, self.tried = Stage.TRIAL, Seen(0, self.start), self.by_adam
+            led = f"{self.start:.4g} to {self.goal:.4g} in {self.adam[-1].passes} passes"
+            return f"a trial of up to {self.passes} passes against Adam, which came from {led}"
+        if not self._due:
+            self.stage = Stage.WAITING
+            return ""
+        self.stage, self.line, self.start, self.adam = Stage.LEADING, self.by_adam, loss, []
+        return "a starting line"
+
+    def after_second(self, loss: float, passes: int, status: Status = Status.MOVED) -> str:
+        """Take an iteration of a trial; how it ended, in words, or nothing where it goes on."""
+        self.spent += passes
+        self.second = Seen(self.second.passes + passes, loss)
+        spent = self.second.passes
+        if loss < self.goal:
+            self.stage = Stage.WON
+            return f"ahead: {loss:.4g} after {spent} passes, Adam {self.goal:.4g}"
+        if status is Status.MOVED and spent < self.passes and not self._hopeless:
+            return ""
+        self.stage = Stage.WAITING
+        self.on_trials += spent
+        ended = "" if status is Status.MOVED else f" ({status})"
+        return f"behind: {loss:.4g} after {spent} passes{ended}, Adam {self._adam_at(spent):.4g}"
+
+    @property
+    def standing(self) -> str:
+        """Where Adam stands, in words."""
+        if self.stage is Stage.LEADING:
+            return f"{self.by_adam - self.line} of {self.passes} passes from the starting line"
+        due = max(self.passes, self.growth * self.tried)
+        return f"Adam has {self.by_adam} passes, the next starting line is at {due:.0f} or later"
+
+    @property
+    def goal(self) -> float:
+        """The lowest loss of Adam's epochs from the line on."""
+        return min(loss for _, loss in self.adam)
+
+    @property
+    def _due(self) -> bool:
+        affordable = self.on_trials <= self.share * self.spent
+        return affordable and self.by_adam >= max(self.passes, self.growth * self.tried)
+
+    @property
+    def _hopeless(self) -> bool:
+        passes, loss = self.second
+        gained, led = self.start - loss, self.start - self._adam_at(passes)
+        return 2 * passes >= self.passes and gained < HALF_WAY * led
+
+    def _adam_at(self, passes: int) -> float:
+        """Adam's loss so many passes after the line, at the end of an epoch."""
+        return next((loss for spent, loss in self.adam if spent >= passes), self.adam[-1].loss)
