@@ -85,7 +85,8 @@ def test_a_finished_run_is_not_repeated_nor_overwritten(tmp_path, capsys):
 
 def test_a_loss_that_turns_nan_leaves_nothing_that_looks_finished(tmp_path, capsys):
     code, _, errors = twophase(
-        capsys, "run", *QUICK, "--learning-rate", "1e30", "--out", str(tmp_path)
+        *(capsys, "run", *QUICK, "--learning-rate", "1e30", "--batch-size", "16"),
+        *("--out", str(tmp_path)),
     )
     assert code == 2
     assert len(errors) == 1

@@ -47,14 +47,62 @@ def without_seconds(result):
     ids=["adam", "second", "both"],
 )
 @pytest.mark.parametrize("search", SEARCHES)
-def test_passes_are_what_the_objective_counted(network, rings, arguments, more, less, search):
+def test_passes_are_what_the_objective_counted(network, rings, adam, arguments, more, less, search):
     if search != "golden":
         more = 0  # the gradient at the end is the search's own
     second = Descent(SELF_SCALED_BFGS.direction, SEARCHES[search])
-    trainer = Trainer(network(), rings(), **{"second": second} | arguments)
+    trainer = Trainer(network(), rings(), **{"second": second, "adam": adam} | arguments)
     result = run(trainer, 4)
     recorded = sum(r.passes + r.monitor_passes for r in result.records)
     assert trainer.objective.passes.total == recorded + more - less
+
+
+@pytest.mark.parametrize("batch_size", [None, 96, 1000])
+def test_adam_on_all_examples_steps_along_the_gradient_that_is_at_hand(
+    network, rings, flat, batch_size
+):
+    """Three passes an epoch, the first gradient beside them, and none for the record."""
+    settings = twophase.AdamSettings(learning_rate=0.01, batch_size=batch_size)
+    trainer = Trainer(network().double(), rings(), adam=settings, second=None)
+    result = run(trainer, 5)
+    assert [(r.passes, r.monitor_passes) for r in result.records] == [(3, 0)] * 5
+    assert trainer.objective.passes.total == 6 * 3 and trainer.spent == 15
+    model, data = network().double(), rings()
+    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(5):
+        adam.zero_grad()
+        twophase.mse(model(data.inputs.double()), data.targets).backward()
+        adam.step()
+    torch.testing.assert_close(flat(trainer.model), flat(model), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("switch", "reading"),
+    [(twophase.GradientNormPeak(1e-9), 3 * 6), (99, 0), (twophase.Race(passes=9), 3)],
+    ids=["a norm an epoch", "nothing", "three losses a trial"],
+)
+def test_what_the_switch_reads_is_spent(network, rings, adam, switch, reading):
+    trainer = Trainer(network(), rings(), adam=adam, switch=switch)
+    assert run(trainer, 6).records[-1].phase == "adam"
+    assert trainer.spent == 6 * 3 + reading
+
+
+def test_what_adam_has_at_hand_costs_the_switch_nothing(network, rings):
+    whole = Trainer(network(), rings(), switch=twophase.GradientNormPeak(1e-9))
+    run(whole, 5)
+    assert whole.spent == 15
+
+
+def test_a_training_ends_when_its_passes_are_spent(network, rings, adam):
+    for switch in (3, twophase.GradientNormPeak(1e-9)):
+        trainer = Trainer(network(), rings(), adam=adam, switch=switch)
+        result = run(trainer, passes=50)
+        assert trainer.spent >= 50 > trainer.spent - result.records[-1].passes - 3
+        assert f"all {trainer.spent} passes are spent" in result.message
+    assert len(fit(network(), rings(), adam=adam, epochs=4, passes=10**6).records) == 4
+    for wrong in ({}, {"passes": 0}, {"epochs": 0}, {"passes": 2.5}):
+        with pytest.raises(InputError, match="^(epochs|passes): "):
+            fit(network(), rings(), **wrong)
 
 
 def test_seconds_are_those_of_the_optimization(network, rings, adam, monkeypatch):

@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     plot.add_argument("--out", type=Path, help="PNG; default: in that folder")
     _table1_options(add("table1", "the paper's Table 1, resumable", _table1))
     _compare_options(add("compare", "second phases and their competitors, resumable", _compare))
+    _regret_options(add("regret", "switch rules against the best fixed swap, resumable", _regret))
     traces = add("traces", "record gradient norms of Adam alone, resumable", _traces)
     _preset_options(traces, seeds=3)
     _place_options(traces, "folder of the runs")
@@ -252,6 +253,31 @@ def _compare(options: argparse.Namespace) -> None:
     shown = profiles.ratios(found, ["problem", "model", "method"]).drop(columns="text")
     print(shown.to_string(index=False, float_format="{:.3g}".format))
     print(f"curves: {options.out / 'curves.csv'}")
+
+
+def _regret_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--case", nargs="+", help="of twophase.experiments.regret; default: all")
+    parser.add_argument("--rule", nargs="+", help="beside all fixed swaps; default: all")
+    _number_options(parser, "seeds", default=3)
+    _number_options(parser, "processes", default=1)
+    parser.add_argument("--work", type=Path, help="folder to resume from; default: OUT/runs")
+    _place_options(parser, "folder of the table")
+
+
+def _regret(options: argparse.Namespace) -> None:
+    from twophase.experiments import branches, comparison, regret
+    from twophase.experiments.files import write_atomically, write_json
+
+    place = branches.Place(options.work or options.out / "runs", options.data, options.device)
+    began = time.perf_counter()
+    table = regret.run(options.case, options.rule, options.seeds, place, options.processes)
+    seconds = time.perf_counter() - began
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.out / "regret.csv", table.to_csv(index=False, float_format="%.6g"))
+    facts = comparison.facts(options.arguments, options.device, options.processes, seconds)
+    write_json(options.out / "provenance.json", facts)
+    print(regret.summary(table).to_string(float_format="{:.2f}".format))
+    print(f"table: {options.out / 'regret.csv'}")
 
 
 def _traces(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,3 +25,14 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
         shape = f"the outputs' shape {list(outputs.shape)}"
         raise InputError("targets", list(targets.shape), shape)
     return functional.mse_loss(outputs, targets)
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of probabilities, averaged over the examples.
+
+    L = −(1/B) Σ_b ln outputs[b, targets[b]], for networks that end in a softmax, such as the
+    paper's; `outputs` are its [B, M], targets class labels [B] (int64). A probability that has
+    become 0 counts as the smallest number above it.
+    """
+    chosen = outputs.gather(1, targets.long().unsqueeze(1))
+    return -chosen.clamp_min(torch.finfo(outputs.dtype).tiny).log().mean()

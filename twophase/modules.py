@@ -37,6 +37,15 @@ def check_modules(model: nn.Module) -> None:
         _reject_if_unrepeatable(module)
 
 
+def repeats_itself(model: nn.Module) -> bool:
+    """Whether no module of the model is dropout or BatchNorm in training mode."""
+    try:
+        check_modules(model)
+    except InputError:
+        return False
+    return True
+
+
 def _reject_if_unrepeatable(module: nn.Module, _inputs: object = None) -> None:
     drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
     batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)

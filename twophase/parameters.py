@@ -40,6 +40,11 @@ class ParameterVector:
         for parameter, part in zip(self.parameters, self._split(x), strict=True):
             parameter.copy_(part.view_as(parameter))
 
+    def write_gradient(self, gradient: Tensor) -> None:
+        """Set the parameters' `grad` to the parts of a vector [P], as `backward` would."""
+        for parameter, part in zip(self.parameters, self._split(gradient), strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+
     def gradient(self, loss: Tensor) -> Tensor:
         """Gradient [P] of a scalar; zero where the scalar does not depend on a parameter."""
         return _flat(torch.autograd.grad(loss, self.parameters, materialize_grads=True))

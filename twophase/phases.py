@@ -9,6 +9,7 @@ from twophase.adam import Adam, AdamSettings
 from twophase.directions import State
 from twophase.full_batch import FullBatch
 from twophase.least_squares import LeastSquares
+from twophase.modules import repeats_itself
 from twophase.objective import GRADIENT_PASSES, Point, check_repeats
 from twophase.second_phase import Minimizer, Status
 
@@ -58,17 +59,25 @@ class Phase(Protocol):
 
 
 class AdamPhase(Phase):
-    """Mini-batch epochs of Adam over the objective's data; Adam goes on with the moments it had."""
+    """Mini-batch epochs of Adam over the objective's data; Adam goes on with the moments it had.
 
-    uses_gradient = False
+    With one batch of all examples an epoch is a step along the gradient of the full loss, which the
+    loop has at hand.
+    """
 
     def __init__(self, objective: FullBatch | LeastSquares, settings: AdamSettings, seed: int):
         self.objective = objective
         generator = torch.Generator().manual_seed(seed)
         self.adam = Adam(objective.model, settings, generator)
+        one_batch = self.adam.batch_count(objective.count) == 1
+        self.uses_gradient = one_batch and repeats_itself(objective.model)
 
     def epoch(self, point: Point | None) -> Work:
-        self.adam.epoch(self.objective)
+        if self.uses_gradient and point is not None:
+            self.objective.vector.write_gradient(point.gradient)
+            self.adam.optimizer.step()
+        else:
+            self.adam.epoch(self.objective)
         return Work(self.objective.vector.read())
 
     def state_dict(self) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Trainer:
         self.history: list[Record] = []
         self.swap_epoch: int | None = None
         self.status, self.message, self.reason = Status.MOVED, "", ""
-        self._name = next(iter(self.phases))
+        self._name, self._passes = next(iter(self.phases)), 0
         self._kept: dict[str, Kept] = {}
         self._point: Point | None = None
         self._point_seconds = 0.0
@@ -99,6 +99,12 @@ class Trainer:
     def ended(self) -> bool:
         """Whether the second phase has found that it can do no more."""
         return self.status is not Status.MOVED
+
+    @property
+    def spent(self) -> int:
+        """Passes over the data so far: those of both phases, and those that the switch needs."""
+        whole = ADAM in self.phases and self.phases[ADAM].uses_gradient
+        return self._passes + (self.course.reading if self.course is not None and not whole else 0)
 
     def epoch(self) -> Record:
         """Train for one epoch of the current phase and return its record.
@@ -124,6 +130,7 @@ class Trainer:
         notes = self._decide(record, work.x), work.message if self.ended else "", introduction
         record = replace(record, note="; ".join(filter(None, notes)))
         self.history.append(record)
+        self._passes += record.passes
         return record
 
     def finish(self) -> Record:
@@ -156,7 +163,7 @@ class Trainer:
         """
         self.course = self._new_course()
         self.history, self.swap_epoch, self._point = [], None, None
-        self._name = next(iter(self.phases))
+        self._name, self._passes = next(iter(self.phases)), 0
         x = state["x"].to(self.device)
         for fields in state["history"]:
             record = Record(**fields)
@@ -165,6 +172,7 @@ class Trainer:
                 raise InputError("state", seen, f"one in phase {self._label}")
             note = self._decide(record, x)
             self.history.append(replace(record, note=record.note or note))
+            self._passes += record.passes
         self.status, self.message = Status(state["status"]), state["message"]
         # what the replay kept are the records' losses with the last epoch's weights; a branch that
         # leaves a run of Adam alone at this epoch keeps just these

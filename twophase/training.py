@@ -79,7 +79,8 @@ def fit(
     model: nn.Module | LeastSquares,
     data: Data | None = None,
     *,
-    epochs: int,
+    epochs: int | None = None,
+    passes: int | None = None,
     adam: AdamSettings | None = AdamSettings(),
     second: Minimizer | None = DEFAULT,
     switch: SwitchRule | Race | int = Race(),
@@ -94,20 +95,22 @@ def fit(
     """Train in two phases: Adam until the rule says switch, then full batches (Algorithm 1).
 
     `fit(model, (x, y), epochs=200)` takes the library's defaults, `fit(problem, epochs=200)` does
-    the same for a `LeastSquares`, and `**twophase.PAPER` the
-    paper's rule, conjugate gradient and line search, without a way back. An Adam epoch costs 3
-    passes over the data, an epoch of the second phase (one iteration) 3 with a search by slopes,
-    about 16 with golden section. `on_epoch` is called with each record; `progress`, such as
-    `tqdm.tqdm`, shows how far it is. For the other arguments and errors see `Trainer`.
+    the same for a `LeastSquares`, and `**twophase.PAPER` takes the paper's rule, conjugate gradient
+    and line search, without a way back. An Adam epoch costs 3 passes over the data, an epoch of the
+    second phase (one iteration) 3 with a search by slopes, about 16 with golden section; trainings
+    that are compared get `passes=` instead of or beside `epochs=`, and end with the epoch in which
+    these are spent, what the switch needs to know included (see `Trainer.spent`). `on_epoch` is
+    called with each record; `progress`, such as `tqdm.tqdm`, shows how far it is. For the other
+    arguments and errors see `Trainer`.
 
     >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
     >>> result = fit(nn.Linear(1, 1), (inputs, 3 * inputs), epochs=8, switch=3, fallback=None)
     >>> result.swap_epoch, result.history.phase.tolist().count("adam")
     (3, 3)
     """
-    check_integer("epochs", epochs, 1)
+    _check_length(epochs, passes)
     swap = switch.epoch if isinstance(switch, FixedEpoch) else switch
-    if isinstance(swap, int) and check_integer("switch", swap, 1) >= epochs:
+    if isinstance(swap, int) and epochs and check_integer("switch", swap, 1) >= epochs:
         raise InputError("switch", swap, f"an epoch below the number of epochs, {epochs}")
     trainer = Trainer(
         model,
@@ -121,32 +124,50 @@ def fit(
         device=device,
         chunk_size=chunk_size,
     )
-    return run(trainer, epochs, on_epoch, progress)
+    return run(trainer, epochs, on_epoch, progress, passes)
 
 
 def run(
-    trainer: Trainer, epochs: int, on_epoch: OnEpoch | None = None, progress: Progress | None = None
+    trainer: Trainer,
+    epochs: int | None = None,
+    on_epoch: OnEpoch | None = None,
+    progress: Progress | None = None,
+    passes: int | None = None,
 ) -> Fit:
-    """Train until `epochs` records are there or the second phase has ended; see `fit`."""
-    check_integer("epochs", epochs, 1)
-    records: Iterable[Record] = _epochs(trainer, epochs)
+    """Train until there are `epochs` records, `passes` are spent, or no more can be done."""
+    _check_length(epochs, passes)
+    records: Iterable[Record] = _epochs(trainer, epochs, passes)
     if progress is not None:
-        records = progress(records, total=epochs - len(trainer.history))
+        records = progress(records, total=epochs and epochs - len(trainer.history))
     for record in records:
         if on_epoch is not None:
             on_epoch(record)
     return _outcome(trainer, epochs)
 
 
-def _epochs(trainer: Trainer, epochs: int) -> Iterator[Record]:
-    while len(trainer.history) < epochs and not trainer.ended:
+def _check_length(epochs: int | None, passes: int | None) -> None:
+    if epochs is None and passes is None:
+        raise InputError("epochs", None, "a number of epochs, or one of passes")
+    for name, number in (("epochs", epochs), ("passes", passes)):
+        if number is not None:
+            check_integer(name, number, 1)
+
+
+def _epochs(trainer: Trainer, epochs: int | None, passes: int | None) -> Iterator[Record]:
+    while not trainer.ended:
+        if epochs is not None and len(trainer.history) >= epochs:
+            return
+        if passes is not None and trainer.spent >= passes:
+            return
         yield trainer.epoch()
 
 
-def _outcome(trainer: Trainer, epochs: int) -> Fit:
+def _outcome(trainer: Trainer, epochs: int | None) -> Fit:
     status, message = str(trainer.status), trainer.message
     if not trainer.ended:
-        status, message = "completed", f"all {epochs} epochs were run"
+        whole = epochs == len(trainer.history)
+        ran = f"all {epochs} epochs were run" if whole else f"all {trainer.spent} passes are spent"
+        status, message = "completed", ran
     if trainer.course is not None and trainer.swap_epoch is None:
         message += f"; no switch: {trainer.reason}"
     final = trainer.finish()

@@ -16,7 +16,7 @@ from filelock import FileLock
 from twophase.__main__ import main
 from twophase.adam import AdamSettings
 from twophase.errors import DataError, InputError
-from twophase.experiments import checkpoints
+from twophase.experiments import checkpoints, runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.runs import CHECKPOINTS, branch_file, run
 from twophase.problems.problem import ImageProblem
@@ -37,6 +37,11 @@ COMMAND = [
     *(sys.executable, "-m", "twophase", "run", "--second", "paper", "--switch", "5"),
     *("--epochs", "10", "--train-examples", "48", "--batch-size", "16"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def a_checkpoint_after_every_epoch(monkeypatch):
+    monkeypatch.setattr(runs, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +210,7 @@ def test_a_second_process_says_that_the_first_is_there(tmp_path):
 
 def test_a_folder_of_another_format_is_left_alone(tmp_path):
     (tmp_path / "config.json").write_text('{"format": 99}')
-    with pytest.raises(InputError, match="^out: .*there format is 99, here 5"):
+    with pytest.raises(InputError, match="^out: .*there format is 99, here 6"):
         run(CONFIG, tmp_path, device="cpu")
     assert (tmp_path / "config.json").read_text() == '{"format": 99}'
 
@@ -245,3 +250,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(capsys):
 def test_only_the_newest_two_checkpoints_are_kept(tmp_path, monkeypatch):
     names = [path.name for path in stopped(tmp_path, monkeypatch)]
     assert names == ["epoch-000006.ckpt", "epoch-000007.ckpt"]
+
+
+def test_where_epochs_are_short_there_is_a_checkpoint_a_second(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SECONDS_BETWEEN_CHECKPOINTS", 3600.0)
+    assert stopped(tmp_path, monkeypatch) == []

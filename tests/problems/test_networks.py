@@ -257,3 +257,14 @@ def test_hessian_vector_product_matches_difference_of_gradients(name):
         [((a - b) / (2 * h)).flatten() for a, b in zip(ahead, behind, strict=True)]
     )
     assert (exact - difference).norm() < 1e-4 * exact.norm()
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("mlp-4", 310), ("mlp-8", 610), ("mlp-16", 1210)])
+def test_the_small_networks_have_one_hidden_layer_on_64_pixels(name, parameters):
+    network = build(name, 1, 10, seed=0)
+    assert parameter_count(network) == parameters
+    images = torch.rand(3, 1, 32, 32)
+    small = images.reshape(3, 8, 4, 8, 4).mean((2, 4)).reshape(3, 64)
+    hidden, last = (layer for layer in network if isinstance(layer, nn.Linear))
+    expected = last(torch.tanh(hidden(small))).softmax(1)
+    torch.testing.assert_close(network(images), expected)

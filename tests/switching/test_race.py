@@ -31,7 +31,7 @@ def test_the_first_line_is_drawn_after_the_passes_of_a_trial_and_the_trial_after
     assert (race.start, race.goal) == (1 / 10, 1 / 20)
 
 
-def test_who_is_below_all_losses_of_adam_has_won():
+def test_who_is_below_adam_has_won():
     race = in_trial()
     assert race.after_second(0.95, 3) == ""
     assert race.after_second(0.6, 3) == "", "a tie is not won yet"
@@ -40,11 +40,22 @@ def test_who_is_below_all_losses_of_adam_has_won():
     assert race.on_trials == 0
 
 
-def test_the_goal_is_the_lowest_loss_and_not_the_last():
+def test_the_goal_is_the_lower_loss_of_half_way_and_the_end():
     race = Race(passes=6)
     adam(race, [1.0, 0.9, 0.5, 0.8])
     assert race.stage is Stage.TRIAL and race.goal == 0.5
     assert race.after_second(0.6, 3) == ""
+    race = Race(passes=12)
+    adam(race, [4.0, 3.0, 2.0, 1.0, 0.1, 0.5, 0.2, 0.4])
+    assert (race.half, race.goal) == (0.5, 0.4), "the other epochs' losses need not be known"
+
+
+def test_three_losses_a_trial_are_read():
+    race = in_trial()
+    assert race.read == 3
+    race = Race(passes=3)
+    adam(race, [1.0, 0.9])
+    assert (race.stage, race.read, race.half) == (Stage.TRIAL, 3, 0.9)
 
 
 def test_who_is_not_ahead_after_as_many_passes_has_lost():

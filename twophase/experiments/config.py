@@ -30,6 +30,8 @@ class RunConfig(Settings):
         passes: None: a training, with a history of its epochs. A number: a second phase, or a
             `Competitor` in its place, that is measured for so many passes after `epochs` epochs of
             Adam; `switch` and `fallback` are of no effect then.
+        budget: of a training: the passes that end it before all `epochs` are run, see
+            `twophase.fit`; None: no limit.
         seed: of initial weights, mini-batch order and subsets, at least 0.
         dtype: of the parameters, "float32" or "float64".
 
@@ -43,6 +45,7 @@ class RunConfig(Settings):
     switch: SwitchRule | Race = Race()
     fallback: Fallback | None = Fallback()
     passes: int | None = None
+    budget: int | None = None
     seed: int = 0
     dtype: str = "float32"
 
@@ -50,6 +53,10 @@ class RunConfig(Settings):
         check_integer("epochs", self.epochs, 1)
         check_integer("seed", self.seed, 0)
         check_choice("dtype", self.dtype, DTYPES)
+        if self.budget is not None:
+            check_integer("budget", self.budget, 1)
+            if self.passes is not None:
+                raise InputError("budget", self.budget, "None where passes are measured")
         self._check_kinds()
         if self.adam is None and self.second is None:
             raise InputError(
@@ -97,7 +104,8 @@ class RunConfig(Settings):
         Runs that differ only in what comes after the swap, or in when it comes, have one trunk.
         """
         plain = RunConfig()
-        return replace(self, second=None, passes=None, switch=plain.switch, fallback=plain.fallback)
+        plainly = {"switch": plain.switch, "fallback": plain.fallback}
+        return replace(self, second=None, passes=None, budget=None, **plainly)
 
     def trainer(self, task: Task, device: torch.device) -> Trainer:
         """A trainer before its first epoch; of Adam alone where a second phase is measured."""

@@ -1,12 +1,13 @@
 """A run and its folder: configuration, checkpoints, history or curve, summary, weights.
 
-Every finished epoch of a training is in a checkpoint, so that a run that was stopped, however hard,
-goes on where it was. `summary.json` is written last and marks a finished run; until then the
-history so far is in `history.partial.csv`.
+A training is in a checkpoint after every epoch, or once a second where epochs are shorter, so that
+a run that was stopped, however hard, goes on where it was. `summary.json` is written last and marks
+a finished run; until then the history so far is in `history.partial.csv`.
 """
 
 import io
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -33,8 +34,10 @@ from twophase.trainer import Trainer
 from twophase.training import Fit
 from twophase.training import run as train
 
-FORMAT = 5
+FORMAT = 6
 CHECKPOINTS = "checkpoints"
+# What a killed run may lose, where an epoch takes less: writing would cost more than training.
+SECONDS_BETWEEN_CHECKPOINTS = 1.0
 HISTORY, CURVE = "history.csv", "curve.csv"
 WRITTEN = ("summary.json", HISTORY, CURVE, "history.partial.csv", "weights.pt", CHECKPOINTS)
 
@@ -51,7 +54,7 @@ def run(
 
     A training leaves history.csv and weights.pt; a configuration with `passes` leaves curve.csv.
     A finished run of the same configuration is not repeated. A training that was stopped goes on
-    after its last finished epoch; on the CPU the results are then those of a run in one piece, bit
+    after its last checkpoint; on the CPU the results are then those of a run in one piece, bit
     for bit.
 
     Args:
@@ -89,7 +92,8 @@ def run(
             _resume(trainer, out, branch_from)
             keep = _keeper(trainer, out, branches or {})
             shown = partial(track, label=f"epochs of {config.strategy}")
-            return _finish(config, out, trainer, task, train(trainer, config.epochs, keep, shown))
+            outcome = train(trainer, config.epochs, keep, shown, config.budget)
+            return _finish(config, out, trainer, task, outcome)
     except Timeout:
         raise InputError("out", str(out), "a folder that no other process is training in") from None
 
@@ -161,12 +165,20 @@ def _keeper(
     for record in trainer.history:
         fired(record)
 
+    kept = time.monotonic()
+
     def keep(record: Record) -> None:
+        nonlocal kept
+        branching = fired(record)
+        due = time.monotonic() - kept >= SECONDS_BETWEEN_CHECKPOINTS
+        if not (branching or due):
+            return
         state = trainer.state_dict()
-        for name in fired(record):
+        for name in branching:
             checkpoints.write(branch_file(out, name), state)
         checkpoints.save(out / CHECKPOINTS, record.epoch, state)
         write_atomically(out / "history.partial.csv", _csv(trainer.history))
+        kept = time.monotonic()
 
     return keep
 
@@ -277,12 +289,15 @@ def _summary(trainer: Trainer, task: Task, outcome: Fit) -> dict[str, Any]:
     last = outcome.final
     ends = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
     sums = ("passes", "monitor_passes", "seconds")
+    # beside the optimization's own passes, those that the switch needed to know loss or norm
+    reading = trainer.spent - sum(record.passes for record in outcome.records)
     return {
         "epochs": len(outcome.records),
         "weights_epoch": last.epoch,
         "status": outcome.status,
         "message": outcome.message,
         "swap_epoch": outcome.swap_epoch,
+        "reading_passes": reading,
         "changes": outcome.changes.to_dict("records"),
         **{name: getattr(last, name) for name in ends},
         "validation_top5_accuracy": _top5(trainer, task),

@@ -10,10 +10,11 @@ from torch import nn
 from twophase.errors import check_choice, check_integer
 from twophase.examples import Dataset
 from twophase.least_squares import LeastSquares
-from twophase.losses import Loss, mse
+from twophase.losses import Loss, cross_entropy, mse
 from twophase.problems import images, networks, physics
 from twophase.settings import Settings
 
+LOSSES: dict[str, Loss] = {"mse": mse, "cross-entropy": cross_entropy}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -43,24 +44,27 @@ class Problem(Protocol):
 
 @dataclass(frozen=True)
 class ImageProblem(Settings):
-    """A network of the paper on a data set of images, by the paper's mean squared error.
+    """A network on a data set of images, by default with the paper's mean squared error.
 
     Args:
-        dataset, model: names in `images.DATASETS` and `networks.MODELS`, else `InputError`.
+        dataset, model: names in `images.DATASETS` and `networks.ALL_MODELS`, else `InputError`.
         train_examples: size of a random training subset, at least 1; None: all.
         validation_examples: the same for the validation examples; 0: none of them.
+        loss: mse or cross-entropy.
     """
 
     dataset: str = "digits"
     model: str = "vit-nomlp-wkewq-wvwo1"
     train_examples: int | None = None
     validation_examples: int | None = None
+    loss: str = "mse"
 
     full_batch = False
 
     def __post_init__(self) -> None:
         check_choice("dataset", self.dataset, images.DATASETS)
-        check_choice("model", self.model, networks.MODELS)
+        check_choice("model", self.model, networks.ALL_MODELS)
+        check_choice("loss", self.loss, LOSSES)
         if self.train_examples is not None:
             check_integer("train_examples", self.train_examples, 1)
         if self.validation_examples is not None:
@@ -68,7 +72,8 @@ class ImageProblem(Settings):
 
     @property
     def name(self) -> str:
-        return f"{self.dataset} {self.model}"
+        loss = "" if self.loss == "mse" else f" {self.loss}"
+        return f"{self.dataset} {self.model}{loss}"
 
     def load(self, seed: int, dtype: str, device: torch.device, root: Path | None) -> Task:
         """The network and the examples; the subsets, too, are those of the seed."""
@@ -79,7 +84,7 @@ class ImageProblem(Settings):
         if self.validation_examples == 0:
             data = Dataset(data.name, data.train, None, data.classes)
         model = networks.build(self.model, data.channels, data.classes, seed)
-        return Task(model.to(DTYPES[dtype]), data, mse)
+        return Task(model.to(DTYPES[dtype]), data, LOSSES[self.loss])
 
 
 @dataclass(frozen=True)

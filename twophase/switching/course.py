@@ -5,6 +5,7 @@ from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
 from twophase.errors import InputError, check_integer
+from twophase.objective import GRADIENT_PASSES
 from twophase.second_phase import Status
 from twophase.switching.fallback import Fallback
 from twophase.switching.race import Race, Stage
@@ -32,7 +33,8 @@ class Move(NamedTuple):
 class Course(Protocol):
     """What a training loop asks, with the end of each epoch: loss, gradient norm, and its passes.
 
-    `trying` says whether the second phase is on trial, and `safe` whether Adam can take over again.
+    `trying` says whether the second phase is on trial, `safe` whether Adam can take over again, and
+    `reading` how many passes the numbers took that were needed so far, for an Adam of mini-batches.
     """
 
     @property
@@ -40,6 +42,9 @@ class Course(Protocol):
 
     @property
     def safe(self) -> bool: ...
+
+    @property
+    def reading(self) -> int: ...
 
     def adam(self, loss: float, grad_norm: float, passes: int) -> Move:
         """After an epoch of Adam: stay, draw a line, switch or try."""
@@ -69,6 +74,7 @@ class ByRule:
 
     rule: SwitchRule
     fallback: Fallback | None
+    reading: int = 0
 
     trying = False
 
@@ -78,6 +84,7 @@ class ByRule:
 
     def adam(self, loss: float, grad_norm: float, passes: int) -> Move:
         decision = self.rule.update(loss, grad_norm)
+        self.reading += getattr(self.rule, "price", GRADIENT_PASSES)
         if self.fallback is not None:
             self.fallback.adam(loss, grad_norm, passes)
         if not decision.switch or (self.fallback is not None and not self.fallback.ready):
@@ -104,6 +111,10 @@ class ByRace:
     @property
     def safe(self) -> bool:
         return self.trying or self.fallback is not None
+
+    @property
+    def reading(self) -> int:
+        return self.race.read
 
     def adam(self, loss: float, grad_norm: float, passes: int) -> Move:
         if self.fallback is not None:

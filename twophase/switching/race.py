@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple
 
 from twophase.errors import check_integer, check_number
 from twophase.second_phase import Status
@@ -22,27 +21,20 @@ class Stage(Enum):
     WON = auto()  # the second phase was ahead, and goes on
 
 
-class Seen(NamedTuple):
-    """Passes from the starting line on, and the loss there."""
-
-    passes: int
-    loss: float
-
-
 @dataclass(unsafe_hash=True)
 class Race(Stateful, Settings):
     """Try the second phase from Adam's weights, and switch where it is ahead of Adam.
 
     The weights after an epoch are a starting line. From there Adam goes on for `passes` passes over
     the data; then the second phase runs from the same weights. It has won as soon as its loss is
-    below every loss that Adam's epochs ended with, and goes on as the second phase. It has lost
-    after as many passes, or where it comes less than half as far down in half of them as Adam did,
-    or where it can do no more; Adam goes on from where it was. The first line is drawn after
-    `passes` passes of Adam, each other one where Adam has `growth` times the passes of the one
-    before, and all lost trials together have at most a `share` of all passes, plus one trial. A
-    lost trial is repeated, since a second phase that is behind early is often ahead later.
+    below Adam's, half way and at the end, and goes on as the second phase. It has lost after as
+    many passes, or where half of them brought it less than half as far down as Adam, or where it
+    can do no more; Adam goes on from where it was. The first line is drawn after `passes` passes of
+    Adam, each other one where Adam has `growth` times the passes that it had before the last trial,
+    and all lost trials together have at most a `share` of all passes, plus one trial. A lost trial
+    is repeated, since a second phase that is behind early is often ahead later.
 
-    The rule reads losses only, at the end of an epoch; in any unit, from any zero.
+    The rule reads three losses of Adam a trial; in any unit, from any zero.
 
     By default a trial has 60 passes: in the kept runs of notebook 13 who is ahead after so many is
     ahead at the end in 36 of 36 full-batch cases and in 5 of 6 on images, after 30 in 2 of 3; a
@@ -60,8 +52,10 @@ class Race(Stateful, Settings):
     line: int = state(default=0)  # Adam's passes at the starting line
     start: float = state(default=0.0)  # the loss there
     tried: int = state(default=0)  # Adam's passes before the last trial
-    adam: list[Seen] = state(default_factory=list)  # from the line on
-    second: Seen = state(default=Seen(0, 0.0))
+    half: float = state(default=0.0)  # Adam's loss half way
+    goal: float = state(default=0.0)  # the lower one of that and the loss at the end
+    tried_for: int = state(default=0)  # passes of the trial
+    read: int = state(default=0)  # losses of Adam
 
     def __post_init__(self) -> None:
         check_integer("passes", self.passes, 1)
@@ -76,57 +70,52 @@ class Race(Stateful, Settings):
         self.spent += passes
         self.by_adam += passes
         if self.stage is Stage.LEADING:
-            self.adam.append(Seen(self.by_adam - self.line, loss))
-            if self.adam[-1].passes < self.passes:
-                return ""
-            self.stage, self.second, self.tried = Stage.TRIAL, Seen(0, self.start), self.by_adam
-            led = f"{self.start:.4g} to {self.goal:.4g} in {self.adam[-1].passes} passes"
-            return f"a trial of up to {self.passes} passes against Adam, which came from {led}"
-        if not self._due:
+            return self._lead(loss, passes)
+        if self.on_trials > self.share * self.spent or self.by_adam < self._due:
             self.stage = Stage.WAITING
             return ""
-        self.stage, self.line, self.start, self.adam = Stage.LEADING, self.by_adam, loss, []
+        self.stage, self.line, self.start = Stage.LEADING, self.by_adam, loss
+        self.read += 1
         return "a starting line"
+
+    def _lead(self, loss: float, passes: int) -> str:
+        done = self.by_adam - self.line
+        if 2 * done >= self.passes > 2 * (done - passes):
+            self.half = self.goal = loss
+            self.read += 1
+        if done < self.passes:
+            return ""
+        self.goal = min(self.goal, loss)
+        self.read += 1
+        self.stage, self.tried_for, self.tried = Stage.TRIAL, 0, self.by_adam
+        led = f"{self.start:.4g} to {self.goal:.4g} in {done} passes"
+        return f"a trial of up to {self.passes} passes against Adam, which came from {led}"
 
     def after_second(self, loss: float, passes: int, status: Status = Status.MOVED) -> str:
         """Take an iteration of a trial; how it ended, in words, or nothing where it goes on."""
         self.spent += passes
-        self.second = Seen(self.second.passes + passes, loss)
-        spent = self.second.passes
+        self.tried_for += passes
         if loss < self.goal:
             self.stage = Stage.WON
-            return f"ahead: {loss:.4g} after {spent} passes, Adam {self.goal:.4g}"
-        if status is Status.MOVED and spent < self.passes and not self._hopeless:
+            return f"ahead: {loss:.4g} after {self.tried_for} passes, Adam {self.goal:.4g}"
+        late = 2 * self.tried_for >= self.passes
+        hopeless = late and self.start - loss < HALF_WAY * (self.start - self.half)
+        if status is Status.MOVED and self.tried_for < self.passes and not hopeless:
             return ""
         self.stage = Stage.WAITING
-        self.on_trials += spent
+        self.on_trials += self.tried_for
         ended = "" if status is Status.MOVED else f" ({status})"
-        return f"behind: {loss:.4g} after {spent} passes{ended}, Adam {self._adam_at(spent):.4g}"
+        than = self.half if hopeless else self.goal
+        return f"behind: {loss:.4g} after {self.tried_for} passes{ended}, Adam {than:.4g}"
 
     @property
     def standing(self) -> str:
         """Where Adam stands, in words."""
         if self.stage is Stage.LEADING:
             return f"{self.by_adam - self.line} of {self.passes} passes from the starting line"
-        due = max(self.passes, self.growth * self.tried)
-        return f"Adam has {self.by_adam} passes, the next starting line is at {due:.0f} or later"
+        at = f"the next starting line is at {self._due:.0f} or later"
+        return f"Adam has {self.by_adam} passes, {at}"
 
     @property
-    def goal(self) -> float:
-        """The lowest loss of Adam's epochs from the line on."""
-        return min(loss for _, loss in self.adam)
-
-    @property
-    def _due(self) -> bool:
-        affordable = self.on_trials <= self.share * self.spent
-        return affordable and self.by_adam >= max(self.passes, self.growth * self.tried)
-
-    @property
-    def _hopeless(self) -> bool:
-        passes, loss = self.second
-        gained, led = self.start - loss, self.start - self._adam_at(passes)
-        return 2 * passes >= self.passes and gained < HALF_WAY * led
-
-    def _adam_at(self, passes: int) -> float:
-        """Adam's loss so many passes after the line, at the end of an epoch."""
-        return next((loss for spent, loss in self.adam if spent >= passes), self.adam[-1].loss)
+    def _due(self) -> float:
+        return max(self.passes, self.growth * self.tried)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 from twophase.errors import InputError, check_integer, check_number, check_type
+from twophase.objective import GRADIENT_PASSES
 from twophase.settings import Settings, Stateful, state
 from twophase.switching.peak import PeakSeen, PeakTest
 
@@ -22,7 +23,11 @@ class SwitchRule(Protocol):
 
     A rule touches neither model nor data, and replays over a recorded trace. The library's, but for
     `FixedEpoch`, raise `InputError` where a loss or norm is not finite or a norm below zero.
+    `price` is what an epoch's numbers cost, in passes over the data, where Adam takes mini-batches:
+    3 for the norm, 1 for the loss alone.
     """
+
+    price: int
 
     def update(self, loss: float, grad_norm: float) -> Decision:
         """Take one epoch's loss and gradient norm; decide whether to switch now."""
@@ -37,6 +42,8 @@ class FixedEpoch(Stateful, Settings):
 
     epoch: int
     seen: int = state(default=0)
+
+    price = 0
 
     def __post_init__(self) -> None:
         check_integer("swap_epoch", self.epoch, 1)
@@ -57,6 +64,8 @@ class GradientNormPeak(Stateful, Settings):
 
     factor: float = 0.9
     peak: float = state(default=0.0)
+
+    price = GRADIENT_PASSES
 
     def __post_init__(self) -> None:
         check_number("factor", self.factor, above=0, maximum=1)
@@ -88,6 +97,8 @@ class SmoothedNormPeak(Stateful, Settings):
     test: PeakTest = PeakTest()
     seen: PeakSeen = state(default=None)
 
+    price = GRADIENT_PASSES
+
     def __post_init__(self) -> None:
         check_type("test", self.test, PeakTest)
         self.seen = PeakSeen(self.test)
@@ -108,6 +119,8 @@ class NormVersusLoss(Stateful, Settings):
 
     test: PeakTest = PeakTest()
     seen: PeakSeen = state(default=None)
+
+    price = GRADIENT_PASSES
 
     def __post_init__(self) -> None:
         check_type("test", self.test, PeakTest)

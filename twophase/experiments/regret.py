@@ -1,0 +1,281 @@
+"""Regret of switch rules: what a rule loses against the best fixed swap, at equal passes.
+
+For a case (problem, Adam, passes) and a seed, all swaps leave one trajectory of Adam. The regret of
+a rule is
+
+    log10 max(L, floor) − log10 max(L*, floor)
+
+with L the loss of the weights that its training ends with when the passes are spent, what it reads,
+its trials and its failed second phases included; L* the lowest one over fixed swaps after the
+epochs of `GRID` and over Adam alone; and `FLOOR` times the loss after the first epoch of Adam as
+the floor, below which all losses are alike: ten orders are more than anybody trains for, and there
+rounding and luck decide. It can be below 0, where a rule finds a better epoch than the grid has, or
+goes back in time.
+
+Half of the cases were set aside (`held_out`) before any rule was designed or tuned.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from twophase.adam import AdamSettings
+from twophase.errors import check_choice, check_integer
+from twophase.experiments import branches, runs
+from twophase.experiments.config import RunConfig
+from twophase.objective import GRADIENT_PASSES
+from twophase.problems.problem import ImageProblem, PhysicsProblem, Problem
+from twophase.record import ADAM
+from twophase.second_phase import Status
+from twophase.switching import (
+    Fallback,
+    FixedEpoch,
+    GradientNormPeak,
+    NormVersusLoss,
+    Race,
+    SmoothedNormPeak,
+    SwitchRule,
+    course,
+)
+from twophase.switching.heuristics import (
+    GradientThreshold,
+    LossVariance,
+    Plateau,
+    RelativeImprovement,
+)
+
+GRID = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+FLOOR = 1e-10
+NONE, BEST = "none", "best fixed swap"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem, how Adam trains it, and the passes over the data that a training may spend."""
+
+    problem: Problem
+    passes: int = 900
+    adam: AdamSettings = field(default_factory=lambda: AdamSettings(batch_size=64))
+    dtype: str = "float32"
+    held_out: bool = False
+
+    def config(self, seed: int) -> RunConfig:
+        """The training of a seed, with the library's defaults."""
+        return RunConfig(
+            self.problem,
+            self.passes // GRADIENT_PASSES,
+            self.adam,
+            budget=self.passes,
+            seed=seed,
+            dtype=self.dtype,
+        )
+
+    @property
+    def grid(self) -> list[int]:
+        """The epochs of the fixed swaps."""
+        return [epoch for epoch in GRID if epoch * GRADIENT_PASSES < 0.9 * self.passes]
+
+
+def _images(model: str, examples: int | None = None, loss: str = "mse", data: str = "digits"):
+    return ImageProblem(data, model, examples, loss=loss)
+
+
+def _adam(batch_size: int | None, rate: float = 1e-3) -> AdamSettings:
+    return AdamSettings(rate, batch_size)
+
+
+_SMALL = "vit-nomlp-wkewq-wvwo1"
+CASES: dict[str, Case] = {
+    # what the race was designed on
+    "vit 256": Case(_images(_SMALL, 256)),
+    "vit-nomlp 384": Case(_images("vit-nomlp", 384), 600, _adam(32)),
+    "vgg5 192": Case(_images("vgg5-max-relu", 192), 600),
+    "mlp-16": Case(_images("mlp-16")),
+    "mlp-16 entropy": Case(_images("mlp-16", loss="cross-entropy"), 900, _adam(256, 3e-3)),
+    "mlp-4": Case(_images("mlp-4")),
+    "mlp-4 entropy": Case(_images("mlp-4", loss="cross-entropy"), 900, _adam(128)),
+    "regression": Case(PhysicsProblem("regression"), 900, _adam(64), "float64"),
+    "poisson": Case(PhysicsProblem("poisson"), 3000, _adam(None), "float64"),
+    # set aside
+    "vit-mlp 192": Case(_images("vit-mlp", 192), 600, _adam(64), held_out=True),
+    "vit entropy 384": Case(
+        _images(_SMALL, 384, "cross-entropy"), 900, _adam(128, 3e-3), held_out=True
+    ),
+    "vgg5 entropy 192": Case(
+        _images("vgg5-max-relu", 192, "cross-entropy"), 600, _adam(32), held_out=True
+    ),
+    "mlp-8 slow": Case(_images("mlp-8"), 1500, _adam(32, 3e-4), held_out=True),
+    "mlp-8 entropy": Case(
+        _images("mlp-8", loss="cross-entropy"), 900, _adam(512, 1e-2), held_out=True
+    ),
+    "mnist mlp-4": Case(_images("mlp-4", 4096, data="mnist"), 900, _adam(256), held_out=True),
+    "mnist mlp-16": Case(
+        _images("mlp-16", 2048, "cross-entropy", "mnist"), 900, _adam(128), held_out=True
+    ),
+    "regression, float32": Case(PhysicsProblem("regression"), 900, _adam(None), held_out=True),
+    "burgers": Case(PhysicsProblem("burgers"), 1200, _adam(None), "float64", held_out=True),
+}
+
+
+class Rule(NamedTuple):
+    """A rule under test, made for a case, and the way back."""
+
+    of: Callable[[Case], SwitchRule | Race]
+    fallback: Fallback | None = None
+
+
+def _share(share: float) -> Rule:
+    return Rule(lambda case: FixedEpoch(max(1, round(share * case.passes / GRADIENT_PASSES))))
+
+
+RULES: dict[str, Rule] = {
+    "race": Rule(lambda case: Race(), Fallback()),
+    "race, no way back": Rule(lambda case: Race()),
+    "literal": Rule(lambda case: GradientNormPeak()),
+    "literal, way back": Rule(lambda case: GradientNormPeak(), Fallback()),
+    "smoothed": Rule(lambda case: SmoothedNormPeak()),
+    "smoothed, way back": Rule(lambda case: SmoothedNormPeak(), Fallback()),
+    "norm over loss": Rule(lambda case: NormVersusLoss()),
+    "a tenth": _share(0.1),
+    "a third": _share(1 / 3),
+    "two thirds": _share(2 / 3),
+    "plateau": Rule(lambda case: Plateau()),
+    "loss variance": Rule(lambda case: LossVariance()),
+    "relative improvement": Rule(lambda case: RelativeImprovement()),
+    "gradient threshold": Rule(lambda case: GradientThreshold()),
+}
+
+
+class End(NamedTuple):
+    """The weights that a training ends with when its passes are spent."""
+
+    epoch: int
+    loss: float
+    validation_loss: float | None
+    spent: int
+    reading: int
+    trials: int
+
+
+def end(history: pd.DataFrame, config: RunConfig) -> End:
+    """What a history of the configuration has reached within its budget.
+
+    These are the last weights, or those of a trial or a second phase before, if lower. Passes for
+    reading are those of `twophase.Trainer.spent`, by a replay of the rule and the fallback.
+    """
+    planned = course(config.switch, config.fallback)
+    free = history.monitor_passes[history.phase == ADAM].le(GRADIENT_PASSES - 1).all()
+    spent, best, found = 0, None, None
+    trials = 0
+    for row in history.itertuples():
+        if row.phase == ADAM:
+            planned.adam(row.train_loss, row.grad_norm, row.passes)
+        else:
+            planned.second(row.train_loss, row.grad_norm, row.passes, Status(row.status))
+            trials += row.passes if row.phase == "trial" else 0
+        spent += row.passes
+        reading = 0 if free or config.second is None else planned.reading
+        if config.budget is not None and spent + reading > config.budget and found:
+            break
+        if row.phase != ADAM and (best is None or row.train_loss < best.train_loss):
+            best = row
+        kept = best if best is not None and best.train_loss < row.train_loss else row
+        validation = float(kept.validation_loss)
+        validation_loss = validation if math.isfinite(validation) else None
+        found = End(kept.epoch, kept.train_loss, validation_loss, spent, reading, trials)
+    return found
+
+
+def entries(case: Case, seed: int, rules: Iterable[str]) -> dict[str, RunConfig]:
+    """The trainings of a case and a seed: fixed swaps, Adam alone, and rules, by their names."""
+    config = case.config(seed)
+    fixed = {
+        f"swap at {epoch}": {"switch": FixedEpoch(epoch), "fallback": None} for epoch in case.grid
+    }
+    by_rule = {
+        name: {"switch": RULES[check_choice("rule", name, RULES)].of(case)}
+        | {"fallback": RULES[name].fallback}
+        for name in rules
+    }
+    trained = {name: replace(config, **changes) for name, changes in (fixed | by_rule).items()}
+    return {NONE: config.trunk()} | trained
+
+
+def run(
+    names: Sequence[str] | None,
+    rules: Sequence[str] | None,
+    seeds: int,
+    place: branches.Place,
+    processes: int = 1,
+) -> pd.DataFrame:
+    """Train what is not finished; a row for each case, seed and training, with its regret.
+
+    `names` are of `CASES` and `rules` of `RULES`, None: all; `InputError` for others. Columns:
+    case, held_out, seed, rule (or the fixed swap), swap_epoch, epoch, loss, validation_loss, spent,
+    reading and trials (passes), regret and validation_regret. A training that failed has none.
+    """
+    check_integer("seeds", seeds, 1)
+    chosen = {name: CASES[check_choice("case", name, CASES)] for name in names or CASES}
+    todo: dict[tuple[str, int, str], RunConfig] = {}
+    for (name, case), seed in product(chosen.items(), range(seeds)):
+        for rule, config in entries(case, seed, RULES if rules is None else rules).items():
+            todo[name, seed, rule] = config
+    done = branches.run(list(todo.values()), place, processes)
+    rows = [
+        {"case": name, "held_out": chosen[name].held_out, "seed": seed, "rule": rule}
+        | _outcome(one, todo[name, seed, rule])
+        for (name, seed, rule), one in zip(todo, done, strict=True)
+        if not one.error
+    ]
+    return with_regret(pd.DataFrame(rows))
+
+
+def _outcome(done: branches.Done, config: RunConfig) -> dict[str, Any]:
+    history, summary = runs.read(done.folder)
+    start = history.train_loss.iloc[0]
+    return {"swap_epoch": summary["swap_epoch"], "start": start} | end(history, config)._asdict()
+
+
+def with_regret(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with regrets in training and in validation loss."""
+
+    def regrets(group: pd.DataFrame, column: str) -> pd.Series:
+        fixed = group.rule.eq(NONE) | group.rule.str.startswith("swap at ")
+        floor = FLOOR * group.start.iloc[0]
+        values = group[column].clip(lower=floor)
+        return values.map(math.log10) - math.log10(values[fixed].min())
+
+    parts = []
+    for _, group in table.groupby(["case", "seed"], sort=False):
+        group = group.assign(regret=regrets(group, "loss"))
+        if group.validation_loss.notna().all():
+            group = group.assign(validation_regret=regrets(group, "validation_loss"))
+        parts.append(group)
+    return pd.concat(parts, ignore_index=True)
+
+
+def summary(table: pd.DataFrame, column: str = "regret") -> pd.DataFrame:
+    """For each rule over the cases (medians over the seeds): worst and median regret, and costs.
+
+    Sorted by the worst. `reading` and `trials` are shares of all passes, the largest of any case.
+    """
+    rules = table[~table.rule.str.startswith("swap at ")]
+    rules = rules.assign(
+        reading=rules.reading / rules.spent, trials=rules.trials / rules.spent, worst=rules[column]
+    )
+    by_case = rules.groupby(["rule", "case"])[[column, "worst", "reading", "trials"]].agg(
+        {column: "median", "worst": "max", "reading": "max", "trials": "max"}
+    )
+    found = by_case.groupby("rule").agg(
+        worst=(column, "max"),
+        median=(column, "median"),
+        worst_seed=("worst", "max"),
+        reading=("reading", "max"),
+        trials=("trials", "max"),
+        cases=(column, "count"),
+    )
+    return found.sort_values(["worst", "median"])
