@@ -41,6 +41,12 @@ from twophase.experiments.config import RunConfig
 from twophase.problems import images, networks, physics
 from twophase.problems.problem import ImageProblem, PhysicsProblem
 from twophase.settings import Settings, from_dict, from_text
+from twophase.switching.heuristics import (
+    GradientThreshold,
+    LossVariance,
+    Plateau,
+    RelativeImprovement,
+)
 
 # ---- values that every kind may hold ------------------------------------------------------------
 
@@ -117,6 +123,10 @@ KINDS = {
     Fallback: fallbacks,
     PeakTest: tests,
     Race: races,
+    Plateau: st.builds(Plateau, whole(0), st.floats(0, 1, exclude_max=True)),
+    LossVariance: st.builds(LossVariance, above(0), whole(2)),
+    RelativeImprovement: st.builds(RelativeImprovement, above(0), whole(1)),
+    GradientThreshold: st.builds(GradientThreshold, above(0)),
     GradientNormPeak: st.builds(GradientNormPeak, PARTS),
     SmoothedNormPeak: st.builds(SmoothedNormPeak, tests),
     NormVersusLoss: st.builds(NormVersusLoss, tests),

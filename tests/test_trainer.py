@@ -248,3 +248,54 @@ def test_a_training_of_one_phase_has_no_course(network, rings):
     for arguments in ({"second": None}, {"adam": None}):
         trainer = Trainer(network(), rings(), fallback=Fallback(), **arguments)
         assert trainer.course is None
+
+
+# ---- which weights are kept ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("switch", [4, twophase.Race(passes=6)], ids=["swap", "race"])
+def test_the_weights_of_the_lowest_validation_loss_are_kept(network, dataset, adam, flat, switch):
+    weights, model = [], network()
+    settings = dict(adam=adam, switch=switch, keep="validation")
+    result = fit(
+        model, dataset, epochs=30, on_epoch=lambda _: weights.append(flat(model)), **settings
+    )
+    losses = [record.validation_loss for record in result.records]
+    lowest = losses.index(min(losses))
+    assert lowest + 1 < len(losses), "the last epoch would prove nothing"
+    assert result.final == result.records[lowest]
+    # after a change of phase the model has other weights by the time `on_epoch` is called
+    assert Trainer(model, dataset, second=None).validation.value(flat(model)) == min(losses)
+    assert f"the weights are those of epoch {lowest + 1}, of the lowest" in result.message
+
+
+def test_trials_are_judged_by_the_validation_loss(network, dataset, adam):
+    """Rings for validation whose labels are turned around: whoever learns more is behind."""
+    turned = twophase.examples.Examples(dataset.validation.inputs, 1 - dataset.validation.targets)
+    data = twophase.examples.Dataset("rings", dataset.train, turned, classes=2)
+    settings = dict(epochs=20, adam=adam, switch=twophase.Race(passes=6), fallback=None)
+    by_train = fit(network(), data, **settings)
+    by_validation = fit(network(), data, keep="validation", **settings)
+    assert by_train.swap_epoch == 2
+    assert by_validation.swap_epoch is None
+    assert "return: behind" in by_validation.changes.note.iloc[1]
+
+
+def test_keeping_by_validation_needs_validation_examples(network, rings, dataset):
+    with pytest.raises(InputError, match="^keep: 'validation' is not allowed; use 'train' where"):
+        Trainer(network(), rings(), keep="validation")
+    with pytest.raises(InputError, match="^keep: 'val' is not allowed"):
+        Trainer(network(), dataset, keep="val")
+
+
+def test_a_second_phase_that_gains_in_training_and_loses_in_validation_is_named(
+    network, dataset, adam
+):
+    turned = twophase.examples.Examples(dataset.validation.inputs, 1 - dataset.validation.targets)
+    data = twophase.examples.Dataset("rings", dataset.train, turned, classes=2)
+    result = fit(network(), data, epochs=12, adam=adam, switch=4)
+    before, after = result.payoffs[0].validation
+    assert after > before and result.payoffs[0].loses_in_validation
+    assert before == result.records[3].validation_loss
+    assert f"but its validation loss rose from {before:.3g} to {after:.3g}" in result.message
+    assert not fit(network(), dataset.train, epochs=12, adam=adam, switch=4).payoffs[0].validation

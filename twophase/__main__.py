@@ -115,6 +115,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         ("fallback", "Fallback(trial=5), None"),
     ):
         text(f"--{name}", help=f"in place of that of --second; such as {example}")
+    text("--keep", default="train", help="weights and trials by train (default) or validation loss")
     _place_options(parser, "the run's folder")
 
 
@@ -172,6 +173,7 @@ def _config(options: argparse.Namespace):
         problem,
         options.epochs,
         None if options.strategy == "second" else adam,
+        keep=options.keep,
         seed=options.seed,
         dtype=options.dtype,
         **settings,

@@ -16,7 +16,8 @@ class Payoff:
 
     From `first_epoch` to `last_epoch` the phase spent `passes` and met the lowest training `loss`,
     where Adam would have come to the loss `foreseen` by its `Trend` (see `Fallback`). This is a
-    forecast, not a run: Adam's loss may fall faster or slower than its trend.
+    forecast, not a run: Adam's loss may fall faster or slower than its trend. `validation` are the
+    validation losses before the phase and where its training loss was lowest.
     """
 
     first_epoch: int
@@ -24,6 +25,7 @@ class Payoff:
     passes: int
     loss: float
     foreseen: float
+    validation: tuple[float, float] | None = None
 
     @property
     def pays(self) -> bool:
@@ -34,10 +36,19 @@ class Payoff:
     def text(self) -> str:
         """The finding as a sentence."""
         verdict = "pays" if self.pays else "does not pay"
-        return (
+        text = (
             f"the second phase {verdict}: {self.loss:.3g} after {self.passes} passes from epoch "
             f"{self.first_epoch} on, where Adam by its trend has {self.foreseen:.3g}"
         )
+        if self.loses_in_validation:
+            before, after = self.validation or (0.0, 0.0)
+            text += f", but its validation loss rose from {before:.3g} to {after:.3g}"
+        return text
+
+    @property
+    def loses_in_validation(self) -> bool:
+        """Whether the validation loss was higher after the phase than before."""
+        return self.validation is not None and self.validation[1] > self.validation[0]
 
 
 def forecast(adam: Iterable[Record], passes: int) -> float:
@@ -67,7 +78,10 @@ def payoffs(records: Iterable[Record]) -> list[Payoff]:
         elif adam:
             epochs = trial + epochs
             passes = sum(record.passes for record in epochs)
-            lowest = min(record.train_loss for record in epochs)
+            lowest = min(epochs, key=attrgetter("train_loss"))
             foreseen = forecast(adam, passes)
-            found.append(Payoff(epochs[0].epoch, epochs[-1].epoch, passes, lowest, foreseen))
+            span = epochs[0].epoch, epochs[-1].epoch, passes
+            before, after = adam[-1].validation_loss, lowest.validation_loss
+            validation = None if before is None or after is None else (before, after)
+            found.append(Payoff(*span, lowest.train_loss, foreseen, validation))
     return found

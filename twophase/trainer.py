@@ -10,23 +10,30 @@ from torch import Tensor, nn
 
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
-from twophase.device import clock, resolve_device
-from twophase.errors import InputError, NonFiniteError, check_integer, check_type
-from twophase.examples import Data, Examples, splits
-from twophase.full_batch import FullBatch
+from twophase.data_objectives import data_objectives
+from twophase.device import clock
+from twophase.errors import (
+    InputError,
+    NonFiniteError,
+    check_choice,
+    check_integer,
+    check_type,
+)
+from twophase.examples import Data
 from twophase.least_squares import LeastSquares
 from twophase.losses import Loss, mse
 from twophase.modules import check_modules, evaluating
 from twophase.objective import GRADIENT_PASSES, Point, check_finite, norm
-from twophase.parameters import ParameterVector
 from twophase.phases import AdamPhase, DescentPhase, Phase, Work
 from twophase.record import ADAM, SECOND, TRIAL, Record
 from twophase.second_phase import Minimizer, Status, check_minimizer
 from twophase.switching import Action, Course, Fallback, Race, SwitchRule, course
 
+KEEP = ("train", "validation")
+
 
 class Kept(NamedTuple):
-    """Weights [P] set aside, the training loss there, and the epoch after which they were met."""
+    """Weights [P] set aside, their loss by `keep`, and the epoch after which they were met."""
 
     x: Tensor
     loss: float
@@ -49,6 +56,11 @@ class Trainer:
         switch: the rule that ends the first phase, or its number of epochs; by default a `Race`.
         fallback: when the second phase hands back to Adam, since its own results speak against the
             hypothesis; None: never, as in the paper.
+        keep: "train": trials are judged by the training loss, and the weights in the end are the
+            last, or the second phase's if Adam took over again and ended above them. "validation":
+            trials are judged by the validation loss, and the weights are those of the epoch with
+            the lowest one. The default does not look at validation data, so that they stay data
+            that the training has not seen.
         loss: mean loss of a batch, `loss(outputs, targets)`; default `twophase.mse`, the paper's.
         seed: of the order of mini-batches.
         device, chunk_size: see `resolve_device` and `FullBatch`.
@@ -63,6 +75,7 @@ class Trainer:
         second: Minimizer | None = DEFAULT,
         switch: SwitchRule | Race | int = Race(),
         fallback: Fallback | None = Fallback(),
+        keep: str = "train",
         loss: Loss = mse,
         seed: int = 0,
         device: str | torch.device = "auto",
@@ -70,7 +83,10 @@ class Trainer:
     ):
         check_integer("seed", seed, 0)
         _check_settings(adam=adam, second=second, fallback=fallback)
-        self.objective, self.validation = _objectives(model, data, loss, device, chunk_size)
+        self.objective, self.validation = data_objectives(model, data, loss, device, chunk_size)
+        self._by_validation = check_choice("keep", keep, KEEP) == "validation"
+        if self._by_validation and self.validation is None:
+            raise InputError("keep", keep, "'train' where there are no validation examples")
         self.model, self.device = self.objective.model, self.objective.vector.parameters[0].device
         if second is not None:
             check_modules(self.model)
@@ -134,9 +150,9 @@ class Trainer:
         return record
 
     def finish(self) -> Record:
-        """Keep the last weights, or the second phase's best if lower, and return their record."""
+        """Give the model the weights that are to be kept, and return their record."""
         last, best = self.history[-1], self._kept.get("best")
-        if best is None or last.train_loss <= best.loss:
+        if best is None or self._judged(last) <= best.loss:
             return last
         self.objective.vector.write(best.x)
         self._point = None
@@ -184,6 +200,12 @@ class Trainer:
                 # torch's optimizers keep the tensors they are given, and change them in place
                 self.phases[name].load_state_dict(deepcopy(phase))
 
+    @property
+    def kept_by(self) -> str:
+        """Why weights before the last are kept, in words."""
+        by_validation = "of the lowest validation loss"
+        return by_validation if self._by_validation else "lower than Adam's last"
+
     def _measure(self, x: Tensor, where: str) -> float | None:
         """Make `x` the current point; return the training accuracy there."""
         began = clock(self.device)
@@ -230,20 +252,29 @@ class Trainer:
         """The phase as records have it."""
         return TRIAL if self.course is not None and self.course.trying else self._name
 
+    def _judged(self, record: Record) -> float:
+        """The loss by which weights are kept and trials judged."""
+        if not self._by_validation:
+            return record.train_loss
+        assert record.validation_loss is not None
+        return record.validation_loss
+
     def _decide(self, record: Record, x: Tensor) -> str:
         """After an epoch that ended at x [P]: what the course asks for; the reason of a change."""
+        here = Kept(x, self._judged(record), record.epoch)
+        best = self._kept.get("best")
+        # without validation Adam's weights are kept only where it ends
+        eligible = self._by_validation or (self.course is not None and record.phase != ADAM)
+        if eligible and (best is None or here.loss < best.loss):
+            self._kept["best"] = here
         if self.course is None:
             return ""
         seen = record.train_loss, record.grad_norm, record.passes
         if record.phase == ADAM:
-            move = self.course.adam(*seen)
+            move = self.course.adam(*seen, judged=here.loss)
             self.reason = move.reason
         else:
-            best = self._kept.get("best")
-            if best is None or record.train_loss < best.loss:
-                self._kept["best"] = Kept(x, record.train_loss, record.epoch)
-            move = self.course.second(*seen, Status(record.status))
-        here = Kept(x, record.train_loss, record.epoch)
+            move = self.course.second(*seen, Status(record.status), judged=here.loss)
         return self._moves[move.action](here, move.reason)
 
     @property
@@ -310,27 +341,3 @@ def _check_settings(
         check_type("adam", adam, AdamSettings, " or None")
     if fallback is not None:
         check_type("fallback", fallback, Fallback, " or None")
-
-
-def _objectives(
-    model: nn.Module | LeastSquares,
-    data: Data | None,
-    loss: Loss,
-    device: str | torch.device,
-    chunk_size: int | None,
-) -> tuple[FullBatch | LeastSquares, FullBatch | None]:
-    """The mean losses over the training and, where there are any, the validation examples."""
-    if isinstance(model, LeastSquares):
-        if data is not None:
-            raise InputError("data", type(data).__name__, "None: a LeastSquares has its own")
-        return model, None
-    if data is None:
-        raise InputError("data", None, "a Dataset or tensors (inputs, targets)")
-    vector = ParameterVector(model.to(resolve_device(device)).parameters())
-
-    def over(examples: Examples) -> FullBatch:
-        there = examples.to(vector.parameters[0].device, vector.dtype)
-        return FullBatch(model, loss, there.inputs, there.targets, chunk_size)
-
-    train, validation = splits(data)
-    return over(train), None if validation is None else over(validation)

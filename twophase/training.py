@@ -85,6 +85,7 @@ def fit(
     second: Minimizer | None = DEFAULT,
     switch: SwitchRule | Race | int = Race(),
     fallback: Fallback | None = Fallback(),
+    keep: str = "train",
     loss: Loss = mse,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -119,6 +120,7 @@ def fit(
         second=second,
         switch=switch,
         fallback=fallback,
+        keep=keep,
         loss=loss,
         seed=seed,
         device=device,
@@ -172,6 +174,6 @@ def _outcome(trainer: Trainer, epochs: int | None) -> Fit:
         message += f"; no switch: {trainer.reason}"
     final = trainer.finish()
     if final != trainer.history[-1]:
-        message += f"; the weights are those of epoch {final.epoch}, lower than Adam's last"
+        message += f"; the weights are those of epoch {final.epoch}, {trainer.kept_by}"
     message += "".join(f"; {paid.text}" for paid in payoffs(trainer.history))
     return Fit(tuple(trainer.history), status, message, trainer.swap_epoch, final)

@@ -41,7 +41,7 @@ COMMAND = [
 
 @pytest.fixture(autouse=True)
 def a_checkpoint_after_every_epoch(monkeypatch):
-    monkeypatch.setattr(runs, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(runs, "TIMES_WRITING", 0)
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +252,6 @@ def test_only_the_newest_two_checkpoints_are_kept(tmp_path, monkeypatch):
     assert names == ["epoch-000006.ckpt", "epoch-000007.ckpt"]
 
 
-def test_where_epochs_are_short_there_is_a_checkpoint_a_second(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "SECONDS_BETWEEN_CHECKPOINTS", 3600.0)
-    assert stopped(tmp_path, monkeypatch) == []
+def test_where_epochs_are_short_writing_takes_a_part_of_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "TIMES_WRITING", 10**9)
+    assert [path.name for path in stopped(tmp_path, monkeypatch)] == ["epoch-000001.ckpt"]

@@ -15,7 +15,7 @@ from twophase.problems.problem import DTYPES, ImageProblem, Problem, Task
 from twophase.second_phase import Minimizer
 from twophase.settings import Settings
 from twophase.switching import Fallback, FixedEpoch, Race, SwitchRule
-from twophase.trainer import Trainer
+from twophase.trainer import KEEP, Trainer
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class RunConfig(Settings):
     Args:
         problem: what is trained; see `twophase.problems.problem`.
         epochs: at least 1; of both phases, or with `passes` of Adam alone.
-        adam, second, switch, fallback: as for `twophase.fit`, and with its defaults; `**PAPER`
-            gives the paper's. `adam` or `second` may be None, not both.
+        adam, second, switch, fallback, keep: as for `twophase.fit`, and with its defaults;
+            `**PAPER` gives the paper's. `adam` or `second` may be None, not both.
         passes: None: a training, with a history of its epochs. A number: a second phase, or a
             `Competitor` in its place, that is measured for so many passes after `epochs` epochs of
             Adam; `switch` and `fallback` are of no effect then.
@@ -44,6 +44,7 @@ class RunConfig(Settings):
     second: Minimizer | Competitor | None = DEFAULT
     switch: SwitchRule | Race = Race()
     fallback: Fallback | None = Fallback()
+    keep: str = "train"
     passes: int | None = None
     budget: int | None = None
     seed: int = 0
@@ -53,6 +54,7 @@ class RunConfig(Settings):
         check_integer("epochs", self.epochs, 1)
         check_integer("seed", self.seed, 0)
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("keep", self.keep, KEEP)
         if self.budget is not None:
             check_integer("budget", self.budget, 1)
             if self.passes is not None:
@@ -117,6 +119,7 @@ class RunConfig(Settings):
             second=second if self.passes is None else None,
             switch=self.switch,
             fallback=self.fallback,
+            keep=self.keep,
             loss=task.loss,
             seed=self.seed,
             device=device,

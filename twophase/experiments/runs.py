@@ -1,8 +1,8 @@
 """A run and its folder: configuration, checkpoints, history or curve, summary, weights.
 
-A training is in a checkpoint after every epoch, or once a second where epochs are shorter, so that
-a run that was stopped, however hard, goes on where it was. `summary.json` is written last and marks
-a finished run; until then the history so far is in `history.partial.csv`.
+A training is in a checkpoint after every epoch, but for short ones, of whose time writing may take
+a tenth; so a run that was stopped, however hard, goes on where it was. `summary.json` is written
+last and marks a finished run; until then the history so far is in `history.partial.csv`.
 """
 
 import io
@@ -36,8 +36,8 @@ from twophase.training import run as train
 
 FORMAT = 6
 CHECKPOINTS = "checkpoints"
-# What a killed run may lose, where an epoch takes less: writing would cost more than training.
-SECONDS_BETWEEN_CHECKPOINTS = 1.0
+# Where epochs are short, a checkpoint is written after so many times as long as writing took.
+TIMES_WRITING = 9
 HISTORY, CURVE = "history.csv", "curve.csv"
 WRITTEN = ("summary.json", HISTORY, CURVE, "history.partial.csv", "weights.pt", CHECKPOINTS)
 
@@ -165,20 +165,21 @@ def _keeper(
     for record in trainer.history:
         fired(record)
 
-    kept = time.monotonic()
+    due = 0.0
 
     def keep(record: Record) -> None:
-        nonlocal kept
+        nonlocal due
         branching = fired(record)
-        due = time.monotonic() - kept >= SECONDS_BETWEEN_CHECKPOINTS
-        if not (branching or due):
+        began = time.monotonic()
+        if not branching and began < due:
             return
         state = trainer.state_dict()
         for name in branching:
             checkpoints.write(branch_file(out, name), state)
         checkpoints.save(out / CHECKPOINTS, record.epoch, state)
         write_atomically(out / "history.partial.csv", _csv(trainer.history))
-        kept = time.monotonic()
+        ended = time.monotonic()
+        due = ended + TIMES_WRITING * (ended - began)
 
     return keep
 

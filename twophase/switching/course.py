@@ -33,6 +33,7 @@ class Move(NamedTuple):
 class Course(Protocol):
     """What a training loop asks, with the end of each epoch: loss, gradient norm, and its passes.
 
+    Trials are judged by the loss `judged`, by default the same: that of validation, for example.
     `trying` says whether the second phase is on trial, `safe` whether Adam can take over again, and
     `reading` how many passes the numbers took that were needed so far, for an Adam of mini-batches.
     """
@@ -46,10 +47,17 @@ class Course(Protocol):
     @property
     def reading(self) -> int: ...
 
-    def adam(self, loss: float, grad_norm: float, passes: int) -> Move:
+    def adam(self, loss: float, grad_norm: float, passes: int, judged: float | None = None) -> Move:
         """After an epoch of Adam: stay, draw a line, switch or try."""
 
-    def second(self, loss: float, grad_norm: float, passes: int, status: Status) -> Move:
+    def second(
+        self,
+        loss: float,
+        grad_norm: float,
+        passes: int,
+        status: Status,
+        judged: float | None = None,
+    ) -> Move:
         """After an iteration of the second phase: stay, adopt or return."""
 
 
@@ -82,7 +90,7 @@ class ByRule:
     def safe(self) -> bool:
         return self.fallback is not None
 
-    def adam(self, loss: float, grad_norm: float, passes: int) -> Move:
+    def adam(self, loss: float, grad_norm: float, passes: int, judged: float | None = None) -> Move:
         decision = self.rule.update(loss, grad_norm)
         self.reading += getattr(self.rule, "price", GRADIENT_PASSES)
         if self.fallback is not None:
@@ -93,7 +101,14 @@ class ByRule:
             self.fallback.swap()
         return Move(Action.SWITCH, decision.reason)
 
-    def second(self, loss: float, grad_norm: float, passes: int, status: Status) -> Move:
+    def second(
+        self,
+        loss: float,
+        grad_norm: float,
+        passes: int,
+        status: Status,
+        judged: float | None = None,
+    ) -> Move:
         return _back(self.fallback, loss, grad_norm, passes, status)
 
 
@@ -116,18 +131,25 @@ class ByRace:
     def reading(self) -> int:
         return self.race.read
 
-    def adam(self, loss: float, grad_norm: float, passes: int) -> Move:
+    def adam(self, loss: float, grad_norm: float, passes: int, judged: float | None = None) -> Move:
         if self.fallback is not None:
             self.fallback.adam(loss, grad_norm, passes)
-        said = self.race.after_adam(loss, passes)
+        said = self.race.after_adam(loss if judged is None else judged, passes)
         actions = {Stage.LEADING: Action.LINE, Stage.TRIAL: Action.TRY}
         return Move(actions[self.race.stage] if said else Action.STAY, said or self.race.standing)
 
-    def second(self, loss: float, grad_norm: float, passes: int, status: Status) -> Move:
+    def second(
+        self,
+        loss: float,
+        grad_norm: float,
+        passes: int,
+        status: Status,
+        judged: float | None = None,
+    ) -> Move:
         if not self.trying:
             self.race.spent += passes
             return _back(self.fallback, loss, grad_norm, passes, status)
-        said = self.race.after_second(loss, passes, status)
+        said = self.race.after_second(loss if judged is None else judged, passes, status)
         if not said:
             return Move(Action.STAY, "")
         if self.race.stage is Stage.WAITING:
