@@ -106,6 +106,7 @@ class DescentPhase(Phase):
         self.before, self.data = before, objective
         self.state: State | None = None
         self.inverse: Tensor | None = None
+        self.line: dict[str, Tensor | None] = {}  # the preconditioner at a starting line
         self.handed_on = False  # the gradient at the point is counted already
         self.checked = False  # the loss repeats itself
 
@@ -118,6 +119,17 @@ class DescentPhase(Phase):
     def enter(self) -> None:
         self.state, self.handed_on = None, False
 
+    def draw_line(self) -> None:
+        """Keep what Adam leaves here, for a start from here later on."""
+        self.line = {"inverse": self._left_by_adam()}
+
+    def _left_by_adam(self) -> Tensor | None:
+        if self.before is None:
+            return None
+        adam, parameters = self.before.adam, self.data.vector.parameters
+        batches = adam.batch_count(self.data.count)
+        return self.minimizer.preconditioner.inverse(adam.optimizer, parameters, batches)
+
     def prepare(self, point: Point | None) -> int:
         if self.checked or point is None:
             return 0
@@ -128,12 +140,8 @@ class DescentPhase(Phase):
     def epoch(self, point: Point | None) -> Work:
         assert point is not None
         before = self.objective.passes.total - (0 if self.handed_on else GRADIENT_PASSES)
-        if self.state is None and self.before is not None:
-            adam, parameters = self.before.adam, self.data.vector.parameters
-            batches = adam.batch_count(self.data.count)
-            self.inverse = self.minimizer.preconditioner.inverse(
-                adam.optimizer, parameters, batches
-            )
+        if self.state is None:
+            self.inverse = self.line.pop("inverse") if self.line else self._left_by_adam()
         done = self.minimizer.iterate(self.objective, point, self.state, self.inverse)
         self.state, self.handed_on = done.state, done.point is not None
         passes = self.objective.passes.total - before
@@ -147,9 +155,10 @@ class DescentPhase(Phase):
             "handed_on": self.handed_on,
             "checked": self.checked,
             "inverse": self.inverse,
+            "line": dict(self.line),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.state = State(**state["state"]) if state["state"] else None
         self.handed_on, self.checked = state["handed_on"], state["checked"]
-        self.inverse = state["inverse"]
+        self.inverse, self.line = state["inverse"], dict(state["line"])

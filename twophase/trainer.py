@@ -151,9 +151,12 @@ class Trainer:
 
     def finish(self) -> Record:
         """Give the model the weights that are to be kept, and return their record."""
-        last, best = self.history[-1], self._kept.get("best")
-        if best is None or self._judged(last) <= best.loss:
+        last = self.history[-1]
+        # in a second phase Adam's weights before it are at hand, too
+        aside = [self._kept[name] for name in ("best", "swap") if name in self._kept]
+        if not aside or self._judged(last) <= min(kept.loss for kept in aside):
             return last
+        best = min(aside, key=lambda kept: kept.loss)
         self.objective.vector.write(best.x)
         self._point = None
         return self.history[best.epoch - 1]
@@ -204,7 +207,7 @@ class Trainer:
     def kept_by(self) -> str:
         """Why weights before the last are kept, in words."""
         by_validation = "of the lowest validation loss"
-        return by_validation if self._by_validation else "lower than Adam's last"
+        return by_validation if self._by_validation else "lower than the last"
 
     def _measure(self, x: Tensor, where: str) -> float | None:
         """Make `x` the current point; return the training accuracy there."""
@@ -290,6 +293,9 @@ class Trainer:
 
     def _draw_line(self, here: Kept, reason: str) -> str:
         self._kept["line"] = here
+        second = self.phases[SECOND]
+        assert isinstance(second, DescentPhase)
+        second.draw_line()
         return reason
 
     def _switch(self, here: Kept, reason: str) -> str:

@@ -88,22 +88,22 @@ def test_one_that_is_ahead_of_adams_promise_stays_until_it_is_not():
     fallback = watched([1 / n for n in range(1, 21)])
     stays = 0
     # a power law that is flatter than Adam's, from a better start
-    while not (verdict := fallback.second(0.01 * (stays + 1) ** -0.2, 0.5, passes=17)).switch:
+    while not (verdict := fallback.second(0.01 * (stays + 1) ** -0.4, 0.5, passes=17)).switch:
         stays += 1
     assert "Adam promised" in verdict.reason
     # Adam's promise is 1/n after 3n passes
     epochs = 20 + 17 * (stays + 1) / 3
-    assert 0.01 * (stays + 1) ** -0.2 > 1 / epochs
-    assert 0.01 * stays**-0.2 <= 1 / (epochs - 17 / 3)
+    assert 0.01 * (stays + 1) ** -0.4 > 1 / epochs
+    assert 0.01 * stays**-0.4 <= 1 / (epochs - 17 / 3)
 
 
 def test_one_that_stalls_goes_back_although_it_is_ahead():
-    """Above 120 passes, less than 5 % per factor e over the last quarter of them."""
+    """Above 120 passes, less than 30 % per factor e over the last quarter of them."""
     fallback = watched([1 / n for n in range(1, 21)])
     verdicts = [fallback.second(1e-4, grad_norm=0.5, passes=10) for _ in range(12)]
     assert [verdict.switch for verdict in verdicts] == [False] * 11 + [True]
     assert verdicts[-1].reason == "it stalls: 0.0001 to 0.0001 in 50 passes"
-    for slope, stalls in ((0.04, True), (0.06, False)):
+    for slope, stalls in ((0.25, True), (0.35, False)):
         fallback = watched([1 / n for n in range(1, 21)])
         losses = [1e-4 * n**-slope for n in range(1, 200)]
         assert any(fallback.second(loss, 0.5, passes=3).switch for loss in losses) is stalls
@@ -335,6 +335,8 @@ def test_a_gradient_that_is_noise_costs_its_trials_only(problem, seed, monkeypat
         return value, noise * gradient.norm()
 
     monkeypatch.setattr(FullBatch, "_forward_backward", noisy)
+    # Adam shall compute its own gradients, which are true
+    monkeypatch.setattr("twophase.phases.repeats_itself", lambda model: False)
     result, reached = train(problem, switch=3, epochs=50)
     assert_no_worse(result, reached, alone)
 

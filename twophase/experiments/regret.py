@@ -7,10 +7,10 @@ a rule is
 
 with L the loss of the weights that its training ends with when the passes are spent, what it reads,
 its trials and its failed second phases included; L* the lowest one over fixed swaps after the
-epochs of `GRID` and over Adam alone; and `FLOOR` times the loss after the first epoch of Adam as
-the floor, below which all losses are alike: ten orders are more than anybody trains for, and there
-rounding and luck decide. It can be below 0, where a rule finds a better epoch than the grid has, or
-goes back in time.
+epochs of `GRID` and over Adam alone; and `FLOORS` times the loss after the first epoch of Adam as
+the floor, below which all losses are alike: there rounding and luck decide. Float32 resolves losses
+of order one to 6e-8. A regret can be below 0, where a rule finds a better epoch than the grid has,
+or goes back in time.
 
 Half of the cases were set aside (`held_out`) before any rule was designed or tuned.
 """
@@ -49,7 +49,7 @@ from twophase.switching.heuristics import (
 )
 
 GRID = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
-FLOOR = 1e-10
+FLOORS = {"float32": 1e-8, "float64": 1e-12}
 NONE, BEST = "none", "best fixed swap"
 
 
@@ -227,6 +227,7 @@ def run(
     done = branches.run(list(todo.values()), place, processes)
     rows = [
         {"case": name, "held_out": chosen[name].held_out, "seed": seed, "rule": rule}
+        | {"floor": FLOORS[chosen[name].dtype]}
         | _outcome(one, todo[name, seed, rule])
         for (name, seed, rule), one in zip(todo, done, strict=True)
         if not one.error
@@ -245,7 +246,7 @@ def with_regret(table: pd.DataFrame) -> pd.DataFrame:
 
     def regrets(group: pd.DataFrame, column: str) -> pd.Series:
         fixed = group.rule.eq(NONE) | group.rule.str.startswith("swap at ")
-        floor = FLOOR * group.start.iloc[0]
+        floor = group.floor.iloc[0] * group.start.iloc[0]
         values = group[column].clip(lower=floor)
         return values.map(math.log10) - math.log10(values[fixed].min())
 
@@ -279,3 +280,26 @@ def summary(table: pd.DataFrame, column: str = "regret") -> pd.DataFrame:
         cases=(column, "count"),
     )
     return found.sort_values(["worst", "median"])
+
+
+def parts(table: pd.DataFrame) -> pd.DataFrame:
+    """`summary` for the cases that rules were designed on, those set aside, and all of them."""
+    order, columns = summary(table).index, ["worst", "median", "worst_seed"]
+    chosen = {"designed on": table[~table.held_out], "set aside": table[table.held_out]}
+    found = [
+        summary(rows)[columns].reindex(order).add_suffix(f", {name}")
+        for name, rows in (chosen | {"all": table}).items()
+        if len(rows)
+    ]
+    return pd.concat(found, axis=1)
+
+
+def sentence(table: pd.DataFrame, column: str = "regret", rule: str = "race") -> str:
+    """A rule's worst and median regret, beside the best of the others, in Markdown."""
+    found = summary(table.dropna(subset=[column]), column)
+    mine, best = found.loc[rule], found.drop(rule).iloc[0]
+    return (
+        f"The {rule} has a regret of **{mine.worst:.2f}** in the worst of {mine.cases:.0f} cases "
+        f"and **{mine['median']:.2f}** in the median; of the others *{best.name}* has the best "
+        f"worst case, **{best.worst:.2f}**, and a median of **{best['median']:.2f}**"
+    )

@@ -18,7 +18,7 @@ from twophase.experiments.config import RunConfig
 from twophase.experiments.files import committed_table, write_atomically
 from twophase.problems import networks
 from twophase.problems.problem import ImageProblem
-from twophase.switching.rules import FixedEpoch, SwitchRule, first_switch
+from twophase.switching.rules import FixedEpoch, SwitchRule, first_switch, replay
 
 log = logging.getLogger("twophase")
 
@@ -184,6 +184,15 @@ def outcomes(traces: pd.DataFrame, rules: Mapping[str, SwitchRule]) -> pd.DataFr
             rows.append((*key, name, fired, peak, len(trace), verdict(fired, peak)))
     columns = [*KEY, "rule", "fired", "peak", "epochs", "verdict"]
     return pd.DataFrame(rows, columns=columns).astype({"fired": "Int64"})
+
+
+def reasons(rules: Mapping[str, SwitchRule], trace: Sequence[tuple[float, float]]) -> pd.DataFrame:
+    """What each rule says when it switches on a trace of (loss, norm), or at its end."""
+    rows = []
+    for name, rule in rules.items():
+        fired, said = first_switch(rule, trace), replay(rule, trace)
+        rows.append((name, fired or "never", said[(fired or len(said)) - 1].reason))
+    return pd.DataFrame(rows, columns=["rule", "switches after epoch", "its reason"])
 
 
 def counts(found: pd.DataFrame) -> pd.DataFrame:

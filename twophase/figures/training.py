@@ -13,15 +13,25 @@ from matplotlib.axes import Axes
 from twophase.examples import Dataset
 from twophase.experiments.files import write_atomically
 from twophase.figures import style
-from twophase.figures.style import BLUE, GREY, VERMILION, WIDE, line_style, mark, plain_ticks
+from twophase.figures.style import (
+    BLUE,
+    COLORS,
+    GREY,
+    VERMILION,
+    WIDE,
+    line_style,
+    mark,
+    plain_ticks,
+)
 from twophase.line_search.line import Trial
-from twophase.record import ADAM, SECOND
+from twophase.record import ADAM, SECOND, TRIAL
 
 PHASE_STYLES = {
     ADAM: {"color": BLUE, "linestyle": "-"},
+    TRIAL: {"color": COLORS[2], "linestyle": ":"},
     SECOND: {"color": VERMILION, "linestyle": "--"},
 }
-PHASE_NAMES = {ADAM: "Adam", SECOND: "second phase"}
+PHASE_NAMES = {ADAM: "Adam", TRIAL: "trial", SECOND: "second phase"}
 
 
 def grad_norm_over_loss(ax: Axes, history: pd.DataFrame) -> Axes:
@@ -189,3 +199,15 @@ def _stretches(history: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, bool]
         phase, start = rows.phase.iloc[0], max(rows.index[0] - 1, history.index[0])
         yield phase, history.loc[start : rows.index[-1]], phase not in seen
         seen.add(phase)
+
+
+def over_passes(ax: Axes, histories: Mapping[str, pd.DataFrame]) -> Axes:
+    """`convergence` of some named histories over passes, with a triangle at each way back."""
+    curves = {name: (h.passes.cumsum(), h.train_loss) for name, h in histories.items()}
+    convergence(ax, curves, "passes over the training set", "training loss (MSE)")
+    for name, (passes, losses) in curves.items():
+        back = histories[name].note.str.startswith("return")
+        ax.plot(passes[back], losses[back], "kv", markersize=7, zorder=3)
+    ax.plot([], [], "kv", label="back to Adam")
+    ax.legend(loc="upper right")
+    return ax

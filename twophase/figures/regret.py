@@ -1,0 +1,47 @@
+"""The regret of switch rules on many problems, as a map."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.colors import BoundaryNorm
+from matplotlib.figure import Figure
+
+from twophase.figures.style import WIDE
+
+# in orders of magnitude of the loss; the colours of viridis, dark is large, are for all readers
+BOUNDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+
+def regret_map(table: pd.DataFrame, rules: Sequence[str], column: str = "regret") -> Figure:
+    """A row for each rule and a column for each case, the median over the seeds in each cell.
+
+    `table` is that of `twophase.experiments.regret.run`. Columns of cases that were set aside are
+    under a line of their own.
+    """
+    wide = table[table.rule.isin(rules)].pivot_table(column, "rule", "case", "median", sort=False)
+    aside = table.drop_duplicates("case").set_index("case").held_out
+    cases = sorted(wide, key=lambda case: (aside[case], list(wide).index(case)))
+    values = wide.loc[list(rules), cases]
+    fig, ax = plt.subplots(figsize=(WIDE, 1.6 + 0.32 * len(rules)))
+    colours = plt.get_cmap("viridis_r", len(BOUNDS) + 1)
+    norm = BoundaryNorm(BOUNDS, colours.N, extend="both")
+    image = ax.imshow(values.to_numpy(), cmap=colours, norm=norm, aspect="auto")
+    for (row, place), value in np.ndenumerate(values.to_numpy()):
+        if np.isfinite(value):
+            dark = norm(value) > 0.55 * colours.N
+            text = f"{value:.1f}" if abs(value) >= 0.05 else "0"
+            colour = "white" if dark else "black"
+            ax.text(place, row, text, ha="center", va="center", fontsize=8, color=colour)
+    ax.set_xticks(range(len(cases)), cases, rotation=45, ha="right", fontsize=9)
+    ax.set_yticks(range(len(rules)), rules, fontsize=9)
+    first = sum(not aside[case] for case in cases)
+    if 0 < first < len(cases):
+        ax.axvline(first - 0.5, color="black", linewidth=2)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    bar = fig.colorbar(image, ax=ax, pad=0.01, ticks=BOUNDS)
+    bar.set_label("regret (orders of magnitude)", fontsize=9)
+    bar.set_ticklabels([f"{bound:g}" for bound in BOUNDS])
+    return fig
