@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -122,10 +123,11 @@ CASES: dict[str, Case] = {
 
 
 class Rule(NamedTuple):
-    """A rule under test, made for a case, and the way back."""
+    """A rule under test, made for a case, the way back, and by which loss weights are kept."""
 
     of: Callable[[Case], SwitchRule | Race]
     fallback: Fallback | None = None
+    keep: str = "train"
 
 
 def _share(share: float) -> Rule:
@@ -135,6 +137,7 @@ def _share(share: float) -> Rule:
 RULES: dict[str, Rule] = {
     "race": Rule(lambda case: Race(), Fallback()),
     "race, no way back": Rule(lambda case: Race()),
+    "race by validation": Rule(lambda case: Race(), Fallback(), "validation"),
     "literal": Rule(lambda case: GradientNormPeak()),
     "literal, way back": Rule(lambda case: GradientNormPeak(), Fallback()),
     "smoothed": Rule(lambda case: SmoothedNormPeak()),
@@ -164,26 +167,29 @@ class End(NamedTuple):
 def end(history: pd.DataFrame, config: RunConfig) -> End:
     """What a history of the configuration has reached within its budget.
 
-    These are the last weights, or those of a trial or a second phase before, if lower. Passes for
-    reading are those of `twophase.Trainer.spent`, by a replay of the rule and the fallback.
+    These are the last weights, or those of a trial or a second phase before, if lower; or by
+    `config.keep` those of the lowest validation loss. Passes for reading are those of `twophase.Trainer.spent`, by a replay of the rule and the fallback.
     """
     planned = course(config.switch, config.fallback)
     free = history.monitor_passes[history.phase == ADAM].le(GRADIENT_PASSES - 1).all()
     spent, best, found = 0, None, None
     trials = 0
+    loss = attrgetter(f"{config.keep}_loss")
     for row in history.itertuples():
+        seen = row.train_loss, row.grad_norm, row.passes
         if row.phase == ADAM:
-            planned.adam(row.train_loss, row.grad_norm, row.passes)
+            planned.adam(*seen, judged=loss(row))
         else:
-            planned.second(row.train_loss, row.grad_norm, row.passes, Status(row.status))
+            planned.second(*seen, Status(row.status), judged=loss(row))
             trials += row.passes if row.phase == "trial" else 0
         spent += row.passes
         reading = 0 if free or config.second is None else planned.reading
         if config.budget is not None and spent + reading > config.budget and found:
             break
-        if row.phase != ADAM and (best is None or row.train_loss < best.train_loss):
+        eligible = row.phase != ADAM or config.keep == "validation"
+        if eligible and (best is None or loss(row) < loss(best)):
             best = row
-        kept = best if best is not None and best.train_loss < row.train_loss else row
+        kept = best if best is not None and loss(best) < loss(row) else row
         validation = float(kept.validation_loss)
         validation_loss = validation if math.isfinite(validation) else None
         found = End(kept.epoch, kept.train_loss, validation_loss, spent, reading, trials)
@@ -196,11 +202,11 @@ def entries(case: Case, seed: int, rules: Iterable[str]) -> dict[str, RunConfig]
     fixed = {
         f"swap at {epoch}": {"switch": FixedEpoch(epoch), "fallback": None} for epoch in case.grid
     }
-    by_rule = {
-        name: {"switch": RULES[check_choice("rule", name, RULES)].of(case)}
-        | {"fallback": RULES[name].fallback}
-        for name in rules
-    }
+    by_rule = {}
+    for name in rules:
+        rule = RULES[check_choice("rule", name, RULES)]
+        if rule.keep == "train" or not isinstance(case.problem, PhysicsProblem):
+            by_rule[name] = {"switch": rule.of(case), "fallback": rule.fallback, "keep": rule.keep}
     trained = {name: replace(config, **changes) for name, changes in (fixed | by_rule).items()}
     return {NONE: config.trunk()} | trained
 

@@ -1,0 +1,164 @@
+"""Regret: by hand on made-up tables, and by real runs on a small case."""
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from twophase import AdamSettings, Race
+from twophase.__main__ import main
+from twophase.errors import InputError
+from twophase.experiments import branches, regret, runs
+from twophase.experiments.regret import Case
+from twophase.problems.problem import ImageProblem
+from twophase.switching import Fallback, FixedEpoch, GradientNormPeak
+
+SMALL = Case(ImageProblem("digits", "mlp-4", 64, 20), 60, AdamSettings(batch_size=32))
+
+
+def rows(*losses, validation=None, start=1.0, floor=1e-8):
+    """A table of one case and seed: swaps at 1 and 2, never, and a rule."""
+    names = ["swap at 1", "swap at 2", regret.NONE, "rule"]
+    table = pd.DataFrame({"case": "c", "seed": 0, "rule": names, "loss": losses})
+    table = table.assign(start=start, floor=floor, held_out=False, validation_loss=validation)
+    return table.assign(spent=100, reading=[0, 0, 0, 20], trials=[0, 0, 0, 10])
+
+
+def test_regret_is_the_distance_to_the_best_fixed_swap():
+    found = regret.with_regret(rows(1e-2, 1e-3, 1e-1, 5e-3))
+    assert found.regret.tolist() == pytest.approx([1, 0, 2, math.log10(5)])
+    assert "validation_regret" not in found
+
+
+def test_a_rule_may_be_better_than_every_fixed_swap():
+    assert regret.with_regret(rows(1e-2, 1e-2, 1e-1, 1e-3)).regret.iloc[-1] == pytest.approx(-1)
+
+
+def test_below_the_floor_all_losses_are_alike():
+    found = regret.with_regret(rows(1e-12, 1e-9, 0.0, 1e-7, start=10.0))
+    assert found.regret.tolist() == pytest.approx([0, 0, 0, 0], abs=1e-12)
+    found = regret.with_regret(rows(1e-12, 1e-9, 0.0, 1e-6, start=10.0))
+    assert found.regret.iloc[-1] == pytest.approx(1)
+
+
+def test_validation_has_its_own_best_swap():
+    found = regret.with_regret(rows(1, 0.1, 1, 1, validation=[0.1, 1.0, 1.0, 1.0]))
+    assert found.validation_regret.tolist() == pytest.approx([0, 1, 1, 1])
+
+
+def test_the_summary_has_worst_median_and_costs():
+    """The median over the seeds for each case, then the worst of the cases."""
+    parts = []
+    for case, seeds in {"a": (1e-1, 1e-2, 1e-3), "b": (1e-3, 1e-3, 1e-3)}.items():
+        for seed, loss in enumerate(seeds):
+            parts.append(rows(1e-3, 1e-3, 1e-3, loss).assign(case=case, seed=seed))
+    found = regret.summary(regret.with_regret(pd.concat(parts))).loc["rule"]
+    assert (found.worst, found["median"], found.worst_seed) == pytest.approx((1, 0.5, 2))
+    assert (found.reading, found.trials, found.cases) == (0.2, 0.1, 2)
+    said = regret.sentence(regret.with_regret(pd.concat(parts)), rule="rule")
+    assert "**1.00** in the worst of 2 cases and **0.50**" in said and "*none*" in said
+
+
+# -- what a history has reached
+
+
+def history(*epochs):
+    """Of (phase, training loss, passes) with the monitoring of mini-batches."""
+    table = pd.DataFrame(epochs, columns=["phase", "train_loss", "passes"])
+    table = table.assign(epoch=range(1, len(table) + 1), grad_norm=1.0, status="moved")
+    return table.assign(monitor_passes=3, validation_loss=table.train_loss * 2)
+
+
+def config(switch, budget, fallback=None):
+    return SMALL.config(0).__class__(
+        SMALL.problem, 20, SMALL.adam, switch=switch, fallback=fallback, budget=budget
+    )
+
+
+def test_the_end_is_where_the_passes_are_spent():
+    seen = history(("adam", 4.0, 3), ("adam", 3.0, 3), ("second", 2.0, 3), ("second", 1.0, 3))
+    found = regret.end(seen, config(FixedEpoch(2), 10))
+    assert (found.epoch, found.loss, found.validation_loss) == (3, 2.0, 4.0)
+    assert (found.spent, found.reading) == (9, 0)
+
+
+def test_what_the_rule_reads_is_charged_unless_adam_has_it_at_hand():
+    seen = history(("adam", 4.0, 3), ("adam", 3.0, 3), ("second", 2.0, 3), ("second", 1.0, 3))
+    rule = GradientNormPeak()
+    found = regret.end(seen, config(rule, 16))
+    assert (found.loss, found.spent, found.reading) == (2.0, 9, 6)
+    assert regret.end(seen.assign(monitor_passes=0), config(rule, 16)).loss == 1.0
+
+
+def test_the_lowest_of_the_second_phase_is_kept_while_adam_is_above_it():
+    seen = history(("adam", 4.0, 3), ("second", 2.0, 3), ("adam", 3.0, 3), ("adam", 1.5, 3))
+    planned = config(FixedEpoch(1), 9, Fallback())
+    seen.loc[1, "status"] = "converged"
+    assert regret.end(seen, planned).epoch == 2
+    assert regret.end(seen, config(FixedEpoch(1), 12, Fallback())).epoch == 4
+
+
+def test_by_validation_the_lowest_validation_loss_is_kept():
+    seen = history(("adam", 4.0, 3), ("adam", 3.0, 3), ("second", 2.0, 3), ("second", 1.0, 3))
+    seen.loc[1, "validation_loss"] = 0.5
+    planned = replace(config(FixedEpoch(2), 30), keep="validation")
+    assert regret.end(seen, planned)[:3] == (2, 3.0, 0.5)
+
+
+# -- runs
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(regret, "CASES", {"small": SMALL})
+
+
+@pytest.mark.slow
+def test_a_case_is_trained_once_and_resumed(tmp_path, small, monkeypatch):
+    place = branches.Place(tmp_path, device="cpu")
+    names = ["race", "literal", "a third"]
+    table = regret.run(None, names, 2, place)
+    assert set(table.rule) == {regret.NONE, "swap at 1", "swap at 2", "swap at 5", "swap at 10"} | {
+        *names
+    }
+    assert table.groupby("rule").seed.nunique().eq(2).all()
+    fixed = table[~table.rule.isin(names)]
+    assert fixed.groupby("seed").regret.min().tolist() == pytest.approx([0, 0])
+    assert (table.spent + table.reading <= 60).all()
+    # 20 epochs of Adam, a third of them: the same run as a fixed swap there
+    third = table[table.rule == "a third"]
+    assert third.swap_epoch.tolist() == [7, 7]
+
+    def trained(*_, **__):
+        raise AssertionError("everything is there")
+
+    monkeypatch.setattr(runs, "train", trained)
+    pd.testing.assert_frame_equal(regret.run(None, names, 2, place), table)
+
+
+@pytest.mark.slow
+def test_the_command_leaves_a_table_and_where_it_comes_from(tmp_path, small, capsys):
+    assert main(["regret", "--rule", "literal", "--seeds", "1", "--out", str(tmp_path)]) == 0
+    assert {"regret.csv", "provenance.json", "runs"} <= {path.name for path in tmp_path.iterdir()}
+    assert "literal" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "regret.csv").rule.eq("literal").any()
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    place = branches.Place(tmp_path)
+    with pytest.raises(InputError, match="^case: 'mlp' is not allowed"):
+        regret.run(["mlp"], None, 1, place)
+    with pytest.raises(InputError, match="^rule: 'rase' is not allowed.*did you mean 'race'"):
+        regret.run(["mlp-4"], ["rase"], 1, place)
+    with pytest.raises(InputError, match="^seeds: 0"):
+        regret.run(None, None, 0, place)
+
+
+def test_half_of_the_cases_are_set_aside_and_all_can_be_made():
+    aside = [case for case in regret.CASES.values() if case.held_out]
+    assert len(regret.CASES) >= 16 and len(aside) * 2 == len(regret.CASES)
+    for name, case in regret.CASES.items():
+        for rule, config in regret.entries(case, 0, regret.RULES).items():
+            assert config.budget == (None if rule == regret.NONE else case.passes), name
+    assert isinstance(regret.entries(SMALL, 0, ["race"])["race"].switch, Race)
