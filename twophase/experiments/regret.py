@@ -168,7 +168,8 @@ def end(history: pd.DataFrame, config: RunConfig) -> End:
     """What a history of the configuration has reached within its budget.
 
     These are the last weights, or those of a trial or a second phase before, if lower; or by
-    `config.keep` those of the lowest validation loss. Passes for reading are those of `twophase.Trainer.spent`, by a replay of the rule and the fallback.
+    `config.keep` those of the lowest validation loss. Passes for reading are those of
+    `twophase.Trainer.spent`, by a replay of the rule and the fallback.
     """
     planned = course(config.switch, config.fallback)
     free = history.monitor_passes[history.phase == ADAM].le(GRADIENT_PASSES - 1).all()
