@@ -30,5 +30,5 @@ def test_cells_are_medians_and_what_was_set_aside_comes_last(drawn):
     cells = {
         (round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in ax.texts
     }
-    assert cells == {(0, 0): "0", (1, 0): "0", (0, 1): "2.0", (1, 1): "2.0"}
+    assert cells == {(0, 0): "0", (0, 1): "0", (1, 0): "2.0", (1, 1): "2.0"}
     assert len(ax.lines) == 1, "the line before what was set aside"
