@@ -55,7 +55,7 @@ def test_the_summary_has_worst_median_and_costs():
             parts.append(rows(1e-3, 1e-3, 1e-3, loss).assign(case=case, seed=seed))
     found = regret.summary(regret.with_regret(pd.concat(parts))).loc["rule"]
     assert (found.worst, found["median"], found.worst_seed) == pytest.approx((1, 0.5, 2))
-    assert (found.reading, found.trials, found.cases) == (0.2, 0.1, 2)
+    assert (found.reading, found.trials, found.cases) == (20 / 120, 10 / 120, 2)
     said = regret.sentence(regret.with_regret(pd.concat(parts)), rule="rule")
     assert "**1.00** in the worst of 2 cases and **0.50**" in said and "*none*" in said
 

@@ -272,9 +272,9 @@ def summary(table: pd.DataFrame, column: str = "regret") -> pd.DataFrame:
     Sorted by the worst. `reading` and `trials` are shares of all passes, the largest of any case.
     """
     rules = table[~table.rule.str.startswith("swap at ")]
-    rules = rules.assign(
-        reading=rules.reading / rules.spent, trials=rules.trials / rules.spent, worst=rules[column]
-    )
+    passes = rules.spent + rules.reading
+    shares = {name: rules[name] / passes for name in ("reading", "trials")}
+    rules = rules.assign(worst=rules[column], **shares)
     by_case = rules.groupby(["rule", "case"])[[column, "worst", "reading", "trials"]].agg(
         {column: "median", "worst": "max", "reading": "max", "trials": "max"}
     )

@@ -89,7 +89,7 @@ class Race(Stateful, Settings):
         self.read += 1
         self.stage, self.tried_for, self.tried = Stage.TRIAL, 0, self.by_adam
         led = f"{self.start:.4g} to {self.goal:.4g} in {done} passes"
-        return f"a trial of up to {self.passes} passes against Adam, which came from {led}"
+        return f"up to {self.passes} passes against Adam, which came from {led}"
 
     def after_second(self, loss: float, passes: int, status: Status = Status.MOVED) -> str:
         """Take an iteration of a trial; how it ended, in words, or nothing where it goes on."""
