@@ -17,6 +17,7 @@ from twophase.least_squares import LeastSquares, LevenbergMarquardt, Term, deriv
 from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.losses import mse
 from twophase.minimization import Minimum, minimize
+from twophase.monitor import Exact, FromBatches
 from twophase.optimizer import LBFGS, ConjugateGradient, SecondPhase, SelfScaledBFGS
 from twophase.preconditioner import AdamMoments, Identity
 from twophase.record import Record

@@ -115,6 +115,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         ("fallback", "Fallback(trial=5), None"),
     ):
         text(f"--{name}", help=f"in place of that of --second; such as {example}")
+    text("--monitor", default="Exact", help="Exact (default) or FromBatches: Adam's loss and norm")
     text("--keep", default="train", help="weights and trials by train (default) or validation loss")
     _place_options(parser, "the run's folder")
 
@@ -174,6 +175,7 @@ def _config(options: argparse.Namespace):
         options.epochs,
         None if options.strategy == "second" else adam,
         keep=options.keep,
+        monitor=from_text(options.monitor, "monitor"),
         seed=options.seed,
         dtype=options.dtype,
         **settings,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from twophase.errors import InputError, check_integer, check_number
+from twophase.monitor import EpochMeans
 from twophase.settings import Settings
 
 
@@ -71,10 +72,10 @@ class Adam:
             fused=parameters[0].device.type == "cuda",
         )
 
-    def epoch(self, objective: Trainable) -> None:
+    def epoch(self, objective: Trainable, means: EpochMeans | None = None) -> None:
         """One pass over the examples of an objective, whose model this Adam trains."""
         device = self.optimizer.param_groups[0]["params"][0].device
-        sweep(objective, self.optimizer, self.batches(objective.count, device))
+        sweep(objective, self.optimizer, self.batches(objective.count, device), means)
 
     def batches(self, count: int, device: torch.device) -> tuple[Tensor, ...]:
         """The mini-batches of the next epoch over `count` examples: indices on the device."""
@@ -97,10 +98,16 @@ class Adam:
 
 @torch.enable_grad()
 def sweep(
-    objective: Trainable, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor]
+    objective: Trainable,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Tensor],
+    means: EpochMeans | None = None,
 ) -> None:
     """A step of any first-order optimizer for each mini-batch, given by its indices [B]."""
     for batch in batches:
         optimizer.zero_grad()
-        objective.batch_loss(batch).backward()
+        loss = objective.batch_loss(batch)
+        loss.backward()
+        if means is not None:
+            means.add(loss, len(batch))
         optimizer.step()

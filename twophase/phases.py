@@ -7,11 +7,13 @@ from torch import Tensor
 
 from twophase.adam import Adam, AdamSettings
 from twophase.directions import State
+from twophase.errors import InputError, check_type
 from twophase.full_batch import FullBatch
 from twophase.least_squares import LeastSquares
 from twophase.modules import repeats_itself
+from twophase.monitor import Exact, Monitor
 from twophase.objective import GRADIENT_PASSES, Point, check_repeats
-from twophase.second_phase import Minimizer, Status
+from twophase.second_phase import Minimizer, Status, check_minimizer
 
 
 class Work(NamedTuple):
@@ -24,6 +26,7 @@ class Work(NamedTuple):
     status: Status = Status.MOVED
     message: str = ""
     point: Point | None = None  # at x, if the phase has evaluated it
+    means: tuple[float, float] | None = None  # loss and gradient norm over the epoch's batches
 
 
 class Phase(Protocol):
@@ -65,20 +68,28 @@ class AdamPhase(Phase):
     loop has at hand.
     """
 
-    def __init__(self, objective: FullBatch | LeastSquares, settings: AdamSettings, seed: int):
-        self.objective = objective
+    def __init__(
+        self,
+        objective: FullBatch | LeastSquares,
+        settings: AdamSettings,
+        seed: int,
+        monitor: Monitor = Exact(),
+    ):
+        self.objective, self.monitor = objective, monitor
         generator = torch.Generator().manual_seed(seed)
         self.adam = Adam(objective.model, settings, generator)
         one_batch = self.adam.batch_count(objective.count) == 1
         self.uses_gradient = one_batch and repeats_itself(objective.model)
 
     def epoch(self, point: Point | None) -> Work:
+        vector = self.objective.vector
         if self.uses_gradient and point is not None:
-            self.objective.vector.write_gradient(point.gradient)
+            vector.write_gradient(point.gradient)
             self.adam.optimizer.step()
-        else:
-            self.adam.epoch(self.objective)
-        return Work(self.objective.vector.read())
+            return Work(vector.read())
+        means = self.monitor.means(vector.parameters, self.objective.count)
+        self.adam.epoch(self.objective, means)
+        return Work(vector.read(), means=None if means is None else means.read())
 
     def state_dict(self) -> dict[str, Any]:
         return self.adam.state_dict()
@@ -162,3 +173,13 @@ class DescentPhase(Phase):
         self.state = State(**state["state"]) if state["state"] else None
         self.handed_on, self.checked = state["handed_on"], state["checked"]
         self.inverse, self.line = state["inverse"], dict(state["line"])
+
+
+def check_phases(adam: AdamSettings | None, second: Minimizer | None) -> None:
+    """Raise `InputError` unless one of the two phases is there, and each is what it should be."""
+    if adam is None and second is None:
+        raise InputError("second", None, "a second phase, or settings of Adam: one phase at least")
+    if second is not None:
+        check_minimizer(second, " or None")
+    if adam is not None:
+        check_type("adam", adam, AdamSettings, " or None")

@@ -20,16 +20,19 @@ from twophase.errors import (
     check_type,
 )
 from twophase.examples import Data
+from twophase.full_batch import Score
 from twophase.least_squares import LeastSquares
 from twophase.losses import Loss, mse
 from twophase.modules import check_modules, evaluating
+from twophase.monitor import Exact, Monitor, Seen
 from twophase.objective import GRADIENT_PASSES, Point, check_finite, norm
-from twophase.phases import AdamPhase, DescentPhase, Phase, Work
+from twophase.phases import AdamPhase, DescentPhase, Phase, Work, check_phases
 from twophase.record import ADAM, SECOND, TRIAL, Record
-from twophase.second_phase import Minimizer, Status, check_minimizer
+from twophase.second_phase import Minimizer, Status
 from twophase.switching import Action, Course, Fallback, Race, SwitchRule, course
 
-KEEP = ("train", "validation")
+# by which loss weights are kept, and how a message says so
+KEEP = {"train": "lower than the last", "validation": "of the lowest validation loss"}
 
 
 class Kept(NamedTuple):
@@ -61,6 +64,8 @@ class Trainer:
             trials are judged by the validation loss, and the weights are those of the epoch with
             the lowest one. The default does not look at validation data, so that they stay data
             that the training has not seen.
+        monitor: how loss and norm of Adam's mini-batch epochs become known: `Exact`, or for nothing
+            `FromBatches`. With one batch of all examples they are at hand.
         loss: mean loss of a batch, `loss(outputs, targets)`; default `twophase.mse`, the paper's.
         seed: of the order of mini-batches.
         device, chunk_size: see `resolve_device` and `FullBatch`.
@@ -76,16 +81,18 @@ class Trainer:
         switch: SwitchRule | Race | int = Race(),
         fallback: Fallback | None = Fallback(),
         keep: str = "train",
+        monitor: Monitor = Exact(),
         loss: Loss = mse,
         seed: int = 0,
         device: str | torch.device = "auto",
         chunk_size: int | None = None,
     ):
         check_integer("seed", seed, 0)
-        _check_settings(adam=adam, second=second, fallback=fallback)
+        check_phases(adam, second)
+        check_type("monitor", monitor, Monitor)
         self.objective, self.validation = data_objectives(model, data, loss, device, chunk_size)
-        self._by_validation = check_choice("keep", keep, KEEP) == "validation"
-        if self._by_validation and self.validation is None:
+        self.keep = check_choice("keep", keep, KEEP)
+        if keep == "validation" and self.validation is None:
             raise InputError("keep", keep, "'train' where there are no validation examples")
         self.model, self.device = self.objective.model, self.objective.vector.parameters[0].device
         if second is not None:
@@ -93,10 +100,10 @@ class Trainer:
         self.phases: dict[str, Phase] = {}
         first = None
         if adam is not None:
-            self.phases[ADAM] = first = AdamPhase(self.objective, adam, seed)
+            self.phases[ADAM] = first = AdamPhase(self.objective, adam, seed, monitor)
         if second is not None:
             self.phases[SECOND] = DescentPhase(self.objective, second, first)
-        self._settings = switch, fallback
+        self._settings, self._exact = (switch, fallback), isinstance(monitor, Exact)
         self.course = self._new_course()
         self.history: list[Record] = []
         self.swap_epoch: int | None = None
@@ -119,8 +126,11 @@ class Trainer:
     @property
     def spent(self) -> int:
         """Passes over the data so far: those of both phases, and those that the switch needs."""
-        whole = ADAM in self.phases and self.phases[ADAM].uses_gradient
-        return self._passes + (self.course.reading if self.course is not None and not whole else 0)
+        course = self.course
+        at_hand = ADAM in self.phases and self.phases[ADAM].uses_gradient
+        if course is None or at_hand or not (self._exact or course.exact):
+            return self._passes
+        return self._passes + course.reading
 
     def epoch(self) -> Record:
         """Train for one epoch of the current phase and return its record.
@@ -130,19 +140,19 @@ class Trainer:
         """
         number, phase = len(self.history) + 1, self.phases[self._name]
         if phase.uses_gradient and self._point is None:
-            self._measure(self.objective.vector.read(), f" before epoch {number}")
-        monitor_passes, introduction = phase.prepare(self._point), phase.introduction
+            self._measured(self.objective.vector.read(), f" before epoch {number}")
+        checking, introduction = phase.prepare(self._point), phase.introduction
         before, began = self._point, clock(self.device)
+        reads = self.course is not None and self.course.reads_next(GRADIENT_PASSES)
         work = phase.epoch(before)
         seconds = clock(self.device) - began
-        if phase.uses_gradient:
-            seconds += self._point_seconds
-        else:
-            monitor_passes += GRADIENT_PASSES
-        work, accuracy = self._settled(work, before, f"epoch {number} ({self._name})")
-        monitor_passes += work.point is not None  # for the accuracy alone
+        seconds += self._point_seconds if phase.uses_gradient else 0.0
+        work, seen = self._settled(work, before, f"epoch {number} ({self._name})", reads)
+        monitor_passes = checking + seen.passes
+        if phase.uses_gradient and work.point is None:
+            monitor_passes -= GRADIENT_PASSES  # the next epoch starts from it
         self.status, self.message = work.status, work.message
-        record = self._record(work, accuracy, monitor_passes, seconds)
+        record = self._record(work, seen, monitor_passes, seconds)
         notes = self._decide(record, work.x), work.message if self.ended else "", introduction
         record = replace(record, note="; ".join(filter(None, notes)))
         self.history.append(record)
@@ -157,8 +167,7 @@ class Trainer:
         if not aside or self._judged(last) <= min(kept.loss for kept in aside):
             return last
         best = min(aside, key=lambda kept: kept.loss)
-        self.objective.vector.write(best.x)
-        self._point = None
+        self._go_to(best)
         return self.history[best.epoch - 1]
 
     def state_dict(self) -> dict[str, Any]:
@@ -203,49 +212,54 @@ class Trainer:
                 # torch's optimizers keep the tensors they are given, and change them in place
                 self.phases[name].load_state_dict(deepcopy(phase))
 
-    @property
-    def kept_by(self) -> str:
-        """Why weights before the last are kept, in words."""
-        by_validation = "of the lowest validation loss"
-        return by_validation if self._by_validation else "lower than the last"
-
-    def _measure(self, x: Tensor, where: str) -> float | None:
-        """Make `x` the current point; return the training accuracy there."""
+    def _measured(self, x: Tensor, where: str) -> Seen:
+        """Make `x` the current point; what is known there."""
         began = clock(self.device)
         with evaluating(self.model):
             self._point, accuracy = self.objective.measure(x)
         self._point_seconds = clock(self.device) - began
-        check_finite(self._point.value, norm(self._point.gradient), where)
-        return accuracy
+        size = norm(self._point.gradient)
+        check_finite(self._point.value, size, where)
+        return Seen(self._point.value, accuracy, size, GRADIENT_PASSES)
 
-    def _settled(self, work: Work, before: Point | None, where: str) -> tuple[Work, float | None]:
-        """Make the end of an epoch the current point; what it was, and the training accuracy there.
+    def _settled(
+        self, work: Work, before: Point | None, where: str, exact: bool
+    ) -> tuple[Work, Seen]:
+        """Make the end of an epoch the current point; what it was, and what is known there.
 
-        If the phase has evaluated the point, the accuracy takes one forward pass. Where the loss is
-        not finite and Adam may take over, the epoch ends where it began.
+        If the phase has evaluated the point, the accuracy takes one forward pass, and so does the
+        loss where the epoch's means are known but will not do. Where the loss is not finite and
+        Adam may take over, the epoch ends where it began.
         """
+        if work.means is not None:
+            self._point, (loss, size) = None, work.means
+            score = self._score(work.x) if exact else Score(loss, None)
+            check_finite(score.loss, size, f" after {where}")
+            return work, Seen(score.loss, score.accuracy, size, int(exact))
         if work.point is not None:
             self._point, self._point_seconds = work.point, 0.0
-            with evaluating(self.model):
-                return work, self.objective.score(work.x).accuracy
+            size = norm(work.point.gradient)
+            return work, Seen(work.point.value, self._score(work.x).accuracy, size, 1)
         try:
-            return work, self._measure(work.x, f" after {where}")
+            return work, self._measured(work.x, f" after {where}")
         except NonFiniteError as error:
-            if self.course is None or not self.course.safe or before is None:
+            back = self._name == SECOND and self.course is not None and self.course.safe
+            if not back or before is None:
                 raise
             x, status = before.x, Status.NOT_FINITE
             work = work._replace(x=x, status=status, message=str(error), point=None)
-            return work, self._measure(x, f" before {where}")
+            return work, self._measured(x, f" before {where}")
 
-    def _record(
-        self, work: Work, accuracy: float | None, monitor_passes: int, seconds: float
-    ) -> Record:
-        assert self._point is not None
+    def _score(self, x: Tensor) -> Score:
+        with evaluating(self.model):
+            return self.objective.score(x)
+
+    def _record(self, work: Work, seen: Seen, monitor_passes: int, seconds: float) -> Record:
         validation: tuple[float | None, float | None] = (None, None)
         if self.validation is not None:
             with evaluating(self.model):
                 validation = self.validation.score(work.x)
-        measured = self._point.value, accuracy, *validation, norm(self._point.gradient)
+        measured = seen.loss, seen.accuracy, *validation, seen.grad_norm
         cost = work.step_size, work.evaluations, work.passes, monitor_passes, seconds
         number, status = len(self.history) + 1, str(work.status)
         return Record(number, self._label, *measured, *cost, status, note="")
@@ -257,7 +271,7 @@ class Trainer:
 
     def _judged(self, record: Record) -> float:
         """The loss by which weights are kept and trials judged."""
-        if not self._by_validation:
+        if self.keep != "validation":
             return record.train_loss
         assert record.validation_loss is not None
         return record.validation_loss
@@ -267,7 +281,7 @@ class Trainer:
         here = Kept(x, self._judged(record), record.epoch)
         best = self._kept.get("best")
         # without validation Adam's weights are kept only where it ends
-        eligible = self._by_validation or (self.course is not None and record.phase != ADAM)
+        eligible = self.keep == "validation" or (self.course is not None and record.phase != ADAM)
         if eligible and (best is None or here.loss < best.loss):
             self._kept["best"] = here
         if self.course is None:
@@ -334,16 +348,3 @@ class Trainer:
     def _enter(self, name: str) -> None:
         self._name = name
         self.phases[name].enter()
-
-
-def _check_settings(
-    adam: AdamSettings | None, second: Minimizer | None, fallback: Fallback | None
-) -> None:
-    if adam is None and second is None:
-        raise InputError("second", None, "a second phase, or settings of Adam: one phase at least")
-    if second is not None:
-        check_minimizer(second, " or None")
-    if adam is not None:
-        check_type("adam", adam, AdamSettings, " or None")
-    if fallback is not None:
-        check_type("fallback", fallback, Fallback, " or None")

@@ -16,11 +16,12 @@ from twophase.examples import Data
 from twophase.least_squares import LeastSquares
 from twophase.line_search import GoldenSection
 from twophase.losses import Loss, mse
+from twophase.monitor import Exact, Monitor
 from twophase.payoff import Payoff, payoffs
 from twophase.record import Record
 from twophase.second_phase import Descent, Minimizer
 from twophase.switching import Fallback, FixedEpoch, GradientNormPeak, Race, SwitchRule
-from twophase.trainer import Trainer
+from twophase.trainer import KEEP, Trainer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,6 +87,7 @@ def fit(
     switch: SwitchRule | Race | int = Race(),
     fallback: Fallback | None = Fallback(),
     keep: str = "train",
+    monitor: Monitor = Exact(),
     loss: Loss = mse,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -121,6 +123,7 @@ def fit(
         switch=switch,
         fallback=fallback,
         keep=keep,
+        monitor=monitor,
         loss=loss,
         seed=seed,
         device=device,
@@ -174,6 +177,6 @@ def _outcome(trainer: Trainer, epochs: int | None) -> Fit:
         message += f"; no switch: {trainer.reason}"
     final = trainer.finish()
     if final != trainer.history[-1]:
-        message += f"; the weights are those of epoch {final.epoch}, {trainer.kept_by}"
+        message += f"; the weights are those of epoch {final.epoch}, {KEEP[trainer.keep]}"
     message += "".join(f"; {paid.text}" for paid in payoffs(trainer.history))
     return Fit(tuple(trainer.history), status, message, trainer.swap_epoch, final)

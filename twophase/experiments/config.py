@@ -10,6 +10,7 @@ from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.errors import InputError, check_choice, check_integer
 from twophase.experiments.competitors import Competitor
+from twophase.monitor import Exact, Monitor
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import DTYPES, ImageProblem, Problem, Task
 from twophase.second_phase import Minimizer
@@ -25,8 +26,8 @@ class RunConfig(Settings):
     Args:
         problem: what is trained; see `twophase.problems.problem`.
         epochs: at least 1; of both phases, or with `passes` of Adam alone.
-        adam, second, switch, fallback, keep: as for `twophase.fit`, and with its defaults;
-            `**PAPER` gives the paper's. `adam` or `second` may be None, not both.
+        adam, second, switch, fallback, keep, monitor: as for `twophase.fit`, and with its
+            defaults; `**PAPER` gives the paper's. `adam` or `second` may be None, not both.
         passes: None: a training, with a history of its epochs. A number: a second phase, or a
             `Competitor` in its place, that is measured for so many passes after `epochs` epochs of
             Adam; `switch` and `fallback` are of no effect then.
@@ -45,6 +46,7 @@ class RunConfig(Settings):
     switch: SwitchRule | Race = Race()
     fallback: Fallback | None = Fallback()
     keep: str = "train"
+    monitor: Monitor = Exact()
     passes: int | None = None
     budget: int | None = None
     seed: int = 0
@@ -120,6 +122,7 @@ class RunConfig(Settings):
             switch=self.switch,
             fallback=self.fallback,
             keep=self.keep,
+            monitor=self.monitor,
             loss=task.loss,
             seed=self.seed,
             device=device,
@@ -132,6 +135,7 @@ class RunConfig(Settings):
             "second": (Minimizer | Competitor | None, "", "a second phase, a Competitor or None"),
             "fallback": (Fallback | None, "", "a Fallback or None"),
             "switch": (Settings, "fresh", "a switch rule of the library"),
+            "monitor": (Monitor, "", "Exact() or FromBatches()"),
             "problem": (Settings, "load", "an ImageProblem or a PhysicsProblem"),
         }
         for field, (kind, method, allowed) in kinds.items():

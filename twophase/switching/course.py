@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
-from twophase.errors import InputError, check_integer
+from twophase.errors import InputError, check_integer, check_type
 from twophase.objective import GRADIENT_PASSES
 from twophase.second_phase import Status
 from twophase.switching.fallback import Fallback
@@ -36,7 +36,11 @@ class Course(Protocol):
     Trials are judged by the loss `judged`, by default the same: that of validation, for example.
     `trying` says whether the second phase is on trial, `safe` whether Adam can take over again, and
     `reading` how many passes the numbers took that were needed so far, for an Adam of mini-batches.
+    `exact` says whether means over mini-batches would not do, and `reads_next` whether the coming
+    epoch of Adam, of so many passes, ends with a loss that must be exact.
     """
+
+    exact: bool
 
     @property
     def trying(self) -> bool: ...
@@ -46,6 +50,8 @@ class Course(Protocol):
 
     @property
     def reading(self) -> int: ...
+
+    def reads_next(self, passes: int) -> bool: ...
 
     def adam(self, loss: float, grad_norm: float, passes: int, judged: float | None = None) -> Move:
         """After an epoch of Adam: stay, draw a line, switch or try."""
@@ -66,6 +72,8 @@ def course(switch: SwitchRule | Race | int, fallback: Fallback | None) -> Course
 
     `InputError` where they are something else.
     """
+    if fallback is not None:
+        check_type("fallback", fallback, Fallback, " or None")
     back = fallback.fresh() if fallback is not None else None
     if isinstance(switch, int):
         switch = FixedEpoch(check_integer("switch", switch, 1))
@@ -84,11 +92,15 @@ class ByRule:
     fallback: Fallback | None
     reading: int = 0
 
+    exact = False
     trying = False
 
     @property
     def safe(self) -> bool:
         return self.fallback is not None
+
+    def reads_next(self, passes: int) -> bool:
+        return False
 
     def adam(self, loss: float, grad_norm: float, passes: int, judged: float | None = None) -> Move:
         decision = self.rule.update(loss, grad_norm)
@@ -119,6 +131,8 @@ class ByRace:
     race: Race
     fallback: Fallback | None
 
+    exact = True
+
     @property
     def trying(self) -> bool:
         return self.race.stage is Stage.TRIAL
@@ -130,6 +144,9 @@ class ByRace:
     @property
     def reading(self) -> int:
         return self.race.read
+
+    def reads_next(self, passes: int) -> bool:
+        return self.race.reads_next(passes)
 
     def adam(self, loss: float, grad_norm: float, passes: int, judged: float | None = None) -> Move:
         if self.fallback is not None:

@@ -71,7 +71,7 @@ class Race(Stateful, Settings):
         self.by_adam += passes
         if self.stage is Stage.LEADING:
             return self._lead(loss, passes)
-        if self.on_trials > self.share * self.spent or self.by_adam < self._due:
+        if not self._line_is_due(0):
             self.stage = Stage.WAITING
             return ""
         self.stage, self.line, self.start = Stage.LEADING, self.by_adam, loss
@@ -80,7 +80,7 @@ class Race(Stateful, Settings):
 
     def _lead(self, loss: float, passes: int) -> str:
         done = self.by_adam - self.line
-        if 2 * done >= self.passes > 2 * (done - passes):
+        if self._is_half_way(done, passes):
             self.half = self.goal = loss
             self.read += 1
         if done < self.passes:
@@ -107,6 +107,20 @@ class Race(Stateful, Settings):
         ended = "" if status is Status.MOVED else f" ({status})"
         than = self.half if hopeless else self.goal
         return f"behind: {loss:.4g} after {self.tried_for} passes{ended}, Adam {than:.4g}"
+
+    def reads_next(self, passes: int) -> bool:
+        """Whether it will read the loss after an epoch of Adam that costs so many passes."""
+        if self.stage is not Stage.LEADING:
+            return self._line_is_due(passes)
+        done = self.by_adam + passes - self.line
+        return done >= self.passes or self._is_half_way(done, passes)
+
+    def _line_is_due(self, passes: int) -> bool:
+        affordable = self.on_trials <= self.share * (self.spent + passes)
+        return affordable and self.by_adam + passes >= self._due
+
+    def _is_half_way(self, done: int, passes: int) -> bool:
+        return 2 * done >= self.passes > 2 * (done - passes)
 
     @property
     def standing(self) -> str:
