@@ -61,11 +61,11 @@ def test_passes_are_what_the_objective_counted(network, rings, adam, arguments, 
 def test_adam_on_all_examples_steps_along_the_gradient_that_is_at_hand(
     network, rings, flat, batch_size
 ):
-    """Three passes an epoch, the first gradient beside them, and none for the record."""
+    """Three passes an epoch, the first gradient beside them, and one to compare with eval mode."""
     settings = twophase.AdamSettings(learning_rate=0.01, batch_size=batch_size)
     trainer = Trainer(network().double(), rings(), adam=settings, second=None)
     result = run(trainer, 5)
-    assert [(r.passes, r.monitor_passes) for r in result.records] == [(3, 0)] * 5
+    assert [(r.passes, r.monitor_passes) for r in result.records] == [(3, 1)] + [(3, 0)] * 4
     assert trainer.objective.passes.total == 6 * 3 and trainer.spent == 15
     model, data = network().double(), rings()
     adam = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -74,6 +74,26 @@ def test_adam_on_all_examples_steps_along_the_gradient_that_is_at_hand(
         twophase.mse(model(data.inputs.double()), data.targets).backward()
         adam.step()
     torch.testing.assert_close(flat(trainer.model), flat(model), rtol=1e-10, atol=1e-12)
+
+
+class FunctionalDropout(nn.Module):
+    """Random in training mode, without any module that says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.calls = nn.Linear(2, 2), []
+
+    def forward(self, inputs):
+        self.calls.append(self.training)
+        return nn.functional.dropout(self.inner(inputs), 0.5, self.training).softmax(1)
+
+
+def test_a_model_that_is_random_in_training_trains_in_its_own_mode(rings):
+    """The gradient at hand is that of eval mode, and not for such a model."""
+    model = FunctionalDropout()
+    result = fit(model, rings(), epochs=5, second=None)
+    assert sum(model.calls) == 1 + 5, "one to compare, then an epoch each"
+    assert result.history.monitor_passes.tolist() == [4, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -299,3 +319,42 @@ def test_a_second_phase_that_gains_in_training_and_loses_in_validation_is_named(
     assert before == result.records[3].validation_loss
     assert f"but its validation loss rose from {before:.3g} to {after:.3g}" in result.message
     assert not fit(network(), dataset.train, epochs=12, adam=adam, switch=4).payoffs[0].validation
+
+
+def test_a_validation_loss_that_is_no_number_keeps_nothing(network, dataset, adam):
+    inputs = dataset.validation.inputs.clone()
+    inputs[0] = float("nan")
+    broken = twophase.examples.Examples(inputs, dataset.validation.targets)
+    data = twophase.examples.Dataset("rings", dataset.train, broken, classes=2)
+    with pytest.raises(twophase.NonFiniteError, match="^loss: nan .* by validation after epoch 1"):
+        fit(network(), data, epochs=5, adam=adam, keep="validation")
+
+
+def test_a_trainer_that_was_used_forgets_it_on_loading(network, dataset, adam):
+    settings = dict(adam=adam, switch=twophase.Race(passes=6), keep="validation")
+    trainer = Trainer(network(), dataset, **settings)
+    for _ in range(3):
+        trainer.epoch()
+    state = trainer.state_dict()
+    run(trainer, 20)
+    trainer.load_state_dict(state)
+    assert trainer.finish() in trainer.history and len(trainer.history) == 3
+
+
+@pytest.mark.parametrize("keep", ["train", "validation"])
+def test_a_state_without_the_weights_that_are_needed_is_refused(network, dataset, adam, keep):
+    """A run of Adam alone has set nothing aside at the line, or where validation was lowest."""
+    turned = twophase.examples.Examples(dataset.validation.inputs, 1 - dataset.validation.targets)
+    dataset = twophase.examples.Dataset("rings", dataset.train, turned, classes=2)
+    prefix = Trainer(network(), dataset, second=None, adam=adam)
+    run(prefix, 3)
+    settings = dict(switch=twophase.Race(passes=6)) if keep == "train" else dict(second=None)
+    with pytest.raises(InputError, match="^state: 'without the weights of epoch"):
+        Trainer(network(), dataset, adam=adam, keep=keep, **settings).load_state_dict(
+            prefix.state_dict()
+        )
+
+
+def test_there_is_no_end_before_the_first_epoch(network, rings):
+    with pytest.raises(InputError, match="^epochs: 0 is not allowed"):
+        Trainer(network(), rings()).finish()

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +30,10 @@ from twophase.phases import AdamPhase, DescentPhase, Phase, Work, check_phases
 from twophase.record import ADAM, SECOND, TRIAL, Record
 from twophase.second_phase import Minimizer, Status
 from twophase.switching import Action, Course, Fallback, Race, SwitchRule, course
+from twophase.weights import LINE, SWAP, Kept, Weights
 
 # by which loss weights are kept, and how a message says so
 KEEP = {"train": "lower than the last", "validation": "of the lowest validation loss"}
-
-
-class Kept(NamedTuple):
-    """Weights [P] set aside, their loss by `keep`, and the epoch after which they were met."""
-
-    x: Tensor
-    loss: float
-    epoch: int
 
 
 class Trainer:
@@ -109,9 +102,8 @@ class Trainer:
         self.swap_epoch: int | None = None
         self.status, self.message, self.reason = Status.MOVED, "", ""
         self._name, self._passes = next(iter(self.phases)), 0
-        self._kept: dict[str, Kept] = {}
+        self.weights, self._point_seconds = Weights(self.objective.vector), 0.0
         self._point: Point | None = None
-        self._point_seconds = 0.0
 
     def _new_course(self) -> Course | None:
         """The course from the start on, checked; None where one phase is left out."""
@@ -138,6 +130,8 @@ class Trainer:
         Raises `NonFiniteError` where loss or gradient is not finite before or after it, and
         `InputError` before the first full-batch epoch if the model does not repeat itself.
         """
+        if self.weights.begin(by_adam=self._name == ADAM):
+            self._point = None
         number, phase = len(self.history) + 1, self.phases[self._name]
         if phase.uses_gradient and self._point is None:
             self._measured(self.objective.vector.read(), f" before epoch {number}")
@@ -148,27 +142,39 @@ class Trainer:
         seconds = clock(self.device) - began
         seconds += self._point_seconds if phase.uses_gradient else 0.0
         work, seen = self._settled(work, before, f"epoch {number} ({self._name})", reads)
-        monitor_passes = checking + seen.passes
-        if phase.uses_gradient and work.point is None:
-            monitor_passes -= GRADIENT_PASSES  # the next epoch starts from it
+        # the next epoch starts from a gradient that was measured
+        handed_on = GRADIENT_PASSES if phase.uses_gradient and work.point is None else 0
         self.status, self.message = work.status, work.message
-        record = self._record(work, seen, monitor_passes, seconds)
+        record = self._record(work, seen, checking + seen.passes - handed_on, seconds)
+        record = self._added(record, work, introduction)
+        self._keep_preconditioner()
+        return record
+
+    def _added(self, record: Record, work: Work, introduction: str) -> Record:
+        """Put a record into the history, with a note of what it has brought about."""
         notes = self._decide(record, work.x), work.message if self.ended else "", introduction
         record = replace(record, note="; ".join(filter(None, notes)))
         self.history.append(record)
         self._passes += record.passes
         return record
 
+    def _keep_preconditioner(self) -> None:
+        """Where a starting line has just been drawn: what Adam leaves there."""
+        line, second = self.weights.kept.get(LINE), self.phases.get(SECOND)
+        if line is not None and line.epoch == len(self.history):
+            assert isinstance(second, DescentPhase)
+            second.draw_line()
+
     def finish(self) -> Record:
         """Give the model the weights that are to be kept, and return their record."""
-        last = self.history[-1]
-        # in a second phase Adam's weights before it are at hand, too
-        aside = [self._kept[name] for name in ("best", "swap") if name in self._kept]
-        if not aside or self._judged(last) <= min(kept.loss for kept in aside):
+        if not self.history:
+            raise InputError("epochs", 0, "at least one before the end")
+        last, aside = self.history[-1], self.weights.lowest()
+        if aside is None or self._judged(last) <= aside.loss:
             return last
-        best = min(aside, key=lambda kept: kept.loss)
-        self._go_to(best)
-        return self.history[best.epoch - 1]
+        self.weights.restore(aside)
+        self._point = None
+        return self.history[aside.epoch - 1]
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the coming epochs depend on: tensors, numbers and strings only.
@@ -180,7 +186,7 @@ class Trainer:
             "status": str(self.status),
             "message": self.message,
             "x": self.objective.vector.read(),
-            "kept": {name: kept._asdict() for name, kept in self._kept.items()},
+            "aside": self.weights.state_dict(),
             "phases": {name: deepcopy(phase.state_dict()) for name, phase in self.phases.items()},
         }
 
@@ -190,27 +196,27 @@ class Trainer:
         Raises `InputError` where the records' phases are not those that these settings would take.
         """
         self.course = self._new_course()
-        self.history, self.swap_epoch, self._point = [], None, None
+        self.history, self.swap_epoch, self._point, self.reason = [], None, None, ""
         self._name, self._passes = next(iter(self.phases)), 0
+        self.weights = Weights(self.objective.vector)
         x = state["x"].to(self.device)
         for fields in state["history"]:
             record = Record(**fields)
             if record.phase != self._label:
                 seen = f"epoch {record.epoch} in phase {record.phase}"
                 raise InputError("state", seen, f"one in phase {self._label}")
+            self.weights.begin(by_adam=self._name == ADAM)
             note = self._decide(record, x)
             self.history.append(replace(record, note=record.note or note))
             self._passes += record.passes
         self.status, self.message = Status(state["status"]), state["message"]
-        # what the replay kept are the records' losses with the last epoch's weights; a branch that
-        # leaves a run of Adam alone at this epoch keeps just these
-        for name, kept in state["kept"].items():
-            self._kept[name] = Kept(**kept | {"x": kept["x"].to(self.device)})
+        self.weights.load_state_dict(state["aside"], len(self.history), self.device)
         self.objective.vector.write(x)
         for name, phase in state["phases"].items():
             if name in self.phases:
                 # torch's optimizers keep the tensors they are given, and change them in place
                 self.phases[name].load_state_dict(deepcopy(phase))
+        self._keep_preconditioner()
 
     def _measured(self, x: Tensor, where: str) -> Seen:
         """Make `x` the current point; what is known there."""
@@ -279,11 +285,10 @@ class Trainer:
     def _decide(self, record: Record, x: Tensor) -> str:
         """After an epoch that ended at x [P]: what the course asks for; the reason of a change."""
         here = Kept(x, self._judged(record), record.epoch)
-        best = self._kept.get("best")
+        check_finite(here.loss, record.grad_norm, f" by {self.keep} after epoch {record.epoch}")
         # without validation Adam's weights are kept only where it ends
-        eligible = self.keep == "validation" or (self.course is not None and record.phase != ADAM)
-        if eligible and (best is None or here.loss < best.loss):
-            self._kept["best"] = here
+        if self.keep == "validation" or (self.course is not None and record.phase != ADAM):
+            self.weights.put_if_lower(here)
         if self.course is None:
             return ""
         seen = record.train_loss, record.grad_norm, record.passes
@@ -306,10 +311,7 @@ class Trainer:
         }
 
     def _draw_line(self, here: Kept, reason: str) -> str:
-        self._kept["line"] = here
-        second = self.phases[SECOND]
-        assert isinstance(second, DescentPhase)
-        second.draw_line()
+        self.weights.put(LINE, here)
         return reason
 
     def _switch(self, here: Kept, reason: str) -> str:
@@ -319,18 +321,16 @@ class Trainer:
 
     def _try(self, here: Kept, reason: str) -> str:
         self._hand_over(here)
-        line = self._kept["line"]
-        self._go_to(line)
+        line = self.weights.go_to(LINE)
         return f"trial: from the weights of epoch {line.epoch}, {reason}"
 
     def _adopt(self, here: Kept, reason: str) -> str:
-        line = self._kept.pop("line")
+        line = self.weights.kept.pop(LINE)
         self.swap_epoch = self.swap_epoch or line.epoch
         return f"switch: from the weights of epoch {line.epoch}, {reason}"
 
     def _return(self, here: Kept, reason: str) -> str:
-        swap = self._kept.pop("swap")
-        self._go_to(swap)
+        swap = self.weights.go_to(SWAP)
         self.status, self.message = Status.MOVED, ""
         self._enter(ADAM)
         return f"return: {reason}; Adam goes on from the weights of epoch {swap.epoch}"
@@ -338,12 +338,8 @@ class Trainer:
     def _hand_over(self, here: Kept) -> None:
         assert self.course is not None
         if self.course.safe:
-            self._kept["swap"] = here
+            self.weights.put(SWAP, here)
         self._enter(SECOND)
-
-    def _go_to(self, kept: Kept) -> None:
-        self.objective.vector.write(kept.x)
-        self._point = None
 
     def _enter(self, name: str) -> None:
         self._name = name

@@ -113,7 +113,8 @@ def fit(
     """
     _check_length(epochs, passes)
     swap = switch.epoch if isinstance(switch, FixedEpoch) else switch
-    if isinstance(swap, int) and epochs and check_integer("switch", swap, 1) >= epochs:
+    both = adam is not None and second is not None
+    if both and isinstance(swap, int) and epochs and check_integer("switch", swap, 1) >= epochs:
         raise InputError("switch", swap, f"an epoch below the number of epochs, {epochs}")
     trainer = Trainer(
         model,
@@ -170,8 +171,9 @@ def _epochs(trainer: Trainer, epochs: int | None, passes: int | None) -> Iterato
 def _outcome(trainer: Trainer, epochs: int | None) -> Fit:
     status, message = str(trainer.status), trainer.message
     if not trainer.ended:
-        whole = epochs == len(trainer.history)
-        ran = f"all {epochs} epochs were run" if whole else f"all {trainer.spent} passes are spent"
+        done = len(trainer.history)
+        whole = epochs is not None and done >= epochs
+        ran = f"all {done} epochs were run" if whole else f"all {trainer.spent} passes are spent"
         status, message = "completed", ran
     if trainer.course is not None and trainer.swap_epoch is None:
         message += f"; no switch: {trainer.reason}"

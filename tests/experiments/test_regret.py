@@ -106,6 +106,12 @@ def test_by_validation_the_lowest_validation_loss_is_kept():
     assert regret.end(seen, planned)[:3] == (2, 3.0, 0.5)
 
 
+def test_in_a_trial_adams_weights_before_it_are_at_hand():
+    seen = history(*[("adam", 4.0 / n, 3) for n in range(1, 5)], ("trial", 3.5, 3))
+    found = regret.end(seen, config(Race(passes=6), 15))
+    assert (found.epoch, found.loss) == (4, 1.0)
+
+
 # -- runs
 
 

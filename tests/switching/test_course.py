@@ -1,16 +1,16 @@
 """Trials within a training: what is kept, what goes on from where, and exact resume."""
 
-from dataclasses import dataclass
+import io
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from twophase import Fallback, Race, Trainer, fit
-from twophase.automatic import DEFAULT
+from twophase import PAPER, AdamMoments, Fallback, GradientNormPeak, Race, Trainer, fit
 from twophase.errors import InputError
-from twophase.second_phase import Iteration, Minimizer, Status
+from twophase.second_phase import SELF_SCALED_BFGS, Iteration, Minimizer, Status
 from twophase.settings import Settings
-from twophase.switching import course
+from twophase.switching import Action, course
 from twophase.training import run
 
 EARLY = Race(passes=6)  # a line after two epochs, a trial after four
@@ -86,20 +86,63 @@ def test_the_end_is_never_above_adam_after_as_many_epochs_of_its_own(network, da
         assert found.final.train_loss <= alone.final.train_loss
 
 
-@pytest.mark.parametrize("second", [DEFAULT, Idle()], ids=["won", "lost"])
-@pytest.mark.parametrize("epochs", range(1, 9))
-def test_a_state_resumes_exactly(network, dataset, adam, flat, epochs, second):
-    settings = dict(switch=EARLY, adam=adam, seed=5, second=second)
-    straight = Trainer(network(), dataset, **settings)
+PRECONDITIONED = replace(SELF_SCALED_BFGS, preconditioner=AdamMoments(min_batches=1))
+COURSES = {
+    "race": {"switch": EARLY},
+    "race by validation": {"switch": EARLY, "keep": "validation"},
+    "race, preconditioned": {"switch": EARLY, "second": PRECONDITIONED},
+    "race, lost": {"switch": EARLY, "second": Idle()},
+    "race without way back, lost": {"switch": EARLY, "second": Idle(), "fallback": None},
+    "many returns": {
+        "switch": GradientNormPeak(1.0),
+        "second": Idle(),
+        "fallback": Fallback(trial=2, growth=1.1),
+    },
+    "paper": {"switch": EARLY, "second": PAPER["second"]},
+}
+
+
+@pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
+def test_wherever_it_ends_the_weights_are_those_of_the_record(network, dataset, adam, course):
+    """Also where the last epoch begins a trial, ends one, or goes back."""
+    for epochs in range(1, 16):
+        model = network()
+        final = fit(model, dataset, epochs=epochs, adam=adam, **course).final
+        there = Trainer(model, dataset, second=None)
+        x = there.objective.vector.read()
+        assert there.objective.value(x) == pytest.approx(final.train_loss, rel=1e-6)
+        assert there.validation.value(x) == pytest.approx(final.validation_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
+def test_every_state_resumes_exactly(network, dataset, adam, flat, course):
+    straight = Trainer(network(), dataset, adam=adam, **course)
+    states = []
+    for _ in range(14):
+        straight.epoch()
+        file = io.BytesIO()
+        torch.save(straight.state_dict(), file)
+        states.append(file)
     expected = run(straight, 14)
-    first = Trainer(network(), dataset, **settings)
-    for _ in range(epochs):
-        first.epoch()
-    again = Trainer(network(seed=1), dataset, **settings)
-    again.load_state_dict(first.state_dict())
-    ours, theirs = (r.history.drop(columns="seconds") for r in (run(again, 14), expected))
-    assert ours.equals(theirs)
-    assert torch.equal(flat(again.model), flat(straight.model))
+    for file in states:
+        file.seek(0)
+        again = Trainer(network(seed=1), dataset, adam=adam, **course)
+        again.load_state_dict(torch.load(file, weights_only=True))
+        result = run(again, 14)
+        columns = ["seconds"]
+        assert result.history.drop(columns=columns).equals(expected.history.drop(columns=columns))
+        assert result.final.epoch == expected.final.epoch
+        assert torch.equal(flat(again.model), flat(straight.model))
+        assert again.spent == straight.spent
+
+
+def test_a_phase_that_was_adopted_by_validation_is_judged_from_its_own_loss():
+    """Adam's last training loss may be far below that of the trial."""
+    planned = course(Race(passes=6), Fallback())
+    for loss, validation in ((1.0, 1.0), (0.9, 0.95), (0.5, 0.93), (0.2, 0.9)):
+        planned.adam(loss, 1.0, 3, judged=validation)
+    assert planned.second(0.8, 0.5, 3, Status.MOVED, judged=0.89).action is Action.ADOPT
+    assert planned.second(0.7, 0.5, 3, Status.MOVED, judged=0.8).action is Action.STAY
 
 
 def test_a_course_is_made_of_rules_only():

@@ -117,7 +117,7 @@ CASES: dict[str, Case] = {
     "mnist mlp-16": Case(
         _images("mlp-16", 2048, "cross-entropy", "mnist"), 900, _adam(128), held_out=True
     ),
-    "regression, float32": Case(PhysicsProblem("regression"), 900, _adam(None), held_out=True),
+    "regression float32": Case(PhysicsProblem("regression"), 900, _adam(None), held_out=True),
     "burgers": Case(PhysicsProblem("burgers"), 1200, _adam(None), "float64", held_out=True),
 }
 
@@ -136,12 +136,12 @@ def _share(share: float) -> Rule:
 
 RULES: dict[str, Rule] = {
     "race": Rule(lambda case: Race(), Fallback()),
-    "race, no way back": Rule(lambda case: Race()),
+    "race without way back": Rule(lambda case: Race()),
     "race by validation": Rule(lambda case: Race(), Fallback(), "validation"),
     "literal": Rule(lambda case: GradientNormPeak()),
-    "literal, way back": Rule(lambda case: GradientNormPeak(), Fallback()),
+    "literal with way back": Rule(lambda case: GradientNormPeak(), Fallback()),
     "smoothed": Rule(lambda case: SmoothedNormPeak()),
-    "smoothed, way back": Rule(lambda case: SmoothedNormPeak(), Fallback()),
+    "smoothed with way back": Rule(lambda case: SmoothedNormPeak(), Fallback()),
     "norm over loss": Rule(lambda case: NormVersusLoss()),
     "a tenth": _share(0.1),
     "a third": _share(1 / 3),
@@ -167,13 +167,13 @@ class End(NamedTuple):
 def end(history: pd.DataFrame, config: RunConfig) -> End:
     """What a history of the configuration has reached within its budget.
 
-    These are the last weights, or those of a trial or a second phase before, if lower; or by
-    `config.keep` those of the lowest validation loss. Passes for reading are those of
-    `twophase.Trainer.spent`, by a replay of the rule and the fallback.
+    These are the last weights, or those of a trial or a second phase before, or Adam's before the
+    present one, if lower; or by `config.keep` those of the lowest validation loss. Passes for
+    reading are those of `twophase.Trainer.spent`, by a replay of the rule and the fallback.
     """
     planned = course(config.switch, config.fallback)
     free = history.monitor_passes[history.phase == ADAM].le(GRADIENT_PASSES - 1).all()
-    spent, best, found = 0, None, None
+    spent, best, swap, found = 0, None, None, None
     trials = 0
     loss = attrgetter(f"{config.keep}_loss")
     for row in history.itertuples():
@@ -190,7 +190,10 @@ def end(history: pd.DataFrame, config: RunConfig) -> End:
         eligible = row.phase != ADAM or config.keep == "validation"
         if eligible and (best is None or loss(row) < loss(best)):
             best = row
-        kept = best if best is not None and loss(best) < loss(row) else row
+        swap = row if row.phase == ADAM else swap
+        # Adam's weights before a trial or a second phase are at hand while that lasts
+        aside = [one for one in (best, swap) if one is not None and loss(one) < loss(row)]
+        kept = min(aside, key=loss, default=row)
         validation = float(kept.validation_loss)
         validation_loss = validation if math.isfinite(validation) else None
         found = End(kept.epoch, kept.train_loss, validation_loss, spent, reading, trials)
@@ -257,6 +260,8 @@ def with_regret(table: pd.DataFrame) -> pd.DataFrame:
         values = group[column].clip(lower=floor)
         return values.map(math.log10) - math.log10(values[fixed].min())
 
+    if table.empty:
+        return table
     parts = []
     for _, group in table.groupby(["case", "seed"], sort=False):
         group = group.assign(regret=regrets(group, "loss"))

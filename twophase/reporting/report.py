@@ -150,6 +150,8 @@ def build(
     jobs = min(jobs, len(chosen))
     # several kernels share the cores; a single one takes what torch takes
     threads = max(1, _CORES // jobs) if jobs > 1 else None
+    # a person's own choice stands
+    threads = int(given) if (given := os.environ.get("OMP_NUM_THREADS", "")).isdigit() else threads
     job = _Job(folder, preset, wanted, device_name(place, threads), threads, sources)
     failed = _Build(job, chosen, jobs).run()
     if failed:

@@ -172,7 +172,7 @@ class ByRace:
         if self.race.stage is Stage.WAITING:
             return Move(Action.RETURN, said)
         if self.fallback is not None:
-            self.fallback.swap()
+            self.fallback.swap(loss)
         ended = status is not Status.MOVED and self.fallback is not None
         # ahead, but there it can do no more
         return Move(Action.RETURN if ended else Action.ADOPT, said)

@@ -91,10 +91,13 @@ class Fallback(Stateful, Settings):
         self._adam.append(Seen(before + passes, loss))
         self._peak = max(self._peak, grad_norm)
 
-    def swap(self) -> None:
-        """The second phase takes over after the epochs seen so far, at least one."""
+    def swap(self, loss: float | None = None) -> None:
+        """The second phase takes over after the epochs seen so far, at least one.
+
+        It starts from Adam's last loss, or after a trial from the one that it has reached.
+        """
         self._swaps.append(self._spent)
-        self._second = [Seen(0, self._adam[-1].loss)]
+        self._second = [Seen(0, self._adam[-1].loss if loss is None else loss)]
         self._trend = Trend.of(self._adam)
 
     def second(
