@@ -206,14 +206,16 @@ if __name__ == "__main__":
 """
 
 
-def test_a_trunk_that_is_killed_loses_at_most_an_epoch(tmp_path):
+def test_a_trunk_that_is_killed_has_its_last_checkpoint(tmp_path):
     out = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", PROGRAM % str(out)])
     try:
-        while not list(out.glob("*/checkpoints/epoch-00003*.ckpt")):
+        epochs = 0
+        while epochs < 30:
             assert process.poll() is None
-            time.sleep(0.01)
-        epochs = max(int(path.stem[6:]) for path in out.glob("*/checkpoints/*.ckpt"))
+            time.sleep(0.005)
+            found = [int(path.stem[6:]) for path in out.glob("*/checkpoints/*.ckpt")]
+            epochs = max(found, default=0)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

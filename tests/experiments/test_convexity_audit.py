@@ -85,7 +85,7 @@ def test_cg_starts_where_the_robust_rule_has_fired():
     assert [c for c in found if c.phase == "adam"] == [
         Checkpoint(e, 0) for e in (1, 10, 20, 30, 50)
     ]
-    assert [c for c in found if c.phase == "cg"] == [Checkpoint(30, 5), Checkpoint(30, 20)]
+    assert [c for c in found if c.phase == "cg"] == [Checkpoint(20, 5), Checkpoint(20, 20)]
     flat = trace.assign(grad_norm=1.0)
     assert convexity_audit.checkpoints(flat, [1, 10], [5])[-1] == Checkpoint(10, 5)
 
