@@ -135,7 +135,7 @@ def results() -> str:
         "reads, its trials and its failed second phases charged; medians over three seeds. 1 is a\n"
         "loss ten times as high as it could be. In validation loss swaps lose on these small\n"
         "problems, unless trials are judged by it. These are the problems measured so far, most\n"
-        "of them those that the race was designed on; unlike the fixed shares it does not know how\n"
+        "of them those that the race was designed on; unlike fixed shares it does not know how\n"
         "long the training is. Notebook 06 has all rules.",
         *regret_table(),
         "Test functions of CUTEst, to a gradient norm of 1e-6 of the first:",
