@@ -296,7 +296,7 @@ def summary(table: pd.DataFrame, column: str = "regret") -> pd.DataFrame:
 
 def parts(table: pd.DataFrame) -> pd.DataFrame:
     """`summary` for the cases that rules were designed on, those set aside, and all of them."""
-    order, columns = summary(table).index, ["worst", "median", "worst_seed"]
+    order, columns = summary(table).index, ["worst", "median"]
     chosen = {"designed on": table[~table.held_out], "set aside": table[table.held_out]}
     found = [
         summary(rows)[columns].reindex(order).add_suffix(f", {name}")
