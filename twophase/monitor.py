@@ -10,7 +10,7 @@ from torch import Tensor
 from twophase.settings import Settings
 
 
-class Seen(NamedTuple):
+class Measured(NamedTuple):
     """What is known at the end of an epoch, and the passes that it took beyond the epoch's own."""
 
     loss: float
@@ -20,7 +20,12 @@ class Seen(NamedTuple):
 
 
 class Monitor(Settings):
-    """Base of the ways to know loss and gradient norm after an epoch of mini-batches."""
+    """Base of the ways to know loss and gradient norm after an epoch of mini-batches.
+
+    `exact` says whether they are those of the full training set, which takes passes.
+    """
+
+    exact = True
 
     def means(self, parameters: Iterable[Tensor], count: int) -> "EpochMeans | None":
         """What shall watch an epoch over `count` examples; None: nothing, both are measured."""
@@ -41,6 +46,8 @@ class FromBatches(Monitor):
     norm is below it where the gradient turns within an epoch. Where a rule must know a loss
     exactly (`Race`, three times a trial), it is measured.
     """
+
+    exact = False
 
     def means(self, parameters: Iterable[Tensor], count: int) -> "EpochMeans":
         return EpochMeans(parameters, count)

@@ -24,12 +24,12 @@ from twophase.full_batch import Score
 from twophase.least_squares import LeastSquares
 from twophase.losses import Loss, mse
 from twophase.modules import check_modules, evaluating
-from twophase.monitor import Exact, Monitor, Seen
+from twophase.monitor import Exact, Measured, Monitor
 from twophase.objective import GRADIENT_PASSES, Point, check_finite, norm
 from twophase.phases import AdamPhase, DescentPhase, Phase, Work, check_phases
 from twophase.record import ADAM, SECOND, TRIAL, Record
 from twophase.second_phase import Minimizer, Status
-from twophase.switching import Action, Course, Fallback, Race, SwitchRule, course
+from twophase.switching import Action, Course, Fallback, Race, SwitchRule, Told, course
 from twophase.weights import LINE, SWAP, Kept, Weights
 
 # by which loss weights are kept, and how a message says so
@@ -96,7 +96,7 @@ class Trainer:
             self.phases[ADAM] = first = AdamPhase(self.objective, adam, seed, monitor)
         if second is not None:
             self.phases[SECOND] = DescentPhase(self.objective, second, first)
-        self._settings, self._exact = (switch, fallback), isinstance(monitor, Exact)
+        self._settings, self.monitor = (switch, fallback), monitor
         self.course = self._new_course()
         self.history: list[Record] = []
         self.swap_epoch: int | None = None
@@ -120,7 +120,7 @@ class Trainer:
         """Passes over the data so far: those of both phases, and those that the switch needs."""
         course = self.course
         at_hand = ADAM in self.phases and self.phases[ADAM].uses_gradient
-        if course is None or at_hand or not (self._exact or course.exact):
+        if course is None or at_hand or not (self.monitor.exact or course.exact):
             return self._passes
         return self._passes + course.reading
 
@@ -218,7 +218,7 @@ class Trainer:
                 self.phases[name].load_state_dict(deepcopy(phase))
         self._keep_preconditioner()
 
-    def _measured(self, x: Tensor, where: str) -> Seen:
+    def _measured(self, x: Tensor, where: str) -> Measured:
         """Make `x` the current point; what is known there."""
         began = clock(self.device)
         with evaluating(self.model):
@@ -226,11 +226,11 @@ class Trainer:
         self._point_seconds = clock(self.device) - began
         size = norm(self._point.gradient)
         check_finite(self._point.value, size, where)
-        return Seen(self._point.value, accuracy, size, GRADIENT_PASSES)
+        return Measured(self._point.value, accuracy, size, GRADIENT_PASSES)
 
     def _settled(
         self, work: Work, before: Point | None, where: str, exact: bool
-    ) -> tuple[Work, Seen]:
+    ) -> tuple[Work, Measured]:
         """Make the end of an epoch the current point; what it was, and what is known there.
 
         If the phase has evaluated the point, the accuracy takes one forward pass, and so does the
@@ -241,11 +241,11 @@ class Trainer:
             self._point, (loss, size) = None, work.means
             score = self._score(work.x) if exact else Score(loss, None)
             check_finite(score.loss, size, f" after {where}")
-            return work, Seen(score.loss, score.accuracy, size, int(exact))
+            return work, Measured(score.loss, score.accuracy, size, int(exact))
         if work.point is not None:
             self._point, self._point_seconds = work.point, 0.0
             size = norm(work.point.gradient)
-            return work, Seen(work.point.value, self._score(work.x).accuracy, size, 1)
+            return work, Measured(work.point.value, self._score(work.x).accuracy, size, 1)
         try:
             return work, self._measured(work.x, f" after {where}")
         except NonFiniteError as error:
@@ -260,7 +260,7 @@ class Trainer:
         with evaluating(self.model):
             return self.objective.score(x)
 
-    def _record(self, work: Work, seen: Seen, monitor_passes: int, seconds: float) -> Record:
+    def _record(self, work: Work, seen: Measured, monitor_passes: int, seconds: float) -> Record:
         validation: tuple[float | None, float | None] = (None, None)
         if self.validation is not None:
             with evaluating(self.model):
@@ -292,11 +292,12 @@ class Trainer:
         if self.course is None:
             return ""
         seen = record.train_loss, record.grad_norm, record.passes
+        told = Told(*seen, judged=here.loss, status=Status(record.status))
         if record.phase == ADAM:
-            move = self.course.adam(*seen, judged=here.loss)
+            move = self.course.adam(told)
             self.reason = move.reason
         else:
-            move = self.course.second(*seen, Status(record.status), judged=here.loss)
+            move = self.course.second(told)
         return self._moves[move.action](here, move.reason)
 
     @property

@@ -10,7 +10,7 @@ from twophase import PAPER, AdamMoments, Fallback, GradientNormPeak, Race, Train
 from twophase.errors import InputError
 from twophase.second_phase import SELF_SCALED_BFGS, Iteration, Minimizer, Status
 from twophase.settings import Settings
-from twophase.switching import Action, course
+from twophase.switching import Action, Told, course
 from twophase.training import run
 
 EARLY = Race(passes=6)  # a line after two epochs, a trial after four
@@ -140,9 +140,9 @@ def test_a_phase_that_was_adopted_by_validation_is_judged_from_its_own_loss():
     """Adam's last training loss may be far below that of the trial."""
     planned = course(Race(passes=6), Fallback())
     for loss, validation in ((1.0, 1.0), (0.9, 0.95), (0.5, 0.93), (0.2, 0.9)):
-        planned.adam(loss, 1.0, 3, judged=validation)
-    assert planned.second(0.8, 0.5, 3, Status.MOVED, judged=0.89).action is Action.ADOPT
-    assert planned.second(0.7, 0.5, 3, Status.MOVED, judged=0.8).action is Action.STAY
+        planned.adam(Told(loss, 1.0, 3, judged=validation))
+    assert planned.second(Told(0.8, 0.5, 3, judged=0.89)).action is Action.ADOPT
+    assert planned.second(Told(0.7, 0.5, 3, judged=0.8)).action is Action.STAY
 
 
 def test_a_course_is_made_of_rules_only():

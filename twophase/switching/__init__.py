@@ -1,6 +1,6 @@
 """When to change the phase: rules that end Adam, the race that measures, and the way back."""
 
-from twophase.switching.course import Action, Course, Move, course
+from twophase.switching.course import Action, Course, Move, Told, course
 from twophase.switching.fallback import Fallback
 from twophase.switching.peak import PeakTest
 from twophase.switching.race import Race

@@ -30,10 +30,22 @@ class Move(NamedTuple):
     reason: str
 
 
-class Course(Protocol):
-    """What a training loop asks, with the end of each epoch: loss, gradient norm, and its passes.
+class Told(NamedTuple):
+    """What a course is told of an epoch: its end, its passes, how an iteration ended.
 
-    Trials are judged by the loss `judged`, by default the same: that of validation, for example.
+    Trials are judged by the loss `judged`: the training loss again, or that of validation.
+    """
+
+    loss: float
+    grad_norm: float
+    passes: int
+    judged: float
+    status: Status = Status.MOVED
+
+
+class Course(Protocol):
+    """What a training loop asks, with what it tells of each epoch.
+
     `trying` says whether the second phase is on trial, `safe` whether Adam can take over again, and
     `reading` how many passes the numbers took that were needed so far, for an Adam of mini-batches.
     `exact` says whether means over mini-batches would not do, and `reads_next` whether the coming
@@ -53,17 +65,10 @@ class Course(Protocol):
 
     def reads_next(self, passes: int) -> bool: ...
 
-    def adam(self, loss: float, grad_norm: float, passes: int, judged: float | None = None) -> Move:
+    def adam(self, told: Told) -> Move:
         """After an epoch of Adam: stay, draw a line, switch or try."""
 
-    def second(
-        self,
-        loss: float,
-        grad_norm: float,
-        passes: int,
-        status: Status,
-        judged: float | None = None,
-    ) -> Move:
+    def second(self, told: Told) -> Move:
         """After an iteration of the second phase: stay, adopt or return."""
 
 
@@ -78,58 +83,69 @@ def course(switch: SwitchRule | Race | int, fallback: Fallback | None) -> Course
     if isinstance(switch, int):
         switch = FixedEpoch(check_integer("switch", switch, 1))
     if isinstance(switch, Race):
-        return ByRace(switch.fresh(), back)
+        return ByRace(back, switch.fresh())
     if isinstance(switch, type) or not (hasattr(switch, "fresh") and hasattr(switch, "update")):
         raise InputError("switch", switch, "a switch rule or a number of epochs")
-    return ByRule(switch.fresh(), back)
+    return ByRule(back, switch.fresh())
 
 
 @dataclass
-class ByRule:
-    """A rule of one loss and one norm per epoch says when, a fallback whether to go back."""
+class _WithFallback:
+    """What is the same however the second phase has begun: a fallback, or none."""
 
-    rule: SwitchRule
     fallback: Fallback | None
-    reading: int = 0
-
-    exact = False
-    trying = False
 
     @property
     def safe(self) -> bool:
         return self.fallback is not None
 
-    def reads_next(self, passes: int) -> bool:
-        return False
-
-    def adam(self, loss: float, grad_norm: float, passes: int, judged: float | None = None) -> Move:
-        decision = self.rule.update(loss, grad_norm)
-        self.reading += getattr(self.rule, "price", GRADIENT_PASSES)
+    def _watch_adam(self, told: Told) -> None:
         if self.fallback is not None:
-            self.fallback.adam(loss, grad_norm, passes)
-        if not decision.switch or (self.fallback is not None and not self.fallback.ready):
-            return Move(Action.STAY, decision.reason)
-        if self.fallback is not None:
-            self.fallback.swap()
-        return Move(Action.SWITCH, decision.reason)
+            self.fallback.adam(told.loss, told.grad_norm, told.passes)
 
-    def second(
-        self,
-        loss: float,
-        grad_norm: float,
-        passes: int,
-        status: Status,
-        judged: float | None = None,
-    ) -> Move:
-        return _back(self.fallback, loss, grad_norm, passes, status)
+    def _take_over(self, loss: float | None = None) -> None:
+        if self.fallback is not None:
+            self.fallback.swap(loss)
+
+    def _go_on_or_back(self, told: Told) -> Move:
+        if self.fallback is None:
+            return Move(Action.STAY, "")
+        back = self.fallback.second(told.loss, told.grad_norm, told.passes, told.status)
+        return Move(Action.RETURN if back.switch else Action.STAY, back.reason)
 
 
 @dataclass
-class ByRace:
+class ByRule(_WithFallback):
+    """A rule of one loss and one norm per epoch says when, a fallback whether to go back."""
+
+    rule: SwitchRule
+    reading: int = 0
+
+    exact = False
+    trying = False
+
+    def reads_next(self, passes: int) -> bool:
+        return False
+
+    def adam(self, told: Told) -> Move:
+        decision = self.rule.update(told.loss, told.grad_norm)
+        self.reading += getattr(self.rule, "price", GRADIENT_PASSES)
+        self._watch_adam(told)
+        ready = self.fallback is None or self.fallback.ready
+        if not (decision.switch and ready):
+            return Move(Action.STAY, decision.reason)
+        self._take_over()
+        return Move(Action.SWITCH, decision.reason)
+
+    def second(self, told: Told) -> Move:
+        return self._go_on_or_back(told)
+
+
+@dataclass
+class ByRace(_WithFallback):
     """A race says when, and whether a trial is lost; a fallback whether to go back later."""
 
     race: Race
-    fallback: Fallback | None
 
     exact = True
 
@@ -139,7 +155,7 @@ class ByRace:
 
     @property
     def safe(self) -> bool:
-        return self.trying or self.fallback is not None
+        return self.trying or super().safe
 
     @property
     def reading(self) -> int:
@@ -148,40 +164,22 @@ class ByRace:
     def reads_next(self, passes: int) -> bool:
         return self.race.reads_next(passes)
 
-    def adam(self, loss: float, grad_norm: float, passes: int, judged: float | None = None) -> Move:
-        if self.fallback is not None:
-            self.fallback.adam(loss, grad_norm, passes)
-        said = self.race.after_adam(loss if judged is None else judged, passes)
+    def adam(self, told: Told) -> Move:
+        self._watch_adam(told)
+        said = self.race.after_adam(told.judged, told.passes)
         actions = {Stage.LEADING: Action.LINE, Stage.TRIAL: Action.TRY}
         return Move(actions[self.race.stage] if said else Action.STAY, said or self.race.standing)
 
-    def second(
-        self,
-        loss: float,
-        grad_norm: float,
-        passes: int,
-        status: Status,
-        judged: float | None = None,
-    ) -> Move:
+    def second(self, told: Told) -> Move:
         if not self.trying:
-            self.race.spent += passes
-            return _back(self.fallback, loss, grad_norm, passes, status)
-        said = self.race.after_second(loss if judged is None else judged, passes, status)
+            self.race.spent += told.passes
+            return self._go_on_or_back(told)
+        said = self.race.after_second(told.judged, told.passes, told.status)
         if not said:
             return Move(Action.STAY, "")
         if self.race.stage is Stage.WAITING:
             return Move(Action.RETURN, said)
-        if self.fallback is not None:
-            self.fallback.swap(loss)
-        ended = status is not Status.MOVED and self.fallback is not None
+        self._take_over(told.loss)
         # ahead, but there it can do no more
+        ended = told.status is not Status.MOVED and self.fallback is not None
         return Move(Action.RETURN if ended else Action.ADOPT, said)
-
-
-def _back(
-    fallback: Fallback | None, loss: float, grad_norm: float, passes: int, status: Status
-) -> Move:
-    if fallback is None:
-        return Move(Action.STAY, "")
-    decision = fallback.second(loss, grad_norm, passes, status)
-    return Move(Action.RETURN if decision.switch else Action.STAY, decision.reason)

@@ -88,10 +88,10 @@ class RelativeImprovement(Stateful, Settings):
     def update(self, loss: float, grad_norm: float) -> Decision:
         check_seen(loss, grad_norm)
         self.losses.append(loss)
-        if len(self.losses) <= 2 * self.window - 1:
-            return Decision(False, f"{len(self.losses)} of {2 * self.window} losses")
         if len(self.losses) > 2 * self.window:
             self.losses.popleft()
+        if len(self.losses) < 2 * self.window:
+            return Decision(False, f"{len(self.losses)} of {2 * self.window} losses")
         seen = list(self.losses)
         before, after = fmean(seen[: self.window]), fmean(seen[self.window :])
         gain = 1 - after / before if before > 0 else 0.0

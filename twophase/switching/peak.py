@@ -15,7 +15,7 @@ NORMAL_MAD = 0.6745
 # A median of so many values in a row removes a spike.
 SPIKE = 5
 # Means are over up to a fifth of the values, and at most so many.
-SHARE, WIDEST = 5, 32
+PARTS, WIDEST = 5, 32
 # The noise of n values counts as 1 + 12 / n times what is found of it.
 FEW = 12
 
@@ -35,7 +35,7 @@ class PeakTest(Settings):
 
     Everything grows with the time that the peak took, so that neither a dip after the
     initialisation nor the learning rate, which stretches the whole curve, decides. An update takes
-    O(log n).
+    O(log n), and where keys do not come in order the moving of list entries.
 
     By default `factor` is the paper's gn_fact; a `rise` of 2 is more than the dips after the
     initialisation, and far less than the tenfold rises of the paper's Figure 5; a `share` of 0.2
@@ -77,7 +77,7 @@ class PeakSeen:
         return bisect_right(self.order, (key, len(self.order)))
 
     def add(self, key: float, norm: float) -> tuple[bool, str]:
-        """Take a norm, by default at the end of the order; whether the test holds, in words."""
+        """Take a norm at the place of its key; whether the test holds, in words."""
         place = self.rank(key)
         self.order.insert(place, (key, len(self.order)))
         # a norm of zero is below every other, and its logarithm must be a number
@@ -86,7 +86,7 @@ class PeakSeen:
         self.medians.append(median(near))
         if len(near) > 2:
             self.noise.add(abs(near[-3] - 2 * near[-2] + near[-1]))
-        if self.width < WIDEST and 2 * self.width * SHARE <= len(self):
+        if self.width < WIDEST and 2 * self.width * PARTS <= len(self):
             self.width *= 2
             self._forget()
             for i in range(len(self)):

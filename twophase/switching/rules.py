@@ -109,22 +109,13 @@ class SmoothedNormPeak(Stateful, Settings):
 
 
 @dataclass(unsafe_hash=True)
-class NormVersusLoss(Stateful, Settings):
+class NormVersusLoss(SmoothedNormPeak):
     """Switch when the gradient norm, as a function of the loss, has peaked and fallen.
 
     `PeakTest` over the norms in the order of falling losses instead of epochs: an epoch that climbs
     back to an earlier loss is compared with what was seen there. The paper's section 3 recommends
     it for losses that fluctuate. It never switches at a loss in the upper half of those seen.
     """
-
-    test: PeakTest = PeakTest()
-    seen: PeakSeen = state(default=None)
-
-    price = GRADIENT_PASSES
-
-    def __post_init__(self) -> None:
-        check_type("test", self.test, PeakTest)
-        self.seen = PeakSeen(self.test)
 
     def update(self, loss: float, grad_norm: float) -> Decision:
         check_seen(loss, grad_norm)
