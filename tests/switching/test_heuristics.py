@@ -1,5 +1,8 @@
 """The rules of other tools against their definitions."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -88,3 +91,11 @@ def test_settings_out_of_range_name_themselves(rule, field, value):
 def test_numbers_that_are_none_are_refused(rule):
     with pytest.raises(InputError, match="^loss: "):
         rule().update(float("nan"), 1.0)
+
+
+@pytest.mark.slow
+def test_they_can_be_named_wherever_the_package_is():
+    """On a command line, and in the configuration of a run."""
+    program = "import twophase.settings as s, twophase; print(s.from_text('Plateau(3)'))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "Plateau(patience=3, threshold=0.0001)\n", done.stderr

@@ -38,18 +38,16 @@ from twophase.switching import (
     Fallback,
     FixedEpoch,
     GradientNormPeak,
+    GradientThreshold,
+    LossVariance,
     NormVersusLoss,
+    Plateau,
     Race,
+    RelativeImprovement,
     SmoothedNormPeak,
     SwitchRule,
     Told,
     course,
-)
-from twophase.switching.heuristics import (
-    GradientThreshold,
-    LossVariance,
-    Plateau,
-    RelativeImprovement,
 )
 
 GRID = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)

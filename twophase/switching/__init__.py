@@ -2,6 +2,12 @@
 
 from twophase.switching.course import Action, Course, Move, Told, course
 from twophase.switching.fallback import Fallback
+from twophase.switching.heuristics import (
+    GradientThreshold,
+    LossVariance,
+    Plateau,
+    RelativeImprovement,
+)
 from twophase.switching.peak import PeakTest
 from twophase.switching.race import Race
 from twophase.switching.rules import (
