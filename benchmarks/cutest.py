@@ -109,7 +109,8 @@ def ours(
 ) -> None:
     """An optimizer of the library until it can do no more."""
     x = torch.nn.Parameter(torch.from_numpy(x0))
-    made = optimizer([x], **options)
+    # the problem stays the same: no look at it between two iterations
+    made = optimizer([x], max_iter=MAX_EVALUATIONS, **options)
     while made.result is None or made.result.status is Status.MOVED:
         made.step(lambda: Differentiable.apply(x, counted))
 

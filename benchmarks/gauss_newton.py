@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twophase import StrongWolfe, Trainer
 from twophase.experiments.competitors import Competitor, Journal
-from twophase.full_batch import FullBatch
 from twophase.line_search import Line
 from twophase.objective import Point, dot, evaluate
+from twophase.objectives.full_batch import FullBatch
 from twophase.parameters import ParameterVector
 from twophase.preconditioner import from_moments
 from twophase.record import ADAM

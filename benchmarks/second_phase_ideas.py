@@ -30,8 +30,8 @@ from twophase.experiments import branches, comparison
 from twophase.experiments.competitors import AdamGoesOn, Competitor, Journal, TorchLBFGS
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import write_atomically, write_json
-from twophase.full_batch import FullBatch
 from twophase.objective import GRADIENT_PASSES, Point, evaluate, norm
+from twophase.objectives.full_batch import FullBatch
 from twophase.problems import networks
 from twophase.problems.problem import DTYPES, ImageProblem, Task
 from twophase.record import ADAM

@@ -8,8 +8,8 @@ import torch
 from twophase.adam import Adam, AdamSettings, sweep
 from twophase.errors import InputError
 from twophase.examples import Examples
-from twophase.full_batch import FullBatch
 from twophase.losses import mse
+from twophase.objectives.full_batch import FullBatch
 from twophase.problems import networks
 
 
@@ -20,11 +20,11 @@ def objective(model, data):
 @pytest.mark.parametrize(
     ("batch_size", "sizes"), [(20, [20] * 4 + [16]), (100, [96]), (None, [96])]
 )
-def test_an_epoch_is_every_example_once_in_batches(network, batch_size, sizes):
-    adam = Adam(network(), AdamSettings(batch_size=batch_size), torch.Generator())
-    first, second = (adam.batches(96, torch.device("cpu")) for _ in range(2))
+def test_an_epoch_is_every_example_once_in_batches(network, rings, batch_size, sizes):
+    full, generator = objective(network(), rings()), torch.Generator()
+    first, second = (full.mini_batches(batch_size, generator) for _ in range(2))
     assert [len(batch) for batch in first] == sizes
-    assert adam.batch_count(96) == len(sizes)
+    assert full.batch_count(batch_size) == len(sizes)
     assert torch.cat(first).sort().values.tolist() == list(range(96))
     assert not torch.equal(torch.cat(first), torch.cat(second))
 
@@ -32,7 +32,7 @@ def test_an_epoch_is_every_example_once_in_batches(network, batch_size, sizes):
 def test_steps_are_torchs_with_these_settings(network, rings, flat):
     data, settings = rings(), AdamSettings(0.02, 30, betas=(0.8, 0.95), eps=1e-5)
     ours, plain = network(), network()
-    adam = Adam(ours, settings, torch.Generator().manual_seed(3))
+    adam = Adam(ours.parameters(), settings, torch.Generator().manual_seed(3))
     theirs = torch.optim.Adam(plain.parameters(), lr=0.02, betas=(0.8, 0.95), eps=1e-5)
     order = torch.randperm(96, generator=torch.Generator().manual_seed(3))
     adam.epoch(objective(ours, data))
@@ -56,7 +56,7 @@ def test_a_sweep_is_a_step_of_any_optimizer_for_each_batch(network, rings, flat)
 
 def test_a_state_continues_the_same_epochs(network, rings, flat):
     data, first, second = rings(), network(), network(seed=1)
-    one, two = (Adam(m, AdamSettings(), torch.Generator()) for m in (first, second))
+    one, two = (Adam(m.parameters(), AdamSettings(), torch.Generator()) for m in (first, second))
     one.epoch(objective(first, data))
     second.load_state_dict(first.state_dict())
     two.load_state_dict(deepcopy(one.state_dict()))  # torch's optimizers keep what they are given
@@ -87,7 +87,7 @@ def test_settings_out_of_range_name_themselves(field, value):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_an_adam_epoch_never_waits_for_the_gpu(network, rings):
     data, model = rings(), network().cuda()
-    adam = Adam(model, AdamSettings(), torch.Generator())
+    adam = Adam(model.parameters(), AdamSettings(), torch.Generator())
     examples = objective(model, data.to("cuda", torch.float32))
     adam.epoch(examples)
     torch.cuda.set_sync_debug_mode("error")
@@ -100,7 +100,7 @@ def test_an_adam_epoch_never_waits_for_the_gpu(network, rings):
 def test_an_adam_epoch_reads_no_number_from_the_device():
     """Tensors on the device "meta" have no numbers: to read one raises."""
     model = networks.build("vit-nomlp-wkewq-wvwo1", 1, 10, seed=0).to("meta")
-    adam = Adam(model, AdamSettings(batch_size=4), torch.Generator())
+    adam = Adam(model.parameters(), AdamSettings(batch_size=4), torch.Generator())
     inputs = torch.zeros(10, 1, 32, 32, device="meta")
     targets = torch.zeros(10, dtype=torch.int64, device="meta")
     adam.epoch(objective(model, Examples(inputs, targets)))

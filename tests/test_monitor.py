@@ -7,8 +7,8 @@ import twophase
 from twophase import Exact, FromBatches, Race, Trainer, fit
 from twophase.adam import Adam
 from twophase.errors import InputError
-from twophase.full_batch import FullBatch
 from twophase.monitor import EpochMeans
+from twophase.objectives.full_batch import FullBatch
 from twophase.training import run
 
 
@@ -17,7 +17,7 @@ def test_the_means_are_those_of_the_batches(network, rings, adam):
     model, data = network().double(), rings()
     objective = FullBatch(model, twophase.mse, data.inputs.double(), data.targets)
     means = EpochMeans(objective.vector.parameters, objective.count)
-    Adam(model, adam, torch.Generator().manual_seed(3)).epoch(objective, means)
+    Adam(model.parameters(), adam, torch.Generator().manual_seed(3)).epoch(objective, means)
 
     again = network().double()
     optimizer = torch.optim.Adam(again.parameters(), lr=adam.learning_rate)

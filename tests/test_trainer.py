@@ -21,7 +21,7 @@ from twophase import (
 )
 from twophase.automatic import DEFAULT
 from twophase.errors import InputError
-from twophase.full_batch import FullBatch
+from twophase.objectives.full_batch import FullBatch
 from twophase.second_phase import SELF_SCALED_BFGS
 from twophase.training import run
 
@@ -66,7 +66,7 @@ def test_adam_on_all_examples_steps_along_the_gradient_that_is_at_hand(
     trainer = Trainer(network().double(), rings(), adam=settings, second=None)
     result = run(trainer, 5)
     assert [(r.passes, r.monitor_passes) for r in result.records] == [(3, 1)] + [(3, 0)] * 4
-    assert trainer.objective.passes.total == 6 * 3 and trainer.spent == 15
+    assert trainer.objective.passes.total == 6 * 3 + 1 and trainer.spent == 15
     model, data = network().double(), rings()
     adam = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(5):
@@ -131,7 +131,8 @@ def test_seconds_are_those_of_the_optimization(network, rings, adam, monkeypatch
     A search by slopes ends with the gradient that the next epoch starts from.
     """
     ticks = iter(range(10_000))
-    monkeypatch.setattr("twophase.trainer.clock", lambda device: float(next(ticks)))
+    for module in ("loop", "watch"):
+        monkeypatch.setattr(f"twophase.{module}.clock", lambda device: float(next(ticks)))
     settings = dict(epochs=6, switch=3, adam=adam, device="cpu", fallback=None)
     result = fit(network(), rings(), **settings, second=PAPER["second"])
     assert [r.seconds for r in result.records] == [1, 1, 1, 2, 2, 2]

@@ -28,9 +28,9 @@ from twophase import (
 from twophase.automatic import DEFAULT
 from twophase.errors import InputError, NonFiniteError
 from twophase.examples import Dataset, Examples
-from twophase.full_batch import FullBatch
 from twophase.line_search import SearchStatus
 from twophase.objective import evaluate
+from twophase.objectives.full_batch import FullBatch
 from twophase.payoff import payoffs
 from twophase.record import ADAM, SECOND, Record
 from twophase.second_phase import SELF_SCALED_BFGS, iterate
@@ -410,5 +410,5 @@ def test_data_that_do_not_go_with_the_model_are_one_line():
     model, x, problem = line_through(torch.zeros(4, 1).double())
     with pytest.raises(InputError, match="^data: 'tuple' is not allowed; use None"):
         fit(problem, (x, x), epochs=2)
-    with pytest.raises(InputError, match="^data: None is not allowed; use a Dataset or tensors"):
+    with pytest.raises(InputError, match="^data: None is not allowed; use tensors"):
         fit(model, epochs=2)

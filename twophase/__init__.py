@@ -18,7 +18,7 @@ from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.losses import mse
 from twophase.minimization import Minimum, minimize
 from twophase.monitor import Exact, FromBatches
-from twophase.optimizer import LBFGS, ConjugateGradient, SecondPhase, SelfScaledBFGS
+from twophase.optimizers import LBFGS, ConjugateGradient, SecondPhase, SelfScaledBFGS, TwoPhase
 from twophase.preconditioner import AdamMoments, Identity
 from twophase.record import Record
 from twophase.second_phase import SELF_SCALED_BFGS, Descent

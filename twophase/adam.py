@@ -1,12 +1,11 @@
-"""Phase 1: mini-batch Adam over data that stays on the device."""
+"""Phase 1: Adam over the mini-batches of an objective."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from twophase.errors import InputError, check_integer, check_number
 from twophase.monitor import EpochMeans
@@ -39,31 +38,29 @@ class AdamSettings(Settings):
 
 
 class Trainable(Protocol):
-    """What Adam asks of an objective: a model, and the loss of some of its examples."""
+    """What Adam asks of an objective: mini-batches, and the loss of one."""
 
-    model: nn.Module
+    def mini_batches(self, size: int | None, generator: torch.Generator) -> Iterable[Any]:
+        """The mini-batches of an epoch, each with a length, on the model's device."""
 
-    @property
-    def count(self) -> int:
-        """Examples, or points."""
-
-    def batch_loss(self, batch: Tensor) -> Tensor:
-        """The loss over examples, given by their indices [B] on the device, with its graph."""
+    def batch_loss(self, batch: Any) -> Tensor:
+        """The loss over a mini-batch, with its graph."""
 
 
 class Adam:
     """torch's Adam (fused on CUDA) and the shuffled epochs that it trains on.
 
-    Each epoch draws one permutation of the examples from `generator` (on the CPU, so that CPU and
-    GPU see the same order) and takes consecutive batches of it, the last one shorter. Nothing waits
-    for the device inside an epoch: the data are there already, the order is copied from pinned
-    memory, fused Adam counts its steps on the device, and no loss is read.
+    Each epoch draws one permutation of the examples from `generator` (see `Shuffled`). Nothing
+    waits for the device inside an epoch: data in memory are there already, the order is copied from
+    pinned memory, fused Adam counts its steps on the device, and no loss is read.
     """
 
-    def __init__(self, model: nn.Module, settings: AdamSettings, generator: torch.Generator):
+    def __init__(
+        self, parameters: Iterable[Tensor], settings: AdamSettings, generator: torch.Generator
+    ):
         self.generator = generator
         self.batch_size = settings.batch_size
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = [p for p in parameters if p.requires_grad]
         self.optimizer = torch.optim.Adam(
             parameters,
             lr=settings.learning_rate,
@@ -73,18 +70,9 @@ class Adam:
         )
 
     def epoch(self, objective: Trainable, means: EpochMeans | None = None) -> None:
-        """One pass over the examples of an objective, whose model this Adam trains."""
-        device = self.optimizer.param_groups[0]["params"][0].device
-        sweep(objective, self.optimizer, self.batches(objective.count, device), means)
-
-    def batches(self, count: int, device: torch.device) -> tuple[Tensor, ...]:
-        """The mini-batches of the next epoch over `count` examples: indices on the device."""
-        order = torch.randperm(count, generator=self.generator, pin_memory=device.type == "cuda")
-        return order.to(device, non_blocking=True).split(self.batch_size or count)
-
-    def batch_count(self, count: int) -> int:
-        """How many mini-batches an epoch over `count` examples has."""
-        return math.ceil(count / (self.batch_size or count))
+        """One pass over the examples of an objective, whose parameters this Adam trains."""
+        batches = objective.mini_batches(self.batch_size, self.generator)
+        sweep(objective, self.optimizer, batches, means)
 
     def state_dict(self) -> dict[str, Any]:
         """Adam's moments, which further epochs change, and the generator's state."""
@@ -100,10 +88,10 @@ class Adam:
 def sweep(
     objective: Trainable,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[Tensor],
+    batches: Iterable[Any],
     means: EpochMeans | None = None,
 ) -> None:
-    """A step of any first-order optimizer for each mini-batch, given by its indices [B]."""
+    """A step of any first-order optimizer for each mini-batch."""
     for batch in batches:
         optimizer.zero_grad()
         loss = objective.batch_loss(batch)

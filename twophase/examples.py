@@ -1,11 +1,14 @@
 """Examples to train on: inputs and targets, split for training and validation."""
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from twophase.errors import InputError
+from twophase.parameters import ParameterVector
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether targets are labels [N], so that there is an accuracy."""
+        return not self.targets.is_floating_point() and self.targets.ndim == 1
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Examples":
         """The examples on `device`; floating-point tensors also become `dtype`."""
@@ -52,16 +60,25 @@ class Dataset:
         return self.train.inputs.shape[1]
 
 
-# What a model is trained on: examples, also as two tensors, with or without others for validation.
-Data = Dataset | Examples | tuple[Tensor, Tensor]
+class Shuffled(ABC):
+    """Mini-batches of examples, or points, in memory: their indices, on the parameters' device."""
 
+    vector: ParameterVector
 
-def splits(data: Data) -> tuple[Examples, Examples | None]:
-    """Training and validation examples; `InputError` where the data are neither."""
-    if isinstance(data, Dataset):
-        return data.train, data.validation
-    if isinstance(data, Examples):
-        return data, None
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
-        return Examples(*data), None
-    raise InputError("data", type(data).__name__, "a Dataset or tensors (inputs, targets)")
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Examples, or points."""
+
+    def batch_count(self, size: int | None) -> int:
+        """How many mini-batches of `size` there are in an epoch (None: one)."""
+        return math.ceil(self.count / (size or self.count))
+
+    def mini_batches(self, size: int | None, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Those of an epoch, indices [B], the last one shorter.
+
+        One permutation is drawn from `generator`, on the CPU, so that CPU and GPU see one order.
+        """
+        device = self.vector.parameters[0].device
+        order = torch.randperm(self.count, generator=generator, pin_memory=device.type == "cuda")
+        return order.to(device, non_blocking=True).split(size or self.count)

@@ -120,10 +120,15 @@ def start(objective: Objective, x: Tensor) -> Point:
 def check_repeats(objective: Objective, point: Point) -> None:
     """Raise `InputError` when a second evaluation at a point disagrees; one forward pass."""
     again = objective.value(point.x)
-    if not abs(again - point.value) <= 100 * objective.resolution * abs(point.value):
+    if not agree(point.value, again, objective.resolution):
         found = f"one with the losses {point.value:.9g} and {again:.9g} at the same parameters"
         allowed = "one that repeats itself: no dropout, no augmentation (call model.eval())"
         raise InputError("model", found, allowed)
+
+
+def agree(before: float, now: float, resolution: float) -> bool:
+    """Whether two losses at the same parameters can be those of the same data."""
+    return abs(now - before) <= 100 * resolution * abs(before)
 
 
 def evaluate(objective: Objective, x: Tensor) -> Point:

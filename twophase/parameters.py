@@ -45,6 +45,10 @@ class ParameterVector:
         for parameter, part in zip(self.parameters, self._split(gradient), strict=True):
             parameter.grad = part.view_as(parameter).clone()
 
+    def read_gradient(self) -> Tensor:
+        """The parts in the parameters' `grad` as a vector [P]; zero where there is none."""
+        return _flat(torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters)
+
     def gradient(self, loss: Tensor) -> Tensor:
         """Gradient [P] of a scalar; zero where the scalar does not depend on a parameter."""
         return _flat(torch.autograd.grad(loss, self.parameters, materialize_grads=True))

@@ -4,15 +4,18 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from twophase.adam import Adam, AdamSettings
 from twophase.directions import State
 from twophase.errors import InputError, check_type
-from twophase.full_batch import FullBatch
-from twophase.least_squares import LeastSquares
 from twophase.modules import repeats_itself
 from twophase.monitor import Exact, Monitor
-from twophase.objective import GRADIENT_PASSES, Point, check_repeats
+from twophase.objective import GRADIENT_PASSES, Point, check_finite, check_repeats, norm
+from twophase.objectives.closure import Closure, ClosureObjective, unharmed
+from twophase.objectives.from_data import TrainingLoss
+from twophase.parameters import ParameterVector
+from twophase.preconditioner import Preconditioner
 from twophase.second_phase import Minimizer, Status, check_minimizer
 
 
@@ -47,6 +50,10 @@ class Phase(Protocol):
         """The phase takes over: forget directions that belong to an earlier trajectory."""
         return
 
+    def restart(self) -> None:
+        """The loss has become another one: forget what was seen of it."""
+        return
+
     def prepare(self, point: Point | None) -> int:
         """What must be checked before an epoch, outside its time; passes spent."""
         return 0
@@ -61,7 +68,14 @@ class Phase(Protocol):
         """Continue from what `state_dict` returned."""
 
 
-class AdamPhase(Phase):
+class FirstPhase(Phase):
+    """A phase that can hand over to the second one."""
+
+    def inverse(self, preconditioner: Preconditioner) -> Tensor | None:
+        """The diagonal [P] of M⁻¹ that the phase leaves, of a preconditioner M (None: 1)."""
+
+
+class AdamPhase(FirstPhase):
     """Mini-batch epochs of Adam over the objective's data; Adam goes on with the moments it had.
 
     With one batch of all examples an epoch is a step along the gradient of the full loss, which the
@@ -71,24 +85,26 @@ class AdamPhase(Phase):
 
     def __init__(
         self,
-        objective: FullBatch | LeastSquares,
+        objective: TrainingLoss,
         settings: AdamSettings,
         seed: int,
         monitor: Monitor = Exact(),
     ):
         self.objective, self.monitor = objective, monitor
         generator = torch.Generator().manual_seed(seed)
-        self.adam = Adam(objective.model, settings, generator)
-        one_batch = self.adam.batch_count(objective.count) == 1
-        self.uses_gradient = one_batch and repeats_itself(objective.model)
-        self.compared = not self.uses_gradient
+        self.adam = Adam(objective.vector.parameters, settings, generator)
+        if isinstance(objective, ClosureObjective):
+            # it has no batches, and is measured as it is
+            self.batches, self.uses_gradient, self.compared = 1, True, True
+        else:
+            self.batches = objective.batch_count(settings.batch_size)
+            self.uses_gradient = self.batches == 1 and repeats_itself(objective.model)
+            self.compared = not self.uses_gradient
 
     def prepare(self, point: Point | None) -> int:
         if self.compared or point is None:
             return 0
-        every = torch.arange(self.objective.count, device=point.x.device)
-        with torch.no_grad():
-            own = self.objective.batch_loss(every).item()
+        own = self.objective.value(point.x)
         # far above rounding, far below what noise in the model does
         self.uses_gradient = abs(own - point.value) <= 1e-4 * max(abs(own), abs(point.value))
         self.compared = True
@@ -100,9 +116,14 @@ class AdamPhase(Phase):
             vector.write_gradient(point.gradient)
             self.adam.optimizer.step()
             return Work(vector.read())
+        assert not isinstance(self.objective, ClosureObjective)
         means = self.monitor.means(vector.parameters, self.objective.count)
         self.adam.epoch(self.objective, means)
         return Work(vector.read(), means=None if means is None else means.read())
+
+    def inverse(self, preconditioner: Preconditioner) -> Tensor | None:
+        parameters = self.objective.vector.parameters
+        return preconditioner.inverse(self.adam.optimizer, parameters, self.batches)
 
     def state_dict(self) -> dict[str, Any]:
         return self.adam.state_dict() | {"at_hand": self.uses_gradient, "compared": self.compared}
@@ -112,23 +133,80 @@ class AdamPhase(Phase):
         self.uses_gradient, self.compared = state["at_hand"], state["compared"]
 
 
+class UsersPhase(FirstPhase):
+    """Steps of any torch optimizer over `batches` mini-batches an epoch, which the user's loop has.
+
+    With one, an epoch is a step along the gradient of the full loss, which is at hand.
+    """
+
+    def __init__(
+        self, vector: ParameterVector, optimizer: Optimizer, batches: int, monitor: Monitor
+    ):
+        self.vector, self.optimizer, self.monitor = vector, optimizer, monitor
+        self.steps = 0
+        self.set_batches(batches)
+
+    def set_batches(self, batches: int) -> None:
+        """An epoch has so many mini-batches; it begins."""
+        self.batches, self.uses_gradient = batches, batches == 1
+        self._means = self.monitor.means(self.vector.parameters, batches)
+
+    def step(self, closure: Closure) -> Tensor:
+        """A step for a mini-batch, whose loss the closure returns; the loss before it."""
+        objective = ClosureObjective(self.vector, closure)
+        with unharmed(self.vector) as x:
+            value, gradient = objective.value_and_gradient(x)
+            check_finite(value, norm(gradient), f" in step {self.steps + 1} of an epoch")
+        loss = torch.tensor(value, dtype=torch.float64)
+        self.vector.write_gradient(gradient)
+        if self._means is not None:
+            self._means.add(loss, 1)
+        self.optimizer.step()
+        self.steps += 1
+        return loss
+
+    def epoch(self, point: Point | None) -> Work:
+        if point is not None and self.uses_gradient:
+            self.vector.write_gradient(point.gradient)
+            self.optimizer.step()
+            return Work(self.vector.read())
+        means = None if self._means is None else self._means.read()
+        self.steps = 0
+        self.set_batches(self.batches)
+        return Work(self.vector.read(), means=means)
+
+    def inverse(self, preconditioner: Preconditioner) -> Tensor | None:
+        return preconditioner.inverse(self.optimizer, self.vector.parameters, self.batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        means = None if self._means is None else (self._means.loss, *self._means.gradient)
+        return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "means": means}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+        if self._means is not None and state["means"] is not None:
+            self._means.loss, *self._means.gradient = state["means"]
+
+
 class DescentPhase(Phase):
     """Full-batch iterations of the second phase, the first along the steepest descent.
 
-    `before` is the phase of Adam that hands over, and leaves the preconditioner, if there is one.
+    `before` is the phase that hands over, and leaves the preconditioner, if there is one.
     """
 
     uses_gradient = True
 
     def __init__(
         self,
-        objective: FullBatch | LeastSquares,
+        objective: TrainingLoss,
         second: Minimizer,
-        before: AdamPhase | None = None,
+        before: FirstPhase | None = None,
     ):
         size = sum(p.numel() for p in objective.vector.parameters)
         self.minimizer, self.objective, self.reason = second.prepare(objective, size)
         self.before, self.data = before, objective
+        self.entering = True
         self.state: State | None = None
         self.inverse: Tensor | None = None
         self.line: dict[str, Tensor | None] = {}  # the preconditioner at a starting line
@@ -137,11 +215,15 @@ class DescentPhase(Phase):
 
     @property
     def introduction(self) -> str:
-        if self.state is not None or not self.reason:
+        if not self.entering or not self.reason:
             return ""
         return f"{self.minimizer.label}, since the loss is {self.reason}"
 
     def enter(self) -> None:
+        self.entering = True
+        self.restart()
+
+    def restart(self) -> None:
         self.state, self.handed_on = None, False
 
     def draw_line(self) -> None:
@@ -149,11 +231,7 @@ class DescentPhase(Phase):
         self.line = {"inverse": self._left_by_adam()}
 
     def _left_by_adam(self) -> Tensor | None:
-        if self.before is None:
-            return None
-        adam, parameters = self.before.adam, self.data.vector.parameters
-        batches = adam.batch_count(self.data.count)
-        return self.minimizer.preconditioner.inverse(adam.optimizer, parameters, batches)
+        return None if self.before is None else self.before.inverse(self.minimizer.preconditioner)
 
     def prepare(self, point: Point | None) -> int:
         if self.checked or point is None:
@@ -165,8 +243,9 @@ class DescentPhase(Phase):
     def epoch(self, point: Point | None) -> Work:
         assert point is not None
         before = self.objective.passes.total - (0 if self.handed_on else GRADIENT_PASSES)
-        if self.state is None:
+        if self.entering:
             self.inverse = self.line.pop("inverse") if self.line else self._left_by_adam()
+            self.entering = False
         done = self.minimizer.iterate(self.objective, point, self.state, self.inverse)
         self.state, self.handed_on = done.state, done.point is not None
         passes = self.objective.passes.total - before
@@ -177,6 +256,7 @@ class DescentPhase(Phase):
     def state_dict(self) -> dict[str, Any]:
         return {
             "state": self.state._asdict() if self.state else None,
+            "entering": self.entering,
             "handed_on": self.handed_on,
             "checked": self.checked,
             "inverse": self.inverse,
@@ -185,6 +265,7 @@ class DescentPhase(Phase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.state = State(**state["state"]) if state["state"] else None
+        self.entering = state.get("entering", self.state is None)
         self.handed_on, self.checked = state["handed_on"], state["checked"]
         self.inverse, self.line = state["inverse"], dict(state["line"])
 

@@ -39,7 +39,8 @@ class AdamMoments(Settings):
 
     See `from_moments` for the formula and `damping`. The moments are used if an Adam epoch has at
     least `min_batches`: those of full batches (1) fall with the gradient instead of measuring
-    curvature, and stalled the second phase on Poisson's equation.
+    curvature, and stalled the second phase on Poisson's equation. After an optimizer without second
+    moments, such as SGD, M is 1.
     """
 
     damping: float = 0.1
@@ -50,7 +51,8 @@ class AdamMoments(Settings):
         check_integer("min_batches", self.min_batches, 1)
 
     def inverse(self, adam: Optimizer, parameters: Iterable[Tensor], batches: int) -> Tensor | None:
-        if batches < self.min_batches:
+        moments = any("exp_avg_sq" in held for held in adam.state.values())
+        if batches < self.min_batches or not moments:
             return None
         return from_moments(adam, parameters, self.damping)
 

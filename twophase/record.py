@@ -1,6 +1,11 @@
 """What is kept of an epoch."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # the phases of a history; a trial is of the second phase, which may end behind Adam
 ADAM, TRIAL, SECOND = "adam", "trial", "second"
@@ -34,3 +39,11 @@ class Record:
     seconds: float
     status: str
     note: str
+
+
+def table(records: Iterable[Record]) -> "pd.DataFrame":
+    """Records as a table, a row per epoch and a column per field."""
+    import pandas as pd  # half a second, for those who want the table
+
+    rows = [asdict(record) for record in records]
+    return pd.DataFrame(rows, columns=[part.name for part in fields(Record)])

@@ -1,7 +1,7 @@
 """Train a model in two phases with one call, and what has come of it."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +12,17 @@ from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.directions import ConjugateDirection
 from twophase.errors import InputError, check_integer
-from twophase.examples import Data
 from twophase.least_squares import LeastSquares
 from twophase.line_search import GoldenSection
+from twophase.loop import KEEP, Loop
 from twophase.losses import Loss, mse
 from twophase.monitor import Exact, Monitor
+from twophase.objectives.from_data import Data
 from twophase.payoff import Payoff, payoffs
-from twophase.record import Record
+from twophase.record import Record, table
 from twophase.second_phase import Descent, Minimizer
 from twophase.switching import Fallback, FixedEpoch, GradientNormPeak, Race, SwitchRule
-from twophase.trainer import KEEP, Trainer
+from twophase.trainer import Trainer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,15 +72,14 @@ class Fit:
     @property
     def history(self) -> "pd.DataFrame":
         """The records as a table, a row per epoch and a column per field of `Record`."""
-        import pandas as pd  # half a second, for those who want the table
-
-        return pd.DataFrame([asdict(record) for record in self.records])
+        return table(self.records)
 
 
 def fit(
     model: nn.Module | LeastSquares,
     data: Data | None = None,
     *,
+    validation: Data | None = None,
     epochs: int | None = None,
     passes: int | None = None,
     adam: AdamSettings | None = AdamSettings(),
@@ -112,13 +112,12 @@ def fit(
     (3, 3)
     """
     _check_length(epochs, passes)
-    swap = switch.epoch if isinstance(switch, FixedEpoch) else switch
-    both = adam is not None and second is not None
-    if both and isinstance(swap, int) and epochs and check_integer("switch", swap, 1) >= epochs:
-        raise InputError("switch", swap, f"an epoch below the number of epochs, {epochs}")
+    if adam is not None and second is not None:
+        _check_swap(switch, epochs)
     trainer = Trainer(
         model,
         data,
+        validation=validation,
         adam=adam,
         second=second,
         switch=switch,
@@ -134,7 +133,7 @@ def fit(
 
 
 def run(
-    trainer: Trainer,
+    trainer: Loop,
     epochs: int | None = None,
     on_epoch: OnEpoch | None = None,
     progress: Progress | None = None,
@@ -159,7 +158,13 @@ def _check_length(epochs: int | None, passes: int | None) -> None:
             check_integer(name, number, 1)
 
 
-def _epochs(trainer: Trainer, epochs: int | None, passes: int | None) -> Iterator[Record]:
+def _check_swap(switch: SwitchRule | Race | int, epochs: int | None) -> None:
+    swap = switch.epoch if isinstance(switch, FixedEpoch) else switch
+    if isinstance(swap, int) and epochs and check_integer("switch", swap, 1) >= epochs:
+        raise InputError("switch", swap, f"an epoch below the number of epochs, {epochs}")
+
+
+def _epochs(trainer: Loop, epochs: int | None, passes: int | None) -> Iterator[Record]:
     while not trainer.ended:
         if epochs is not None and len(trainer.history) >= epochs:
             return
@@ -168,7 +173,7 @@ def _epochs(trainer: Trainer, epochs: int | None, passes: int | None) -> Iterato
         yield trainer.epoch()
 
 
-def _outcome(trainer: Trainer, epochs: int | None) -> Fit:
+def _outcome(trainer: Loop, epochs: int | None) -> Fit:
     status, message = str(trainer.status), trainer.message
     if not trainer.ended:
         done = len(trainer.history)

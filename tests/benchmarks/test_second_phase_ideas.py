@@ -14,8 +14,8 @@ from torch import nn
 import twophase as tp
 from twophase.experiments import branches, runs
 from twophase.experiments.competitors import BudgetSpent, Competitor, Journal, go_on
-from twophase.full_batch import FullBatch
 from twophase.losses import mse
+from twophase.objectives.full_batch import FullBatch
 from twophase.parameters import ParameterVector
 from twophase.problems import networks
 from twophase.settings import from_dict

@@ -9,7 +9,7 @@ from twophase.errors import InputError
 from twophase.experiments import convexity_audit, runs, traces
 from twophase.experiments.convexity_audit import Checkpoint
 from twophase.experiments.hessian import Hessian
-from twophase.full_batch import FullBatch
+from twophase.objectives.full_batch import FullBatch
 
 pytestmark = pytest.mark.slow
 

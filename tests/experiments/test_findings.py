@@ -129,12 +129,12 @@ def test_the_standing_counts_problems_and_networks(curves):
     found = profiles.costs(pd.concat([curves, equal], ignore_index=True), 9)
     table = findings.standing(found).set_index("method")
     assert table.loc[METHODS["default"].label].to_dict() == {
-        **{"settings": 2, "quicker on every seed": 1, "on some": 1, "on none": 0},
+        **{"problems and networks": 2, "quicker on every seed": 1, "on some": 1, "on none": 0},
         "runs that miss": "1 of 4",
     }
     # as quick as Adam is not quicker
     assert table.loc[METHODS["sgd"].label].to_dict() == {
-        **{"settings": 1, "quicker on every seed": 0, "on some": 0, "on none": 1},
+        **{"problems and networks": 1, "quicker on every seed": 0, "on some": 0, "on none": 1},
         "runs that miss": "0 of 1",
     }
     assert METHODS["adam"].label not in table.index
@@ -168,6 +168,26 @@ def test_verdicts_are_by_passes_and_by_seconds(curves):
     assert first["quickest by passes"] == f"{METHODS['default'].label}, 0.50 (0.33 to 0.67)"
     assert second["pays by passes"].startswith("not on every seed: missed on 1 of 2 seeds")
     assert second["quickest by passes"].startswith(METHODS["adam"].label)
+
+
+def test_seed_0_is_compared_at_the_highest_level_that_all_methods_reached():
+    def run(method, seed, *losses):
+        points = {"passes": [0, 10, 20, 31][: len(losses)], "loss": losses}
+        return pd.DataFrame(points).assign(method=method, seed=seed)
+
+    runs = [run("b", 0, 1, 0.5, 0.4, 0.3), run("b", 1, 1, 0.7, 0.2, 0.1), run("a", 0, 1, 0.6, 0.3)]
+    table = findings.at_levels(pd.concat(runs), [10, 20, 30])
+    assert table.to_dict("list") == {
+        **{"method": ["b", "a"], "seeds": [2, 1], "loss at 10": pytest.approx([0.6, 0.6])},
+        **{"loss at 20": pytest.approx([0.3, 0.3]), "seed 0 at 20": [0.4, 0.3]},
+        "loss at 30": pytest.approx([0.3, np.nan], nan_ok=True),
+    }
+
+
+def test_methods_without_their_package_are_named(monkeypatch):
+    monkeypatch.setattr("twophase.experiments.comparison.find_spec", lambda package: None)
+    said = findings.missing(["adam", "torchmin-cg"])
+    assert said.endswith(f": {METHODS['torchmin-cg'].label}.") and findings.missing(["adam"]) == ""
 
 
 @pytest.mark.parametrize("name", ["fair-comparison", "fair-comparison-mnist-cifar"])

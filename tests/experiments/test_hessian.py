@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twophase.errors import InputError, NonFiniteError
 from twophase.experiments.hessian import Convexity, Curvature, Hessian
-from twophase.full_batch import FullBatch
 from twophase.losses import mse
 from twophase.objective import FunctionObjective, Passes
+from twophase.objectives.full_batch import FullBatch
 from twophase.problems import networks
 from twophase.problems.toys import rosenbrock
 

@@ -126,14 +126,14 @@ def smooth():
 
 
 def test_full_batch_problems_beside_adam_and_torchs_lbfgs(smooth):
-    (row,) = payoff_map.full_batch(smooth, [3, 9]).to_dict("records")
+    (row,) = payoff_map.full_batch(smooth, [3, 9], "BFGS").to_dict("records")
     torchs, golden = METHODS["torch-lbfgs"].label, METHODS["golden"].label
     assert row == {
         **{"problem": "poisson", "swap after": 9, "dtype": "float32"},
-        **{"default to Adam's 3": "1.00 (1.00 to 1.00)"},
-        **{"default to Adam's 9": "0.33 (0.33 to 0.33)"},
+        **{"BFGS to Adam's 3": "1.00 (1.00 to 1.00)"},
+        **{"BFGS to Adam's 9": "0.33 (0.33 to 0.33)"},
         **{f"{torchs} to Adam's 9": "0.67 (0.67 to 0.67)", f"{golden} to Adam's 9": "missed"},
-        **{"default to torch's lowest": "0.67 (0.67 to 0.67)"},
+        **{"BFGS to torch's lowest": "0.67 (0.67 to 0.67)"},
         **{"last loss / torch's": pytest.approx(0.25)},
     }
 

@@ -36,6 +36,17 @@ def test_levels_are_reached_where_the_error_is_first_that_low(results):
     assert ("b", physics_results.PUBLISHED) not in shown.index
 
 
+def test_the_winner_is_who_is_lowest_in_the_time_that_all_had(results):
+    # ours is at 1e-7 in the end, but at 1e-5 when the other has had its time
+    slow = results.curves.assign(seconds=results.curves.seconds * 5)
+    longer = slow[(slow.problem == "a") & (slow.seed == 0)]
+    other = pd.DataFrame([("a", "other", 0, 3, 2.0, 1.0, 2e-5)], columns=COLUMNS)
+    found = physics_results.winners(results._replace(curves=pd.concat([longer, other])))
+    assert found.values.tolist() == [["a", "2", "ours", "1.0e-05", "other", "2.0e-05"]]
+    alone = physics_results.winners(results._replace(curves=other))
+    assert alone.values.tolist() == [["a", "2", "other", "2.0e-05", "–", "–"]]
+
+
 def test_losses_are_compared_within_the_passes_that_both_made(results):
     pairs = physics_results.at_equal_passes(results, "ours", "peer")
     first, second = pairs.itertuples(index=False)

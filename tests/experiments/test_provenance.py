@@ -1,6 +1,14 @@
 """What results stand on."""
 
-from twophase.experiments.provenance import made_with
+import pytest
+
+from twophase.experiments.provenance import made_with, words
+
+
+@pytest.mark.parametrize("threads", ["1 thread", "11 threads", "16 threads"])
+def test_a_single_thread_is_in_the_singular(threads):
+    recorded = threads if threads.endswith("s") else f"{threads}s"
+    assert words(f"cpu (x86_64, {recorded})") == f"cpu (x86_64, {threads})"
 
 
 def test_runs_are_named_by_device_torch_and_revision_each_once():

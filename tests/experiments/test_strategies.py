@@ -86,13 +86,13 @@ def test_second_halves_begin_where_first_halves_end(outcomes):
     assert lines == {
         ADAM: (ADAM, slice(0, 2)),
         CG: (CG, slice(0, 2)),
-        "Adam, then Adam": (ADAM, slice(1, None)),
-        # and no "CG, then CG": it ended before the swap
+        "Adam goes on": (ADAM, slice(1, None)),
+        # and no "CG goes on": it ended before the swap
         BOTH: (BOTH, slice(1, None)),
         WITH_DEFAULT: (WITH_DEFAULT, slice(1, None)),
     }
     longer = outcomes | {CG: outcome([0.8, 0.7, 0.6], [14, 14, 14], 0)}
-    assert strategies.lines(longer)["CG, then CG"] == (CG, slice(1, None))
+    assert strategies.lines(longer)["CG goes on"] == (CG, slice(1, None))
 
 
 def test_costs_per_iteration_are_those_of_the_second_phase(outcomes):

@@ -41,7 +41,35 @@ def test_a_line_is_the_median_over_the_seeds_and_the_band_their_range(ax, cost, 
 
 def test_a_loss_of_zero_does_not_press_the_others_together(ax):
     comparison_figures.loss_bands(ax, curve("adam", 0, [1.0, 0.5, 1e-30]))
-    assert ax.get_ylim()[0] == pytest.approx(comparison_figures.LOWEST)
+    assert ax.get_ylim()[0] == pytest.approx(comparison_figures.DEEPEST)
+
+
+def test_the_axis_holds_the_medians_and_the_caption_says_what_leaves_it(ax):
+    losses = [[1.0, 0.5, 0.2], [1.0, 0.5, 0.1], [1.0, 1e-7, 3e-7]]
+    curves = pd.concat([curve("adam", seed, values) for seed, values in enumerate(losses)])
+    comparison_figures.loss_bands(ax, curves)
+    assert ax.get_ylim()[0] == pytest.approx(0.03)
+    said = comparison_figures.reading(curves)
+    assert said.endswith("; what leaves the axis at the bottom goes on, down to about $10^{-7}$")
+    assert comparison_figures.reading(curves, curve("adam", 0, [1.0, 0.1, 1e-9])).count("-7") == 0
+    assert ";" not in comparison_figures.reading(curve("adam", 0, [1.0, 0.5, 0.2]))
+    assert comparison_figures.reading(curve("adam", 0, [1.0, 0.5, 0.0])).endswith("about 0")
+
+
+@pytest.mark.parametrize(("count", "bands"), [(4, 4), (5, 2)])
+def test_of_many_methods_only_two_have_bands(ax, count, bands):
+    methods = ["adam", "sgd", "golden", "default", "cg"][:count]
+    curves = pd.concat([curve(method, 0, [1.0, 0.5, 0.2]) for method in methods])
+    comparison_figures.loss_bands(ax, curves)
+    assert (len(ax.lines), len(ax.collections)) == (count, bands)
+    assert ("of Adam and of the default" in comparison_figures.reading(curves)) == (bands == 2)
+
+
+def test_panels_with_one_axis_of_losses_hold_the_lowest():
+    axes = Figure().subplots(1, 2, sharey=True, squeeze=False)
+    groups = {end: curve("adam", 0, [1.0, 0.5, end]) for end in (0.2, 1e-6)}
+    comparison_figures.panels(axes, groups)
+    assert axes[0, 1].get_ylim()[0] == pytest.approx(0.3e-6)
 
 
 def test_a_profile_steps_where_a_setting_is_solved(ax):

@@ -58,6 +58,20 @@ def test_marked_epochs_are_apart_even_where_they_are_equal(ax):
     assert len({(m.get_color(), m.get_marker()) for m in marks}) == 2
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.3, 2.4), (0.6, 1.3), (0.95, 1.02), (0.15, 1.2)])
+def test_short_axes_have_a_tick_at_one(ax, low, high):
+    ax.set(yscale="log", ylim=(low, high))
+    style.plain_ticks(ax.yaxis)
+    assert "1" in [text.get_text() for text in ax.get_yticklabels()]
+
+
+def test_text_on_a_colour_is_the_one_with_more_contrast():
+    shades = {"white": "black", "#FDE725": "black", "#31688E": "white", "black": "white"}
+    assert {shade: style.readable_on(matplotlib.colors.to_rgb(shade)) for shade in shades} == shades
+    # contrast with black and with white is equal at this grey
+    assert [style.readable_on((grey / 255,) * 3) for grey in (117, 118)] == ["white", "black"]
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.95, 1.02), (0.7, 1.4), (0.2, 9.0), (1e-3, 300.0)])
 def test_a_logarithmic_axis_has_a_readable_number_of_plain_ticks(ax, low, high):
     ax.set(yscale="log", ylim=(low, high))

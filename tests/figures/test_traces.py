@@ -1,5 +1,6 @@
 """Figures of traces: what the axes hold, not how it looks."""
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -20,6 +21,25 @@ def test_a_trace_shows_every_epoch_the_peak_and_where_rules_fire():
     assert drawn["its peak"].get_xydata().tolist() == [[1, 4]]
     assert drawn["literal switches"].get_xdata()[0] == 4
     assert ax.get_yscale() == "log"
+
+
+def test_marks_are_below_the_trace_and_a_shape_without_peak_has_none():
+    ax = Figure().subplots()
+    norms = [1.0, 2.0, 9.0, 2.0, 1.0]
+    trace_figures.norm_trace(ax, norms, {"a": 1, "b": 2, "c": 3}, peak=False)
+    drawn = {line.get_label(): line for line in ax.lines}
+    assert "its peak" not in drawn
+    low, high = np.log(ax.get_ylim())
+    assert (np.log(min(norms)) - low) / (high - low) > drawn["c switches"].get_ydata()[0]
+
+
+def test_only_shapes_with_a_peak_have_one():
+    known = traces.artificial()
+    fig = trace_figures.norm_traces(known, traces.outcomes(known, {}))
+    panels = {ax.get_title(): [line.get_label() for line in ax.lines] for ax in fig.axes}
+    assert len(panels) == 12
+    assert all(("no peak" in title) != ("its peak" in drawn) for title, drawn in panels.items())
+    plt.close(fig)
 
 
 def test_each_trace_has_a_panel_with_its_own_switches():

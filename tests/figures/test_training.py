@@ -114,6 +114,30 @@ def test_grad_norm_over_epochs_shows_the_level_of_the_rule(ax, history):
     assert drawn["swap"].get_xdata()[0] == 3
 
 
+def test_a_level_too_short_to_be_seen_is_not_in_the_legend(ax, history):
+    drawn = lines(training_figures.grad_norm_over_epochs(ax, history[1:], 0.9, swap_epoch=3))
+    assert "0.9 × the peak so far" not in drawn
+
+
+def test_ways_back_have_the_colour_of_their_line(ax):
+    records = {"passes": [3, 3, 3], "train_loss": [1.0, 0.5, 0.2]}
+    histories = {
+        name: pd.DataFrame(records | {"note": ["", note, ""]})
+        for name, note in {"a": "", "b": "return: it rose"}.items()
+    }
+    training_figures.over_passes(ax, histories)
+    (found,) = [one for one in ax.lines if one.get_marker() == "v" and len(one.get_xdata()) == 1]
+    assert found.get_xydata().tolist() == [[6, 0.5]]
+    assert found.get_color() == lines(ax)["b"].get_color() != lines(ax)["a"].get_color()
+
+
+def test_numbers_of_close_trials_are_above_each_other(ax):
+    trials = [Trial(step, 1 + (step - 1) ** 2) for step in (0.1, 0.9, 0.92, 0.94, 1.5)]
+    training_figures.line_search_trials(ax, lambda t: (t - 1) ** 2 + 1, trials, range(1, 6))
+    heights = {text.get_text(): text.xyann[1] for text in ax.texts}
+    assert heights["1"] == heights["2"] == heights["5"] < heights["3"] < heights["4"]
+
+
 @pytest.mark.parametrize(
     "named", [{"problem": "digits vit-mlp"}, {"dataset": "digits", "model": "vit-mlp"}]
 )

@@ -7,9 +7,9 @@ from torch.func import functional_call, jacrev
 
 import twophase
 from twophase.errors import InputError
-from twophase.full_batch import FullBatch
 from twophase.least_squares import LeastSquares, Term, squares_of
 from twophase.objective import FunctionObjective
+from twophase.objectives.full_batch import FullBatch
 
 
 def model(inputs=2, outputs=1):

@@ -178,6 +178,17 @@ def test_pictures_that_the_prose_names_are_inside(tmp_path):
     assert image["src"].startswith("data:image/png;base64,")
 
 
+def test_other_notebooks_are_linked_in_prose_and_in_sentences():
+    said = new_output("display_data", {"text/markdown": "See notebooks 01, 02 and 03."})
+    prose = "Notebook\n02 is `notebook 01`, notebook 2026, 01 or `notebooks/01-a`."
+    cells = [new_markdown_cell(prose), new_code_cell(outputs=[said])]
+    page = page_html(
+        new_notebook(cells=cells), "T", Path(), "", {}, {"01": "01-a.html", "02": "02-b.html"}
+    )
+    found = re.findall(r'<a href="(\d\d-.\.html)">(\d\d)</a>', page)
+    assert found == [("02-b.html", "02"), ("01-a.html", "01"), ("02-b.html", "02")]
+
+
 def test_the_index_lists_title_question_and_status():
     source = SimpleNamespace(name="01-a", title="A `b`", question="Is $x$ > 1 & **why**?")
     html = contents_html([(source, GOOD)], "now")

@@ -267,8 +267,43 @@ def test_a_table_keeps_text_and_aligns_numbers_to_the_right(rows):
     frame = pd.DataFrame({"model <1>": ["a_b_", "b*"], "P": [154058, 2], "share": ["1.5 %", "–"]})
     head, cells, sides = rows(frame)
     assert head == ["model <1>", "P", "share"]
-    assert cells == ["a_b_", "154058", "1.5 %", "b*", "2", "–"]
+    assert cells == ["a_b_", "154058", "1.5\N{NO-BREAK SPACE}%", "b*", "2", "–"]
     assert sides == ["left", "right", "right"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "side"),
+    [
+        (["0.5 (0.4 to 0.6)", "missed"], "right"),
+        (["2 of 3 seeds", "12 of 13 seeds"], "right"),
+        (["4.2e-9 (60 s, 5,655 passes)"], "right"),
+        (["0.5 times Adam's (0.4 to 0.6), lower"], "left"),
+        (["0.5", "missed on 2 of 3 seeds"], "left"),
+        (["$x$ and 2"], "left"),
+    ],
+)
+def test_numbers_with_a_range_or_a_unit_are_no_prose(rows, texts, side):
+    assert rows(pd.DataFrame({"a": texts}))[2] == [side]
+
+
+def test_a_cell_breaks_neither_in_a_name_nor_in_a_range_nor_before_a_unit(shown):
+    notebook.table(pd.DataFrame({"a-b": ["vit-nomlp, 0.5 (0.4 to a miss) 2 s", "`a-b` - c"]}), "C.")
+    markup = shown[0].data
+    held = re.findall(r'<span style="white-space: nowrap">(.*?)</span>', markup)
+    assert held == ["a-b", "vit-nomlp"]
+    assert "0.5 (0.4\xa0to\xa0a\xa0miss) 2\xa0s" in markup
+
+
+@pytest.mark.parametrize(
+    ("text", "reads"),
+    [
+        ("1.7e-07", "1.7×10−7"),
+        ("2.1e−5 (1e-06 to 4e+12)", "2.1×10−5 (1×10−6\xa0to\xa04×1012)"),
+        ("commit 8e12ab, x1e5", "commit 8e12ab, x1e5"),
+    ],
+)
+def test_numbers_in_texts_have_powers_of_ten_too(rows, text, reads):
+    assert rows(pd.DataFrame({"a": [text]}))[1] == [reads]
 
 
 def test_an_index_that_says_something_is_a_column(rows):

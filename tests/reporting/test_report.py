@@ -87,7 +87,7 @@ def test_a_build_leaves_a_page_for_each_notebook_and_an_index(project, monkeypat
     text = visible(page)
     assert "preset smoke epochs 7" in text
     assert "clutter" not in text
-    assert "<title>The first C &amp; more · twophase</title>" in page
+    assert "<title>01 · The first C &amp; more · twophase</title>" in page
     for word in ("preset smoke", "Device", "torch 2", "python 3"):
         assert word in text
     listed = index.read_text(encoding="utf-8")

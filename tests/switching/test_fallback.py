@@ -23,8 +23,8 @@ from twophase import (
     Trainer,
     fit,
 )
-from twophase.full_batch import FullBatch
 from twophase.line_search import Line, SearchResult, SearchStatus
+from twophase.objectives.full_batch import FullBatch
 from twophase.problems.toys import OneWeight, TwoLayerTanh, mean_output, one_example
 from twophase.second_phase import Status
 from twophase.switching.fallback import Seen, Trend
@@ -317,8 +317,9 @@ def test_a_line_search_that_lies_costs_its_trials_only(problem, search):
     result, reached = train(problem, switch=3, second=second, epochs=50)
     assert_no_worse(result, reached, alone)
     assert math.isfinite(result.history.train_loss.max())
-    # a liar may be lucky; one whose steps leave all numbers is not
-    assert isinstance(search, Liar) or result.changes.note.str.startswith("return: ").any()
+    # a liar may be lucky; steps that leave all numbers end at a return, or where a toy is flat
+    returned = result.changes.note.str.startswith("return: ").any()
+    assert isinstance(search, Liar) or returned or result.status == "converged"
 
 
 @pytest.mark.slow

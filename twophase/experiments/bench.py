@@ -30,10 +30,10 @@ from twophase.experiments.files import write_atomically, write_json
 from twophase.experiments.live_bytes import LiveBytes
 from twophase.experiments.progress import track
 from twophase.experiments.provenance import git_revision, now, versions
-from twophase.full_batch import FullBatch
 from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.losses import mse
 from twophase.objective import Objective, evaluate
+from twophase.objectives.full_batch import FullBatch
 from twophase.preconditioner import Identity, from_moments
 from twophase.problems import images, networks
 from twophase.second_phase import SELF_SCALED_BFGS, Descent, Status, iterate
@@ -165,7 +165,7 @@ def line_searches(
     more. Losses are compared iteration by iteration, over those that both made.
     """
     objective = FullBatch(network, mse, examples.inputs, examples.targets)
-    adam = Adam(network, AdamSettings(), torch.Generator().manual_seed(0))
+    adam = Adam(network.parameters(), AdamSettings(), torch.Generator().manual_seed(0))
     for _ in range(adam_epochs):
         adam.epoch(objective)
     x = objective.vector.read()
@@ -286,7 +286,7 @@ def adam_epochs(
     rows = []
     for name, network in networks.items():
         objective = FullBatch(deepcopy(network), mse, examples.inputs, examples.targets)
-        adam = Adam(objective.model, settings, torch.Generator().manual_seed(0))
+        adam = Adam(objective.model.parameters(), settings, torch.Generator().manual_seed(0))
         calls = [partial(adam.epoch, objective)]
         for loader in loaders.values():
             # an empty deque takes all batches and keeps none

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from twophase.adam import sweep
 from twophase.device import clock
 from twophase.errors import NonFiniteError, check_integer, check_number
-from twophase.full_batch import FullBatch
 from twophase.objective import GRADIENT_PASSES, evaluate
+from twophase.objectives.full_batch import FullBatch
 from twophase.phases import DescentPhase
 from twophase.record import ADAM
 from twophase.second_phase import Minimizer, Status
@@ -260,7 +260,8 @@ def _mini_batches(
     while math.isfinite(loss):
         for group in optimizer.param_groups:
             group["lr"] = rate(spent / journal.budget)
-        sweep(objective, optimizer, source.batches(objective.count, trainer.device))
+        batches = objective.mini_batches(source.batch_size, source.generator)
+        sweep(objective, optimizer, batches)
         spent += GRADIENT_PASSES
         if journal.due(spent, GRADIENT_PASSES):
             with journal.paused():

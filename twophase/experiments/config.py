@@ -10,13 +10,14 @@ from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.errors import InputError, check_choice, check_integer
 from twophase.experiments.competitors import Competitor
+from twophase.loop import KEEP
 from twophase.monitor import Exact, Monitor
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import DTYPES, ImageProblem, Problem, Task
 from twophase.second_phase import Minimizer
 from twophase.settings import Settings
 from twophase.switching import Fallback, FixedEpoch, Race, SwitchRule
-from twophase.trainer import KEEP, Trainer
+from twophase.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A comparison in tables for readers: what tuning chose, losses and costs, and who pays."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -119,17 +120,17 @@ def solved(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def standing(found: pd.DataFrame) -> pd.DataFrame:
-    """In how many of its settings, but for the seed, each method is quicker than Adam.
+    """On how many of its problems and networks each method is quicker than Adam.
 
     A row for each method but Adam, from `profiles.costs`: quicker on every seed, on some, on none;
-    and how many runs, a setting and a seed each, do not get to Adam's last loss.
+    and how many runs, one for each seed, do not get to Adam's last loss.
     """
     ratios = profiles.ratios(found, [*NAME, "method"])
 
     def describe(of: pd.DataFrame) -> dict[str, Any]:
         every, none = int((of.high < 1).sum()), int((of.low >= 1).sum())
         return {
-            **{"settings": len(of), "quicker on every seed": every},
+            **{"problems and networks": len(of), "quicker on every seed": every},
             **{"on some": len(of) - every - none, "on none": none},
             "runs that miss": f"{of.missed.sum()} of {of.seeds.sum()}",
         }
@@ -184,6 +185,37 @@ def verdicts(curves: pd.DataFrame, passes: int, method: str = "default") -> pd.D
         }
 
     return by_group(curves, NAME, describe).rename(columns=NETWORK)
+
+
+def at_levels(curves: pd.DataFrame, levels: Sequence[int]) -> pd.DataFrame:
+    """Lowest losses within so many passes, a row for each method.
+
+    `curves` are of one problem, with columns method, seed, passes and loss; a run that has not come
+    to 0.9 of a level has no loss there. The columns: the number of `seeds`; for each level the
+    median over the seeds; and the loss of seed 0, which all methods have, at the highest level that
+    all of its runs have reached.
+    """
+
+    def lowest(run: pd.DataFrame) -> dict[int, float]:
+        reached = [level for level in levels if run.passes.max() > 0.9 * level]
+        return {level: run.loss[run.passes <= level].min() for level in reached}
+
+    found = pd.DataFrame(
+        {keys: lowest(run) for keys, run in curves.groupby(["method", "seed"], sort=False)},
+        index=list(levels),
+    ).T
+    first = found.xs(0, level=1)
+    shared = first.columns[first.notna().all()][-1]
+    methods = found.groupby(level=0, sort=False)
+    table = methods.median().add_prefix("loss at ")
+    table.insert(0, "seeds", methods.size())
+    return table.assign(**{f"seed 0 at {shared}": first[shared]}).rename_axis("method").reset_index()
+
+
+def missing(methods: Sequence[str]) -> str:
+    """A sentence that names the methods whose package is not installed; empty if there is none."""
+    names = [METHODS[name].label for name in methods if not METHODS[name].installed]
+    return f"Left out, because its package is not installed here: {', '.join(names)}." if names else ""
 
 
 def _labelled(table: pd.DataFrame) -> pd.DataFrame:

@@ -108,10 +108,13 @@ def precisions(curves: pd.DataFrame, targets: Sequence[int], examples: int) -> p
     return table[sorted(table.columns, key=lambda pair: pair[::-1])]
 
 
-def full_batch(curves: pd.DataFrame, targets: Sequence[int]) -> pd.DataFrame:
+def full_batch(
+    curves: pd.DataFrame, targets: Sequence[int], name: str = "default"
+) -> pd.DataFrame:
     """Full-batch problems: passes to Adam's losses and to the lowest of torch's L-BFGS.
 
-    `curves` have methods "adam", "default" and "torch-lbfgs"; `targets` are those of `ratios`. A
+    `curves` have methods "adam", "default" and "torch-lbfgs"; `targets` are those of `ratios`, and
+    `name` is what the default was when the curves were made. A
     row for each problem, swap and precision: the default's passes to each target, those of the
     others to the largest, in parts of Adam's; the default's passes to the lowest loss of torch's
     L-BFGS in parts of torch's; and the median ratio of their last losses.
@@ -124,9 +127,9 @@ def full_batch(curves: pd.DataFrame, targets: Sequence[int]) -> pd.DataFrame:
         others = [method for method in last.method.unique() if method not in ("adam", "default")]
         ends = last.pivot(index="seed", columns="method", values="loss")
         return {
-            **{f"default to Adam's {n}": _ratio(found[n], "default").text for n in targets},
+            **{f"{name} to Adam's {n}": _ratio(found[n], "default").text for n in targets},
             **{f"{METHODS[m].label} to Adam's {budget}": _ratio(last, m).text for m in others},
-            "default to torch's lowest": profiles.against(of, budget).text,
+            f"{name} to torch's lowest": profiles.against(of, budget).text,
             "last loss / torch's": (ends["default"] / ends["torch-lbfgs"]).median(),
         }
 

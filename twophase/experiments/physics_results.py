@@ -55,6 +55,21 @@ def _reached(rows: pd.DataFrame) -> str:
     return f"{rows.seconds.iloc[0]:.2g} s, {rows.passes.iloc[0]:,.0f}" if len(rows) else "–"
 
 
+def winners(results: PhysicsResults, seed: int = 0) -> pd.DataFrame:
+    """Who has the lowest error after the same time: a row for each problem.
+
+    Some methods had more seconds than others. All are cut at the time of the method that had the
+    least there. Columns: problem, `seconds`, the best method with its error, and the next one.
+    """
+    rows = []
+    for problem, of in results.curves[results.curves.seed == seed].groupby("problem", sort=False):
+        shared = of.groupby("method").seconds.max().min()
+        lowest = of[of.seconds <= shared].groupby("method").error.min().nsmallest(2)
+        places = [part for name, error in lowest.items() for part in (name, f"{error:.1e}")]
+        rows.append((problem, f"{shared:.0f}", *places, *["–"] * (4 - len(places))))
+    return pd.DataFrame(rows, columns=["problem", "seconds", "lowest", "error", "next", "its error"])
+
+
 def at_equal_passes(results: PhysicsResults, ours: str = OURS, peer: str = PEER) -> pd.DataFrame:
     """Lowest losses of two methods within the passes that both made, a row per problem and seed."""
     rows = []

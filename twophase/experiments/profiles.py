@@ -163,6 +163,8 @@ def verdict(ratio: Ratio, unit: str = "passes") -> str:
 
 
 def _losses(losses: pd.Series) -> str:
+    if len(losses) == 1:
+        return f"{_short(losses.iloc[0])} (one seed)"
     return f"{_short(losses.median())} ({_short(losses.min())} to {_short(losses.max())})"
 
 

@@ -1,6 +1,7 @@
 """What a result stands on: package versions, the revision of the code, the time."""
 
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -46,11 +47,16 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def words(device: str) -> str:
+    """The name of a device from a record, with a single thread in the singular."""
+    return re.sub(r"\b1 threads\b", "1 thread", device)
+
+
 def made_with(summaries: Iterable[Mapping[str, Any]]) -> str:
     """The devices, versions of torch and revisions of runs with these summaries, each once."""
     found = set()
     for run in summaries:
         commit, dash, dirty = str(run["git_revision"] or "unknown").partition("-")
         torch = run["versions"]["torch"]
-        found.add(f"{run['device']}, torch {torch}, revision {commit[:10]}{dash}{dirty}")
+        found.add(f"{words(run['device'])}, torch {torch}, revision {commit[:10]}{dash}{dirty}")
     return "; ".join(sorted(found))

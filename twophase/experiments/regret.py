@@ -124,33 +124,52 @@ CASES: dict[str, Case] = {
 
 
 class Rule(NamedTuple):
-    """A rule under test, made for a case, the way back, and by which loss weights are kept."""
+    """A rule under test, made for a case: what it does in words, the way back, and what is kept."""
 
     of: Callable[[Case], SwitchRule | Race]
+    words: str
     fallback: Fallback | None = None
-    keep: str = "train"
+    keep: str = "train"  # by which loss weights are kept
+    # whether it decides by losses and norms alone, without a trial, and not knowing the length
+    looks: bool = False
 
 
-def _share(share: float) -> Rule:
-    return Rule(lambda case: FixedEpoch(max(1, round(share * case.passes / GRADIENT_PASSES))))
+def _looking(rule: Callable[[], SwitchRule], words: str, fallback: Fallback | None = None) -> Rule:
+    return Rule(lambda case: rule(), words, fallback, looks=True)
 
 
+def _share(share: float, name: str) -> Rule:
+    return Rule(
+        lambda case: FixedEpoch(max(1, round(share * case.passes / GRADIENT_PASSES))),
+        f"after {name} of the epochs that Adam alone would have",
+    )
+
+
+_LITERAL = "at the first norm of 0.9 of the largest so far (Algorithm 1)"
+_SMOOTHED = "after a clear rise and fall of the smoothed norm"
+_BACK = "the same, with the way back"
 RULES: dict[str, Rule] = {
-    "race": Rule(lambda case: Race(), Fallback()),
-    "race without way back": Rule(lambda case: Race()),
-    "race by validation": Rule(lambda case: Race(), Fallback(), "validation"),
-    "literal": Rule(lambda case: GradientNormPeak()),
-    "literal with way back": Rule(lambda case: GradientNormPeak(), Fallback()),
-    "smoothed": Rule(lambda case: SmoothedNormPeak()),
-    "smoothed with way back": Rule(lambda case: SmoothedNormPeak(), Fallback()),
-    "norm over loss": Rule(lambda case: NormVersusLoss()),
-    "a tenth": _share(0.1),
-    "a third": _share(1 / 3),
-    "two thirds": _share(2 / 3),
-    "plateau": Rule(lambda case: Plateau()),
-    "loss variance": Rule(lambda case: LossVariance()),
-    "relative improvement": Rule(lambda case: RelativeImprovement()),
-    "gradient threshold": Rule(lambda case: GradientThreshold()),
+    "race": Rule(lambda case: Race(), "trials from Adam's weights, with the way back", Fallback()),
+    "race without way back": Rule(lambda case: Race(), "the same, without the way back"),
+    "race by validation": Rule(
+        lambda case: Race(), "the same, judged by the validation loss", Fallback(), "validation"
+    ),
+    "literal": _looking(GradientNormPeak, _LITERAL),
+    "literal with way back": _looking(GradientNormPeak, _BACK, Fallback()),
+    "smoothed": _looking(SmoothedNormPeak, _SMOOTHED),
+    "smoothed with way back": _looking(SmoothedNormPeak, _BACK, Fallback()),
+    "norm over loss": _looking(NormVersusLoss, f"{_SMOOTHED}, in the order of falling losses"),
+    "a tenth": _share(0.1, "a tenth"),
+    "a third": _share(1 / 3, "a third"),
+    "two thirds": _share(2 / 3, "two thirds"),
+    "plateau": _looking(Plateau, "no lower loss for 10 epochs (torch's ReduceLROnPlateau)"),
+    "loss variance": _looking(
+        LossVariance, "the variance of the last 10 losses is small (opifex, a library)"
+    ),
+    "relative improvement": _looking(
+        RelativeImprovement, "10 epochs gain less than 0.1 % on the 10 before (opifex)"
+    ),
+    "gradient threshold": _looking(GradientThreshold, "the norm is below 0.001 (opifex)"),
 }
 
 
@@ -301,11 +320,34 @@ def parts(table: pd.DataFrame) -> pd.DataFrame:
     order, columns = summary(table).index, ["worst", "median"]
     chosen = {"designed on": table[~table.held_out], "set aside": table[table.held_out]}
     found = [
-        summary(rows)[columns].reindex(order).add_suffix(f", {name}")
+        summary(rows)[columns].reindex(order).add_suffix(f", {name} ({rows.case.nunique()})")
         for name, rows in (chosen | {"all": table}).items()
         if len(rows)
     ]
     return pd.concat(found, axis=1)
+
+
+def rules_in_words(names: Iterable[str]) -> pd.DataFrame:
+    """When some rules of `RULES` switch, in words; also of `NONE`."""
+    words = {name: rule.words for name, rule in RULES.items()} | {NONE: "never: Adam alone"}
+    rows = [(name, words[name]) for name in names]
+    return pd.DataFrame(rows, columns=["rule", "switches"])
+
+
+def cases_in_words(names: Iterable[str]) -> pd.DataFrame:
+    """What some cases of `CASES` train: problem, loss, Adam's batches and rate, and passes."""
+    rows = []
+    for name in names:
+        case, batch = CASES[name], CASES[name].adam.batch_size
+        rows.append(
+            {"case": name, "problem": case.problem.name}
+            | {"examples": str(getattr(case.problem, "train_examples", None) or "all")}
+            | {"loss": getattr(case.problem, "loss", "mse") if batch else "mean square"}
+            | {"batch": "all" if batch is None else str(batch)}
+            | {"rate": f"{case.adam.learning_rate:g}", "passes": case.passes}
+            | {"precision": case.dtype, "set aside": "yes" if case.held_out else "no"}
+        )
+    return pd.DataFrame(rows)
 
 
 def sentence(table: pd.DataFrame, column: str = "regret", rule: str = "race") -> str:
@@ -316,4 +358,15 @@ def sentence(table: pd.DataFrame, column: str = "regret", rule: str = "race") ->
         f"The {rule} has a regret of **{mine.worst:.2f}** in the worst of {mine.cases:.0f} cases "
         f"and **{mine['median']:.2f}** in the median; of the others *{best.name}* has the best "
         f"worst case, **{best.worst:.2f}**, and a median of **{best['median']:.2f}**"
+    )
+
+
+def does_it_have_to_try(table: pd.DataFrame, rule: str = "race") -> str:
+    """Whether a rule's worst regret is below that of every rule that only looks, and the numbers."""
+    worst = summary(table).worst
+    looking = worst[[name for name in worst.index if name in RULES and RULES[name].looks]]
+    word, best = "Yes" if worst[rule] < looking.min() else "No", looking.idxmin()
+    return (
+        f"{word}: in its worst case the {rule} has a regret of **{worst[rule]:.2f}**. Of the rules "
+        f"that only look, *{best}* has the lowest worst regret, **{looking.min():.2f}**"
     )

@@ -54,7 +54,7 @@ def lines(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[str, slice]]:
     swap = outcomes[BOTH].summary["swap_epoch"]
     if swap is None:
         return {name: (name, slice(None)) for name in (ADAM, CG)}
-    second = {f"{ADAM}, then Adam": ADAM, f"{CG}, then CG": CG}
+    second = {f"{ADAM} goes on": ADAM, f"{CG} goes on": CG}
     second |= {name: name for name in (BOTH, WITH_DEFAULT)}
     found = {name: (name, slice(0, swap)) for name in (ADAM, CG)}
     return found | {

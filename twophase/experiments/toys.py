@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from twophase.objective import GRADIENT_PASSES
-from twophase.optimizer import SecondPhase
+from twophase.optimizers import SecondPhase
 from twophase.problems.toys import Problem, Quadratic
 
 

@@ -36,30 +36,62 @@ _DARKEST = 10.0
 # a cell's text is white where its colour is darker than this part of the way
 _DARK = 0.6
 _POINTS = 120
-# Of the first loss: below this a curve tells nothing more, but would press the others together.
+# ratios of losses below this are drawn here
 LOWEST = 1e-9
+# Of the first loss: below this a curve tells nothing more, but would press the others together.
+DEEPEST = 1e-12
+# the axis of losses ends at this part of the lowest median
+_BELOW = 0.3
+# the bands of more methods would hide the lines
+_FEW = 4
+_BANDED = ("adam", "default")
 
 
 def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Axes:
     """Draw the lowest loss so far against cost: for each method the median and range over seeds.
 
-    A method that gave up keeps the loss it had. Losses are on a logarithmic axis, which ends at
-    1e-9 of the first. `curves`, from `twophase.experiments.comparison`, are of one setting but for
-    the seed; `cost` is one of `COSTS`.
+    A method that gave up keeps the loss it had. Losses are on a logarithmic axis, which ends a
+    little below the lowest median, or at 1e-12 of the first loss. Of more than four methods only
+    Adam and the default second phase have their range; `reading` says so. `curves`, from
+    `twophase.experiments.comparison`, are of one setting but for the seed; `cost` is one of
+    `COSTS`.
     """
+    banded = _banded(curves)
     for method, of in curves.groupby("method", sort=False):
         runs = [run for _, run in of.groupby(list(SETTING), dropna=False)]
         grid = np.linspace(0, max(run[cost].max() for run in runs), _POINTS)
         losses = np.array([[loss_at(run, budget, cost) for budget in grid] for run in runs])
         look = _look(method)
         ax.plot(grid, np.median(losses, axis=0), **look)
-        ax.fill_between(
-            grid, losses.min(axis=0), losses.max(axis=0), color=look["color"], alpha=0.12, lw=0
-        )
+        if method in banded:
+            ends = losses.min(axis=0), losses.max(axis=0)
+            ax.fill_between(grid, *ends, color=look["color"], alpha=0.12, lw=0)
     unit = "passes since the prefix" if cost == "passes_spent" else "seconds since the prefix"
     ax.set(yscale="log", xlabel=unit, xlim=(0, None))
-    ax.set_ylim(bottom=max(ax.get_ylim()[0], LOWEST * curves.loss.max()))
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], _bottom(curves)))
     return ax
+
+
+def reading(*groups: pd.DataFrame) -> str:
+    """How `loss_bands` of these curves are to be read, for a caption."""
+    text = "lines are medians over the seeds, bands the range"
+    if any(len(_banded(of)) < of.method.nunique() for of in groups):
+        text += " of Adam and of the default second phase"
+    lowest = min(of.loss.min() for of in groups)
+    if lowest < min(map(_bottom, groups)):
+        depth = f"$10^{{{np.floor(np.log10(lowest)):.0f}}}$" if lowest > 0 else "0"
+        text += f"; what leaves the axis at the bottom goes on, down to about {depth}"
+    return text
+
+
+def _banded(curves: pd.DataFrame) -> list[str]:
+    names = curves.method.unique().tolist()
+    return [name for name in names if len(names) <= _FEW or name in _BANDED]
+
+
+def _bottom(curves: pd.DataFrame) -> float:
+    ends = curves.groupby(["method", "seed"]).loss.min().groupby("method").median()
+    return max(_BELOW * ends.min(), DEEPEST * curves.loss.max())
 
 
 def both_costs(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[Axes]:
@@ -72,9 +104,15 @@ def both_costs(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[Axes]:
 
 
 def panels(axes: np.ndarray, curves: Mapping[str, pd.DataFrame]) -> np.ndarray:
-    """Draw `loss_bands` for each title on axes [rows, columns]; spare axes are hidden."""
+    """Draw `loss_bands` for each title on axes [rows, columns]; spare axes are hidden.
+
+    Axes that share their losses hold the lowest of all.
+    """
     for ax, (title, of) in zip(axes.flat, curves.items(), strict=False):
         loss_bands(ax, of).set_title(title)
+    shared = axes.flat[0].get_shared_y_axes()
+    if all(shared.joined(axes.flat[0], ax) for ax in axes.flat):
+        axes.flat[0].set_ylim(bottom=min(map(_bottom, curves.values())))
     for ax in axes.flat[len(curves) :]:
         ax.set_axis_off()
     for ax in axes[:-1].flat:

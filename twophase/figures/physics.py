@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 
 from twophase.figures.style import COLORS, plain_ticks
 
-BLUE, _, GREEN, _, VERMILION, PURPLE, BLACK = COLORS
-# families share a colour, and differ by dash within
+BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, BLACK = COLORS
+# all differ by colour or by dash, this library's by both
 STYLES: dict[str, dict] = {
     "twophase, default": {"color": BLUE, "linestyle": "-", "linewidth": 2.6},
-    "twophase, SSBroyden": {"color": BLUE, "linestyle": "--"},
-    "twophase, self-scaled BFGS": {"color": BLUE, "linestyle": ":"},
+    "twophase, SSBroyden": {"color": ORANGE, "linestyle": "--"},
+    "twophase, self-scaled BFGS": {"color": SKY, "linestyle": "-."},
     "ssbroyden-optimistix": {"color": GREEN, "linestyle": "--"},
     "scipy, BFGS": {"color": PURPLE, "linestyle": "-"},
     "torch, L-BFGS": {"color": VERMILION, "linestyle": "-"},

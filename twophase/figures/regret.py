@@ -8,9 +8,9 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 
-from twophase.figures.style import WIDE
+from twophase.figures.style import WIDE, readable_on
 
-# in orders of magnitude of the loss; the colours of viridis, dark is large, are for all readers
+# in orders of magnitude of the loss; dark is large, which all readers can tell apart
 BOUNDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
@@ -25,23 +25,22 @@ def regret_map(table: pd.DataFrame, rules: Sequence[str], column: str = "regret"
     cases = sorted(wide, key=lambda case: (aside[case], list(wide).index(case)))
     values = wide.loc[list(rules), cases]
     fig, ax = plt.subplots(figsize=(WIDE, 1.6 + 0.32 * len(rules)))
-    colours = plt.get_cmap("viridis_r", len(BOUNDS) + 1)
+    colours = plt.get_cmap("YlGnBu", len(BOUNDS) + 1)
     norm = BoundaryNorm(BOUNDS, colours.N, extend="both")
     image = ax.imshow(values.to_numpy(), cmap=colours, norm=norm, aspect="auto")
     for (row, place), value in np.ndenumerate(values.to_numpy()):
         if np.isfinite(value):
-            dark = norm(value) > 0.55 * colours.N
             text = f"{value:.1f}" if abs(value) >= 0.05 else "0"
-            colour = "white" if dark else "black"
-            ax.text(place, row, text, ha="center", va="center", fontsize=8, color=colour)
-    ax.set_xticks(range(len(cases)), cases, rotation=45, ha="right", fontsize=9)
-    ax.set_yticks(range(len(rules)), rules, fontsize=9)
+            colour = readable_on(colours(norm(value)))
+            ax.text(place, row, text, ha="center", va="center", fontsize=10, color=colour)
+    ax.set_xticks(range(len(cases)), cases, rotation=45, ha="right")
+    ax.set_yticks(range(len(rules)), rules)
     first = sum(not aside[case] for case in cases)
     if 0 < first < len(cases):
         ax.axvline(first - 0.5, color="black", linewidth=2)
     ax.tick_params(length=0)
     ax.grid(visible=False)
     bar = fig.colorbar(image, ax=ax, pad=0.01, ticks=BOUNDS)
-    bar.set_label("regret (orders of magnitude)", fontsize=9)
+    bar.set_label("regret (orders of magnitude)")
     bar.set_ticklabels([f"{bound:g}" for bound in BOUNDS])
     return fig

@@ -84,11 +84,22 @@ def mark(
     ax.plot(x, y, ls="none", marker=marker, zorder=5, clip_on=False, label=label, **look)
 
 
+def readable_on(colour: tuple[float, ...]) -> str:
+    """Black or white, by the contrast with a colour (red, green, blue, ...) as WCAG 2 defines it."""
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in colour[:3]]
+    luminance = sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "black" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "white"
+
+
 def plain_ticks(axis: Axis) -> None:
-    """Some, but not too many, plain numbers on a logarithmic axis, however short it is."""
+    """Some, but not too many, plain numbers on a logarithmic axis, however short it is.
+
+    They have 1 among them, the line of what is equal, where the axis has it.
+    """
     low, high = axis.get_view_interval()
     if high < 10 * low:
-        axis.set_major_locator(MaxNLocator(6))
+        # steps that divide 1
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     else:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -13,6 +13,8 @@ from matplotlib.ticker import NullFormatter
 from twophase.experiments.traces import KEY, peak_epoch, smoothed
 from twophase.figures.style import COLORS, GREY, WIDE, mark_epochs, share_legend
 
+# of the height of the trace, added below it
+_FOR_MARKS = 0.25
 # data set, network and seed of a trajectory
 Key = tuple[str, str, int]
 
@@ -44,29 +46,40 @@ def norm_traces(recorded: pd.DataFrame, found: pd.DataFrame) -> Figure:
     def draw(ax: Axes, key: Key) -> None:
         of = found[(found[KEY] == list(key)).all(axis=1)]
         fired = {rule: None if pd.isna(e) else e for rule, e in zip(of.rule, of.fired, strict=True)}
-        norm_trace(ax, trajectories[key].grad_norm.to_numpy(), fired)
+        # those by formula say whether they have a peak
+        peak = not key[1].startswith("no peak")
+        norm_trace(ax, trajectories[key].grad_norm.to_numpy(), fired, peak=peak)
 
     return panels(trajectories, draw, 2.1, "gradient norm (loss per unit of parameter)")
 
 
 def norm_trace(
-    ax: Axes, norms: Sequence[float], fired: Mapping[str, int | None], color: str = COLORS[0]
+    ax: Axes,
+    norms: Sequence[float],
+    fired: Mapping[str, int | None],
+    color: str = COLORS[0],
+    peak: bool = True,
 ) -> Axes:
     """Draw a gradient norm over the epochs, its smoothed curve and peak, and where rules fire.
 
     `norms` (loss per unit of parameter, one for each epoch) are drawn on a logarithmic axis;
-    `fired` has for each rule the epoch after which it switches, or None where it never does.
+    `fired` has for each rule the epoch after which it switches, or None where it never does;
+    without `peak` the largest norm is not marked.
     """
     epochs, curve = np.arange(1, len(norms) + 1), smoothed(norms)
     top = peak_epoch(norms)
     ax.plot(epochs, norms, color=GREY, linestyle="-", linewidth=0.7, label="each epoch")
     ax.plot(epochs, curve, color=color, linestyle="-", label="smoothed")
-    peak = {"color": "black", "marker": "x", "markersize": 8, "linestyle": "none"}
-    ax.plot([top], [curve[top - 1]], label="its peak", markeredgewidth=2, **peak)
-    # below the trace, so that a marker hides nothing
-    switches = {f"{rule} switches": epoch for rule, epoch in fired.items()}
-    mark_epochs(ax, switches, lowest=0.04, spacing=0.075)
+    if peak:
+        cross = {"color": "black", "marker": "x", "markersize": 8, "linestyle": "none"}
+        ax.plot([top], [curve[top - 1]], label="its peak", markeredgewidth=2, **cross)
     ax.set(yscale="log", xlim=(0, len(norms) + 1))
+    if fired:
+        # below the trace, so that a marker hides nothing
+        low, high = np.log(ax.get_ylim())
+        ax.set_ylim(bottom=np.exp(low - _FOR_MARKS * (high - low)))
+    switches = {f"{rule} switches": epoch for rule, epoch in fired.items()}
+    mark_epochs(ax, switches, lowest=0.07, spacing=0.08)
     # within less than a decade matplotlib labels the minor ticks, too many for a small figure
     ax.yaxis.set_minor_formatter(NullFormatter())
     return ax

@@ -26,6 +26,8 @@ from twophase.figures.style import (
 from twophase.line_search.line import Trial
 from twophase.record import ADAM, SECOND, TRIAL
 
+# of the range of the numbered steps: closer numbers of trials would overlap
+_NEAR = 0.06
 PHASE_STYLES = {
     ADAM: {"color": BLUE, "linestyle": "-"},
     TRIAL: {"color": COLORS[2], "linestyle": ":"},
@@ -60,13 +62,14 @@ def grad_norm_over_epochs(
     """Draw the gradient norm over the epochs with the level at which Algorithm 1 switches.
 
     `history` has columns epoch, phase and grad_norm, a row per epoch; the level is `factor` (the
-    paper's gn_fact) of the peak so far; `swap_epoch` is Adam's last epoch (None: no line).
+    paper's gn_fact) of the peak so far, in the legend from three epochs on; `swap_epoch` is Adam's last epoch (None: no line).
     """
     for phase, rows, first in _stretches(history):
         label = PHASE_NAMES[phase] if first else None
         ax.plot(rows.epoch, rows.grad_norm, "o", ms=3, label=label, **PHASE_STYLES[phase])
     level = (factor * history.grad_norm.cummax()).where(history.phase == ADAM)
-    label = f"{factor:g} × the peak so far"
+    # the line of one or two epochs cannot be seen
+    label = f"{factor:g} × the peak so far" if level.count() > 2 else None
     ax.plot(history.epoch, level, color=GREY, linestyle=":", label=label)
     if swap_epoch is not None:
         ax.axvline(swap_epoch, color="black", linestyle="-", lw=0.8, label="swap")
@@ -134,18 +137,23 @@ def line_search_trials(
     """Draw the loss along a line above the lowest trial, and the trials of a search.
 
     `loss` maps steps [n] to losses [n]; `trials` are as they were tried, and those whose numbers,
-    from 1, are in `numbered` get them beside them; not all would fit.
+    from 1, are in `numbered` get them above them; not all would fit.
     """
     steps, losses = np.array([(trial.step, trial.value) for trial in trials]).T
     above = losses - losses.min()
     grid = torch.linspace(0, 1.05 * steps.max(), 1000, dtype=torch.float64)
     ax.plot(grid, loss(grid) - losses.min(), color=GREY, ls="-", label="loss along the line")
     ax.plot(steps, above, "o", color=VERMILION, ms=5, ls="none", label="trial: a forward pass")
-    for number, (step, value) in enumerate(zip(steps, above, strict=True), 1):
-        if number in numbered:
-            # alternating heights keep the numbers of neighbours apart
-            offset = (0, 8 + 12 * (number % 3))
-            ax.annotate(str(number), (step, value), offset, textcoords="offset points", ha="center")
+    row, last = 0, -np.inf
+    near = _NEAR * np.ptp([steps[number - 1] for number in numbered])
+    for number in sorted(numbered, key=lambda number: steps[number - 1]):
+        # only what would overlap its neighbour goes higher
+        row = row + 1 if steps[number - 1] - last < near else 0
+        last = steps[number - 1]
+        place = {"textcoords": "offset points", "ha": "center"}
+        line = {"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkB": 4} if row else None
+        at, offset = (last, above[number - 1]), (0, 7 + 15 * row)
+        ax.annotate(str(number), at, offset, arrowprops=line, **place)
     ax.set(xlabel="step $t$ along the direction", ylabel="loss above the lowest trial")
     ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     return ax
@@ -202,12 +210,17 @@ def _stretches(history: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, bool]
 
 
 def over_passes(ax: Axes, histories: Mapping[str, pd.DataFrame]) -> Axes:
-    """`convergence` of some named histories over passes, with a triangle at each way back."""
+    """`convergence` of some named histories over passes.
+
+    A triangle in the colour of its line is at each way back.
+    """
     curves = {name: (h.passes.cumsum(), h.train_loss) for name, h in histories.items()}
     convergence(ax, curves, "passes over the training set", "training loss (MSE)")
-    for name, (passes, losses) in curves.items():
+    look = {"marker": "v", "linestyle": "none", "markeredgecolor": "black", "markersize": 8}
+    for index, (name, (passes, losses)) in enumerate(curves.items()):
         back = histories[name].note.str.startswith("return")
-        ax.plot(passes[back], losses[back], "kv", markersize=7, zorder=3)
-    ax.plot([], [], "kv", label="back to Adam")
+        color = line_style(index)["color"]
+        ax.plot(passes[back], losses[back], color=color, zorder=3, **look)
+    ax.plot([], [], color="white", label="back to Adam", **look)
     ax.legend(loc="upper right")
     return ax

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from twophase.chunks import LARGEST_PROBE, bytes_per_example, chunk_bytes
 from twophase.errors import InputError, check_integer
-from twophase.full_batch import FullBatch, Score
+from twophase.examples import Shuffled
 from twophase.least_squares.term import Parametrized, Rows, Term
-from twophase.losses import mse
-from twophase.objective import Objective, Passes, Point, round_off
+from twophase.modules import evaluating
+from twophase.objective import Passes, Point, round_off
+from twophase.objectives.chunks import LARGEST_PROBE, bytes_per_example, chunk_bytes
+from twophase.objectives.mean_loss import Score
 from twophase.parameters import ParameterVector
 
 # What the rows of a Jacobian may take while they are made, and what a whole one may.
@@ -51,7 +51,7 @@ class Linearization(NamedTuple):
         return torch.dot(self.residuals, self.residuals).item()
 
 
-class LeastSquares:
+class LeastSquares(Shuffled):
     """A loss Σ_terms weight · mean(residual(model, points)²) of a model's parameters.
 
     It is an `Objective` with the residuals' Jacobian, for `twophase.minimize`. All residuals,
@@ -88,6 +88,8 @@ class LeastSquares:
         ]
         self._last: Linearization | None = None
 
+    classes = False  # there is no accuracy
+
     @property
     def count(self) -> int:
         """Points of all terms."""
@@ -110,12 +112,14 @@ class LeastSquares:
         return loss
 
     def measure(self, x: Tensor) -> tuple[Point, None]:
-        """The point at `x` [P], and no accuracy: one forward and backward pass."""
-        return Point(x, *self.value_and_gradient(x), self.resolution), None
+        """The point at `x` [P], in eval mode, no accuracy: one forward and backward pass."""
+        with evaluating(self.model):
+            return Point(x, *self.value_and_gradient(x), self.resolution), None
 
     def score(self, x: Tensor) -> Score:
-        """The loss at `x` [P], and no accuracy: one forward pass."""
-        return Score(self.value(x), None)
+        """The loss at `x` [P], in eval mode, and no accuracy: one forward pass."""
+        with evaluating(self.model):
+            return Score(self.value(x), None)
 
     def value(self, x: Tensor) -> float:
         """The loss at `x` [P]: one forward pass."""
@@ -246,8 +250,7 @@ class LeastSquares:
     @cached_property
     def columns(self) -> int:
         """Backward passes of a Jacobian: the residuals k of a point, a mean over the points."""
-        points = sum(len(tensors[0]) for _, tensors, _ in self._terms)
-        return max(1, round(self.size[0] / points)) if points else 1
+        return max(1, round(self.size[0] / self.count)) if self.count else 1
 
     def _there(self, tensor: Tensor) -> Tensor:
         first = self.vector.parameters[0]
@@ -317,33 +320,3 @@ def _fill(jacobian: Tensor, blocks: list[Tensor], scale: float) -> Tensor:
     for place, block in zip(places, blocks, strict=True):
         place.copy_(block).mul_(scale)
     return jacobian
-
-
-def squares_of(objective: Objective) -> LeastSquares | None:
-    """An objective as the `LeastSquares` that it is, sharing its passes; None if it is none.
-
-    A `FullBatch` is one by itself where its loss is a mean squared error: `twophase.mse`, torch's
-    `mse_loss`, or `MSELoss` with its default reduction.
-    """
-    if isinstance(objective, LeastSquares):
-        return objective
-    if not isinstance(objective, FullBatch) or not _is_mean_square(objective.loss):
-        return None
-    examples = objective.inputs, objective.targets
-    squares = LeastSquares(objective.model, [Term(_errors, examples)], objective.chunk_size)
-    squares.passes = objective.passes
-    return squares
-
-
-def _is_mean_square(loss: Any) -> bool:
-    if isinstance(loss, nn.MSELoss):
-        return loss.reduction == "mean"
-    return loss in (mse, functional.mse_loss)
-
-
-def _errors(model: Any, examples: tuple[Tensor, Tensor]) -> Tensor:
-    """Outputs [N, ...] minus targets, or minus the one-hot vectors of classes [N], as [N, k]."""
-    outputs, targets = model(examples[0]), examples[1]
-    if not targets.is_floating_point() and targets.ndim == 1:
-        targets = targets[:, None] == torch.arange(outputs.shape[1], device=targets.device)
-    return (outputs - targets.to(outputs.dtype)).flatten(1)

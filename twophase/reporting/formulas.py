@@ -30,6 +30,15 @@ _MENDS = {
 }
 
 
+# where no line shall break: between a number and its unit, and within a range in brackets
+_TOGETHER = re.compile(r"\d (?=%|(?:s|min|h)\b)|\([-−]?\d\S* to [^()]{1,16}\)")
+
+
+def unbroken(text: str) -> str:
+    """A text with no-break spaces before units, as in 95 %, and in ranges, as in (0.1 to 0.3)."""
+    return _TOGETHER.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
 def formula_html(latex: str, display: str = "inline") -> str:
     """A LaTeX formula without its dollar signs as MathML, or as code if that cannot be.
 
@@ -50,7 +59,10 @@ def formula_html(latex: str, display: str = "inline") -> str:
 
 
 class Renderer(mistune.HTMLRenderer):
-    """mistune's Markdown to HTML with formulas as MathML."""
+    """mistune's Markdown to HTML with formulas as MathML, and lines that break at good places."""
+
+    def text(self, text: str) -> str:
+        return unbroken(super().text(text))
 
     def inline_math(self, body: str) -> str:
         return formula_html(body)

@@ -20,6 +20,8 @@ from twophase.reporting.formulas import Renderer, title_html
 
 _FOLDER = Path(__file__).parent / "templates"
 _TITLE = re.compile(r"^# +(.+)$", re.MULTILINE)
+# code, which stays as it is, and other notebooks, as in "notebooks 03, 06 and 11"
+_NAMED = re.compile(r"`[^`]*`|\b[Nn]otebooks?\s+\d\d\b(?:(?:,| and|, and)\s+\d\d\b)*")
 
 
 def opening(notebook: NotebookNode, name: str) -> tuple[str, str]:
@@ -36,18 +38,48 @@ def opening(notebook: NotebookNode, name: str) -> tuple[str, str]:
     return title[1].strip() if title else name, question
 
 
+def linked(source: str, pages: Mapping[str, str]) -> str:
+    """Markdown in which the numbers after "notebook" or "notebooks" are links.
+
+    `pages` has the file of each number; other numbers stay as they are.
+
+    >>> linked("see notebooks 03 and 05", {"03": "03-images.html"})
+    'see notebooks [03](03-images.html) and 05'
+    """
+
+    def link(number: re.Match[str]) -> str:
+        return f"[{number[0]}]({pages[number[0]]})" if number[0] in pages else number[0]
+
+    def links(found: re.Match[str]) -> str:
+        return found[0] if found[0].startswith("`") else re.sub(r"\d\d", link, found[0])
+
+    return _NAMED.sub(links, source)
+
+
 def page_html(
-    notebook: NotebookNode, title: str, folder: Path, summary: str, provenance: Mapping[str, str]
+    notebook: NotebookNode,
+    title: str,
+    folder: Path,
+    summary: str,
+    provenance: Mapping[str, str],
+    pages: Mapping[str, str] | None = None,
 ) -> str:
     """An executed notebook as an HTML page, with a `title` in Markdown.
 
     `folder` is where its source lies, for the pictures that its Markdown names. `summary`, a line
-    under the title, and `provenance`, terms and descriptions for the foot, are plain text.
+    under the title, and `provenance`, terms and descriptions for the foot, are plain text. `pages`
+    are those of `linked`.
     """
     notebook = copy.deepcopy(notebook)
     for cell in [cell for cell in notebook.cells if cell.cell_type == "markdown"][:1]:
         # the page's header shows the title
         cell.source = _TITLE.sub("", cell.source, count=1)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = linked(cell.source, pages or {})
+        for data in (output.get("data", {}) for output in cell.get("outputs", ())):
+            if "text/markdown" in data:
+                data["text/markdown"] = linked(data["text/markdown"], pages or {})
     page = {
         "heading": title_html(title),
         "summary": summary,

@@ -21,6 +21,12 @@ from twophase.reporting.formulas import caption_html
 
 PRESETS = ("smoke", "quick", "paper")
 PRESET_VARIABLE = "TWOPHASE_PRESET"
+# what the text of a number has for a power of ten
+_POWER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)e\+?([-−]?)0*(\d+)(?!\w)")
+_HYPHENATED = re.compile(r"(?<![\w-])\w[\w+]*(?:-\w+)+\+?(?![\w-])")
+_UNBROKEN = r'<span style="white-space: nowrap">\g<0></span>'
+# in a cell that is a number, such as "2 of 3 seeds" or "0.5 (0.4 to 0.6)"
+_FEW_WORDS = 2
 _KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", list: "a list"}
 
 
@@ -114,8 +120,9 @@ def table(frame: pd.DataFrame, caption: str) -> None:
     """Show a table with its caption; numbers to four digits, aligned to the right.
 
     The index is shown unless it is the plain 0, 1, 2, ...; columns of strings are shown as they
-    are, which is the way to choose another number format. In texts, headings and the caption
-    `` `code` `` and `$mathematics$` are understood.
+    are, which is the way to choose another number format, but for powers of ten: 2e-5 is 2×10⁻⁵
+    there, too. In texts, headings and the caption `` `code` `` and `$mathematics$` are understood.
+    Names with hyphens are not broken at them.
     """
     plain_index = isinstance(frame.index, pd.RangeIndex) and frame.index.name is None
     shown = frame if plain_index else frame.reset_index()
@@ -133,7 +140,7 @@ def table(frame: pd.DataFrame, caption: str) -> None:
         uuid=f"{crc32(caption.encode()):08x}",  # the same table has the same HTML every time
         cell_ids=False,
     )
-    styler.hide().format_index(lambda name: caption_html(str(name)), axis="columns")
+    styler.hide().format_index(lambda name: _cell(str(name)), axis="columns")
     display(HTML(styler.to_html()))
 
 
@@ -164,17 +171,30 @@ def _checked(name: str, value: Any, kind: Any, or_preset: str) -> Any:
 def _text(value: Any) -> str:
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return "–"
-    return _number(float(value)) if pd.api.types.is_float(value) else caption_html(str(value))
+    return _number(float(value)) if pd.api.types.is_float(value) else _cell(str(value))
 
 
 def _number(value: float) -> str:
     if 1e4 <= abs(value) < 1e7:
-        text = f"{value:,.0f}"
-    else:
-        text = re.sub(r"e\+?(-?)0*(\d+)", r"×10<sup>\1\2</sup>", f"{value:.4g}")
-    return text.replace("-", "−")
+        return f"{value:,.0f}".replace("-", "−")
+    return _powers(f"{value:.4g}").replace("-", "−")
+
+
+def _powers(text: str) -> str:
+    """A text in which numbers such as 1.2e-09 are set with a power of ten."""
+    text = _POWER.sub(r"\1×10<sup>\2\3</sup>", text)
+    return text.replace("<sup>-", "<sup>−")
+
+
+def _cell(text: str) -> str:
+    """A text as HTML, in which names with hyphens hold together."""
+    shown = str(caption_html(text))
+    # formulas and code have their own ways
+    return shown if "<" in shown else _HYPHENATED.sub(_UNBROKEN, _powers(shown))
 
 
 def _alignment(column: pd.Series) -> str:
-    numeric = column.str.match(r"[-−+<>≈]?\s?\d|–$|nan$|−?inf$").all()
-    return "right" if numeric else "left"
+    """Numbers stand to the right, also with a range or a unit, but not sentences that begin so."""
+    plain = column.str.replace(r"<[^>]+>", "", regex=True)
+    number = plain.str.match(r"[-−+<>≈]?\s?\d") & (plain.str.count(r"[^\W\d]{2,}") <= _FEW_WORDS)
+    return "right" if (number | plain.str.match(r"(?:–|nan|−?inf|missed)$")).all() else "left"

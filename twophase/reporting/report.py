@@ -152,7 +152,9 @@ def build(
     threads = max(1, _CORES // jobs) if jobs > 1 else None
     # a person's own choice stands
     threads = int(given) if (given := os.environ.get("OMP_NUM_THREADS", "")).isdigit() else threads
-    job = _Job(folder, preset, wanted, device_name(place, threads), threads, sources)
+    job = _Job(
+        folder, preset, wanted, provenance.words(device_name(place, threads)), threads, sources
+    )
     failed = _Build(job, chosen, jobs).run()
     if failed:
         reasons = "; ".join(f"{name}, {error}" for name, error in failed.items())
@@ -171,7 +173,10 @@ def _read(path: Path) -> _Source:
         allowed = "one with a cell tagged 'parameters' that sets preset"
         raise InputError("notebook", path.name, allowed)
     expected = notebook.metadata.get("twophase", {}).get("seconds", {})
-    return _Source(path, *opening(notebook, path.stem), declared, expected)
+    title, question = opening(notebook, path.stem)
+    # the number is what other notebooks name it by
+    title = f"{path.stem[:2]} · {title}"
+    return _Source(path, title, question, declared, expected)
 
 
 def _choose(sources: list[_Source], names: Sequence[str] | None) -> list[_Source]:
@@ -272,7 +277,8 @@ def _publish(job: _Job, source: _Source, record: _Record, notebook: NotebookNode
         "Versions": ", ".join(" ".join(pair) for pair in provenance.versions().items()),
         "Revision": provenance.git_revision() or "not known",
     }
-    page = page_html(notebook, source.title, source.path.parent, summary, facts)
+    pages = {other.path.stem[:2]: f"{other.name}.html" for other in job.sources}
+    page = page_html(notebook, source.title, source.path.parent, summary, facts, pages)
     for part in (notebook, *notebook.cells):
         # names of temporary files, and times that differ from run to run
         part.metadata.pop("papermill", None)

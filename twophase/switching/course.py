@@ -71,6 +71,9 @@ class Course(Protocol):
     def second(self, told: Told) -> Move:
         """After an iteration of the second phase: stay, adopt or return."""
 
+    def moved(self, before: float, now: float) -> None:
+        """The second phase's loss has become another one, such as over other points."""
+
 
 def course(switch: SwitchRule | Race | int, fallback: Fallback | None) -> Course:
     """The course by a rule, or a number of epochs of Adam, and a fallback; both as if unused.
@@ -98,6 +101,10 @@ class _WithFallback:
     @property
     def safe(self) -> bool:
         return self.fallback is not None
+
+    def moved(self, before: float, now: float) -> None:
+        if self.fallback is not None:
+            self.fallback.moved(before, now)
 
     def _watch_adam(self, told: Told) -> None:
         if self.fallback is not None:
@@ -170,6 +177,12 @@ class ByRace(_WithFallback):
         actions = {Stage.LEADING: Action.LINE, Stage.TRIAL: Action.TRY}
         return Move(actions[self.race.stage] if said else Action.STAY, said or self.race.standing)
 
+    def moved(self, before: float, now: float) -> None:
+        if self.trying:
+            self.race.moved(before, now)
+        else:
+            super().moved(before, now)
+
     def second(self, told: Told) -> Move:
         if not self.trying:
             self.race.spent += told.passes
@@ -180,6 +193,7 @@ class ByRace(_WithFallback):
         if self.race.stage is Stage.WAITING:
             return Move(Action.RETURN, said)
         self._take_over(told.loss)
-        # ahead, but there it can do no more
-        ended = told.status is not Status.MOVED and self.fallback is not None
-        return Move(Action.RETURN if ended else Action.ADOPT, said)
+        # ahead, but perhaps it can do no more
+        ended = told.status is not Status.MOVED
+        back = ended and self._go_on_or_back(told).action is Action.RETURN
+        return Move(Action.RETURN if back else Action.ADOPT, said)

@@ -11,7 +11,7 @@ import numpy as np
 from twophase.errors import check_integer, check_number
 from twophase.second_phase import Status
 from twophase.settings import Settings, Stateful, state
-from twophase.switching.rules import Decision, check_seen
+from twophase.switching.rules import Decision, check_seen, moved
 
 # A trend is that of at least so many epochs, where there are as many.
 SHORTEST_TREND = 3
@@ -42,7 +42,9 @@ class Fallback(Stateful, Settings):
     It hands back to Adam after an iteration in which
 
     - the search found no lower loss, or the loss measured afterwards is higher or not finite, or
-      the phase has converged (a minimum, but perhaps not the one that Adam would reach);
+      the phase has converged, perhaps in a minimum that is not the one that Adam would reach. But
+      if Adam by its `Trend` would be above that after as many passes as there were so far, the
+      training is over;
     - the loss is above what Adam promised for as many passes by its `Trend`, and either the
       gradient norm is above its largest under Adam (by the hypothesis the loss is not convex), or
       the loss fell by less over the last `trial` iterations than Adam promised for these;
@@ -109,7 +111,7 @@ class Fallback(Stateful, Settings):
         before = self._second[-1]
         self._second.append(Seen(before.passes + passes, loss))
         if status is not Status.MOVED:
-            return Decision(True, f"the second phase ended: {status}")
+            return Decision(not self._done(status), f"the second phase ended: {status}")
         if loss > before.loss + ROUNDING * abs(before.loss):
             return Decision(True, f"the loss rose from {before.loss:.4g} to {loss:.4g}")
         assert self._trend is not None
@@ -117,6 +119,17 @@ class Fallback(Stateful, Settings):
             peak = f"its peak {self._peak:.4g}"
             return Decision(True, f"the gradient norm {grad_norm:.4g} is above {peak}")
         return self._compare_rates(self._trend)
+
+    def moved(self, before: float, now: float) -> None:
+        """The second phase's loss has become another one, and so have its earlier losses."""
+        self._second = [Seen(p, moved(loss, before, now)) for p, loss in self._second]
+
+    def _done(self, status: Status) -> bool:
+        """Whether the phase ended so low that Adam is not about to get below."""
+        assert self._trend is not None
+        trend, start, last = self._trend, self._second[0], self._second[-1]
+        gained = trend.scale(start.loss) - trend.scale(last.loss)
+        return status is not Status.NOT_FINITE and gained > trend.gain(last.passes + self._spent)
 
     def _compare_rates(self, trend: "Trend") -> Decision:
         if len(self._second) <= self.trial:
@@ -180,6 +193,10 @@ class Trend(NamedTuple):
         """The loss on the trend's scale."""
         return math.log(max(loss, np.finfo(float).tiny)) if self.logarithmic else loss
 
+    def gain(self, more: int) -> float:
+        """By how much Adam would be lower with so many more passes, on the trend's scale."""
+        return self.slope * math.log1p(more / self.passes)
+
     def promise(self, more: int) -> float:
         """What Adam would reach with so many more passes, on the trend's scale."""
-        return self.level - self.slope * math.log1p(more / self.passes)
+        return self.level - self.gain(more)

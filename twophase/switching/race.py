@@ -6,6 +6,7 @@ from enum import Enum, auto
 from twophase.errors import check_integer, check_number
 from twophase.second_phase import Status
 from twophase.settings import Settings, Stateful, state
+from twophase.switching.rules import moved
 
 # A trial in which the second phase comes less than this share as far down as Adam in half of the
 # passes is given up.
@@ -107,6 +108,12 @@ class Race(Stateful, Settings):
         ended = "" if status is Status.MOVED else f" ({status})"
         than = self.half if hopeless else self.goal
         return f"behind: {loss:.4g} after {self.tried_for} passes{ended}, Adam {than:.4g}"
+
+    def moved(self, before: float, now: float) -> None:
+        """The loss has become another one during a trial: so have those that it is judged by."""
+        self.start, self.half, self.goal = (
+            moved(loss, before, now) for loss in (self.start, self.half, self.goal)
+        )
 
     def reads_next(self, passes: int) -> bool:
         """Whether it will read the loss after an epoch of Adam that costs so many passes."""

@@ -137,6 +137,11 @@ def first_switch(rule: SwitchRule, trace: Iterable[tuple[float, float]]) -> int 
     return next((epoch for epoch, decision in decisions if decision.switch), None)
 
 
+def moved(loss: float, before: float, now: float) -> float:
+    """A loss seen earlier, where the loss `before` has become `now`: in proportion, or as far."""
+    return loss * (now / before) if before > 0 and now > 0 else loss + (now - before)
+
+
 def check_seen(loss: float, grad_norm: float) -> None:
     """Raise `InputError` unless both numbers are finite and the norm is at least 0."""
     for name, number in (("loss", loss), ("grad_norm", grad_norm)):

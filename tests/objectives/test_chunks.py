@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.func import jvp
 
-from twophase import chunks
-from twophase.chunks import bytes_per_example
-from twophase.full_batch import FullBatch
 from twophase.losses import mse
+from twophase.objectives import chunks
+from twophase.objectives.chunks import bytes_per_example
+from twophase.objectives.full_batch import FullBatch
 from twophase.problems import images, networks
 
 

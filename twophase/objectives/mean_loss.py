@@ -1,18 +1,16 @@
 """The mean loss of a model over a whole data set, as an objective."""
 
-import math
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from twophase.chunks import LARGEST_PROBE, bytes_per_example, chunk_bytes
-from twophase.errors import check_integer
 from twophase.losses import Loss
+from twophase.modules import evaluating
 from twophase.objective import Passes, Point, round_off
 from twophase.parameters import ParameterVector
 
@@ -52,57 +50,46 @@ class HitCount:
         return float(self.hits) / self.examples if self.examples else None
 
 
-class FullBatch:
-    """The mean loss of a model over a whole data set, evaluated in chunks.
+class MeanLoss(ABC):
+    """The mean loss of a model over a whole data set, evaluated in chunks, wherever these are from.
 
-    L(x) = (1/K) Σ_k loss(model_x(input_k), target_k), with inputs and targets [K, ...] on the
-    model's device and a loss of mean reduction. Outputs are converted to float64 before the loss,
-    and chunks are summed in float64: near a minimum a line search compares values that differ by
-    less than float32 resolves. Each evaluation leaves its `x` in the model.
-
-    `chunk_size` examples per forward pass, at least 1, bound the memory and change results by
-    rounding only. None: so many that a chunk has `chunk_bytes` of intermediate results, by model,
-    shapes and device alone, so that a run that goes on later makes the same choice.
+    L(x) = (1/K) Σ_k loss(model_x(input_k), target_k), for a loss of mean reduction. Outputs are
+    converted to float64 before the loss, and chunks are summed in float64: near a minimum a line
+    search compares values that differ by less than float32 resolves. Each evaluation leaves its `x`
+    in the model. `value` and `value_and_gradient` are in the model's own mode (train or eval),
+    `score` and `measure`, which fill records, in eval mode.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        inputs: Tensor,
-        targets: Tensor,
-        chunk_size: int | None = None,
-    ):
+    def __init__(self, model: nn.Module, loss: Loss):
         self.model, self.loss = model, loss
         # a loss with weights of its own must take float64 outputs, too
         self._loss64 = deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
-        self.inputs, self.targets = inputs, targets
-        if chunk_size is not None:
-            # in place of the property's own choice
-            self.chunk_size = check_integer("chunk_size", chunk_size, 1)
         self.vector = ParameterVector(model.parameters())
         self.passes = Passes()
         self.resolution = round_off(self.vector.dtype)
 
-    @cached_property
-    def chunk_size(self) -> int:
-        """Examples per forward pass: as given, else chosen when it is first asked for."""
-        count = len(self.inputs)
-        if count <= LARGEST_PROBE:
-            return max(1, count)
-        needed = count * bytes_per_example(self.model, self._part, self.inputs, self.targets)
-        chunks = max(1, math.ceil(needed / chunk_bytes(self.inputs.device)))
-        # equal chunks: a short last one would use a processor badly
-        return math.ceil(count / chunks)
+    classes: bool  # whether targets are labels, so that there is an accuracy
 
     @property
+    @abstractmethod
     def count(self) -> int:
         """Examples K."""
-        return len(self.inputs)
 
-    def batch_loss(self, batch: Tensor) -> Tensor:
-        """The mean loss of the examples with indices [B], in the model's dtype, with its graph."""
-        return self.loss(self.model(self.inputs[batch]), self.targets[batch])
+    @abstractmethod
+    def batch_count(self, size: int | None) -> int:
+        """Mini-batches of `size` examples each (None: all) in an epoch."""
+
+    @abstractmethod
+    def mini_batches(self, size: int | None, generator: torch.Generator) -> Iterable[Any]:
+        """The mini-batches of an epoch, each with a length, on the model's device."""
+
+    @abstractmethod
+    def batch_loss(self, batch: Any) -> Tensor:
+        """The mean loss of a mini-batch, in the model's dtype, with its graph."""
+
+    @abstractmethod
+    def _examples(self, part: float = 1) -> Iterable[tuple[Tensor, Tensor]]:
+        """Inputs and targets in chunks, or in such a part of a chunk, on the model's device."""
 
     def value(self, x: Tensor) -> float:
         """Loss at `x` [P]: one forward pass, without a graph."""
@@ -120,30 +107,32 @@ class FullBatch:
         product = torch.zeros_like(x)
         # the graph holds about four times as much as a gradient's; chosen before another kernel
         # changes what there is to count
-        size = max(1, self.chunk_size // 4)
+        examples = self._examples(part=1 / 4)
         # the fast kernels of attention have no second derivative
         with sdpa_kernel(SDPBackend.MATH):
-            for part, _ in self._parts(size, None):
+            for part, _ in self._parts(None, examples):
                 product += self.vector.hessian_vector(part, vector)
         return product
 
     def score(self, x: Tensor, top: int = 1) -> Score:
-        """Loss and top-`top` accuracy at `x` [P]: one forward pass."""
+        """Loss and top-`top` accuracy at `x` [P], in eval mode: one forward pass."""
         hits = HitCount(top)
-        loss = self._forward(x, hits)
+        with evaluating(self.model):
+            loss = self._forward(x, hits)
         return Score(loss, hits.share())
 
     def measure(self, x: Tensor) -> tuple[Point, float | None]:
-        """Point and accuracy at `x` [P]: one forward and backward pass."""
+        """Point and accuracy at `x` [P], in eval mode: one forward and backward pass."""
         hits = HitCount()
-        value, gradient = self._forward_backward(x, hits)
+        with evaluating(self.model):
+            value, gradient = self._forward_backward(x, hits)
         return Point(x, value, gradient, self.resolution), hits.share()
 
     @torch.no_grad()
     def _forward(self, x: Tensor, hits: HitCount | None) -> float:
         self.passes.forward += 1
         self.vector.write(x)
-        return float(sum(part for part, _ in self._parts(self.chunk_size, hits)))
+        return float(sum(part for part, _ in self._parts(hits)))
 
     @torch.enable_grad()
     def _forward_backward(self, x: Tensor, hits: HitCount | None) -> tuple[float, Tensor]:
@@ -152,7 +141,7 @@ class FullBatch:
         self.vector.write(x)
         gradient = torch.zeros_like(x)
         value = squares = torch.zeros((), dtype=torch.float64, device=x.device)
-        for part, outputs in self._parts(self.chunk_size, hits):
+        for part, outputs in self._parts(hits):
             if isinstance(outputs, Tensor) and outputs.requires_grad:
                 slope, share = self.vector.gradients(part, outputs)
                 squares = squares + (slope.double() * outputs.detach()).square().sum()
@@ -175,14 +164,15 @@ class FullBatch:
         noise = OUTPUT_ROUNDING * torch.finfo(self.vector.dtype).eps * sensitivity
         return max(noise / abs(value), round_off(torch.float64))
 
-    def _parts(self, size: int, hits: HitCount | None) -> Iterator[tuple[Tensor, Any]]:
+    def _parts(
+        self, hits: HitCount | None, examples: Iterable[tuple[Tensor, Tensor]] | None = None
+    ) -> Iterator[tuple[Tensor, Any]]:
         """Each chunk's contribution to the mean loss, a float64 scalar, and its outputs."""
-        chunks = zip(self.inputs.split(size), self.targets.split(size), strict=True)
-        for inputs, targets in chunks:
-            part, outputs = self._part(inputs, targets)
+        for inputs, targets in self._examples() if examples is None else examples:
+            loss, outputs = self._part(inputs, targets)
             if hits is not None:
                 hits(outputs, targets)
-            yield part * (len(inputs) / len(self.inputs)), outputs
+            yield loss * (len(inputs) / self.count), outputs
 
     def _part(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Any]:
         """The mean loss of some examples in float64, and their outputs."""

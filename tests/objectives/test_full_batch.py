@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from twophase.adam import Adam, AdamSettings
-from twophase.full_batch import FullBatch
 from twophase.losses import mse
 from twophase.objective import dot
+from twophase.objectives.full_batch import FullBatch
 from twophase.problems import images, networks
 
 
@@ -98,7 +98,7 @@ def test_the_resolution_covers_the_noise_of_float32_networks(name, epochs):
     """Noise: what a parabola along a short line leaves, over the loss; not far above it either."""
     digits = images.load("digits", train_examples=100)
     model = networks.build(name, 1, 10, seed=0)
-    adam = Adam(model, AdamSettings(batch_size=20), torch.Generator().manual_seed(0))
+    adam = Adam(model.parameters(), AdamSettings(batch_size=20), torch.Generator().manual_seed(0))
     full = FullBatch(model, mse, digits.train.inputs, digits.train.targets)
     for _ in range(epochs):
         adam.epoch(full)

@@ -1,0 +1,153 @@
+"""A closure, as torch's optimizers take it, as an objective."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twophase.errors import InputError
+from twophase.objective import Objective, Passes, Point, norm, round_off
+from twophase.objectives.mean_loss import Score
+from twophase.parameters import ParameterVector
+
+Closure = Callable[[], Any]
+# Parts of the loss by which it should change, either way, to see whether a gradient is its own;
+# AMP begins with gradients 65,536 times as large.
+SMALLEST_CHANGE, LARGEST_CHANGE = 1e-3, 1e5
+# A gradient is not its loss's where two distances say the same factor, beyond this one.
+WRONG_SLOPE = 1.5
+
+
+class ClosureObjective:
+    """An `Objective` from a torch closure, which returns the loss and may call backward.
+
+    A closure that has called backward is known by the gradients that it leaves in the parameters:
+    each evaluation then is a forward and a backward pass, and the loss may be detached. Else a
+    value takes a forward pass only, without a graph. Every evaluation leaves its `x` in the
+    parameters; gradients that were there before are gone.
+
+    Its resolution is that of the loss's dtype, at best that of the parameters'. `InputError` where
+    the closure returns no real scalar, for a gradient neither calls backward nor returns a loss
+    with a graph, changes the parameters, or calls backward at some calls only.
+    """
+
+    classes, count = False, 1  # no accuracy, and no mini-batches
+
+    def __init__(self, vector: ParameterVector, closure: Closure):
+        self.vector, self.closure = vector, closure
+        self.passes = Passes()
+        self.resolution = round_off(vector.dtype)
+        self.calls_backward: bool | None = None  # None: not known yet
+
+    def value(self, x: Tensor) -> float:
+        """Value at `x` [P]: one forward pass, and a backward pass where the closure calls it."""
+        if self.calls_backward is not False:
+            return self.value_and_gradient(x)[0]
+        self.passes.forward += 1
+        with torch.no_grad():
+            return self._loss(x).item()
+
+    @torch.enable_grad()
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """Value and gradient [P] at `x` [P]: one forward and backward pass."""
+        self.passes.forward += 1
+        self.passes.backward += 1
+        for parameter in self.vector.parameters:
+            parameter.grad = None
+        loss = self._loss(x)
+        self.calls_backward = any(p.grad is not None for p in self.vector.parameters)
+        if self.calls_backward:
+            return loss.item(), self.vector.read_gradient()
+        if not loss.requires_grad:
+            allowed = "a loss computed from the parameters, or a closure that calls backward"
+            raise InputError("closure", "a loss without a graph", allowed)
+        with _explained():
+            return loss.item(), self.vector.gradient(loss)
+
+    def measure(self, x: Tensor) -> tuple[Point, None]:
+        """The point at `x` [P], and no accuracy: one forward and backward pass."""
+        return Point(x, *self.value_and_gradient(x), self.resolution), None
+
+    def score(self, x: Tensor) -> Score:
+        """The loss at `x` [P], and no accuracy: as `value`."""
+        return Score(self.value(x), None)
+
+    def _loss(self, x: Tensor) -> Tensor:
+        self.vector.write(x)
+        with _explained():
+            loss = self.closure()
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            kind = type(loss).__name__
+            if isinstance(loss, Tensor):
+                kind = f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}"
+            raise InputError("closure", kind, "a closure that returns the loss as a real scalar")
+        if not torch.equal(self.vector.read(), x) and bool(x.isfinite().all()):
+            raise InputError("closure", "one that changes the parameters", "one that only reads")
+        self.resolution = max(round_off(loss.dtype), round_off(self.vector.dtype))
+        return loss.reshape(())
+
+
+@contextmanager
+def unharmed(vector: ParameterVector) -> Iterator[Tensor]:
+    """The parameters [P]; where an exception ends the block, they and their `grad` are the same."""
+    x, gradients = vector.read(), [p.grad for p in vector.parameters]
+    try:
+        yield x
+    except BaseException:
+        vector.write(x)
+        for parameter, gradient in zip(vector.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        raise
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what torch says of backward passes that cannot be into one clear line."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "backward through the graph a second time" in text:
+            found = "one that calls backward twice"
+        elif "does not require grad" in text:
+            found = "one whose loss does not depend on the parameters, or not at all calls"
+        else:
+            raise
+        allowed = "one that returns the loss, after one backward pass or none"
+        raise InputError("closure", found, allowed) from error
+
+
+def check_slope(objective: Objective, point: Point) -> None:
+    """Raise `InputError` where a closure leaves a multiple of its loss's gradient.
+
+    The loss is looked at on both sides along the gradient, 2 values; where it does not change as
+    it should, at more distances before anything is said. That finds a backward pass made twice, and
+    gradients that were clipped or scaled, with which no search along slopes can work.
+    """
+    change, times = SMALLEST_CHANGE, None
+    while times is None and change < LARGEST_CHANGE:
+        times = _times(objective, point, change)
+        change *= 30
+    if times is None or 1 / WRONG_SLOPE < times < WRONG_SLOPE:
+        return
+    again = _times(objective, point, change / 10)
+    if again is not None and abs(again / times - 1) < 0.1:
+        found = f"one that leaves {times:.3g} times the gradient of its loss"
+        allowed = "one backward pass of it, no clipping and no scaling (as AMP does)"
+        raise InputError("closure", found, allowed)
+
+
+def _times(objective: Objective, point: Point, change: float) -> float | None:
+    """The slope by the gradient over that by the losses; None where these do not differ clearly.
+
+    They are taken where by the gradient they differ from the point's by `change` times the loss.
+    """
+    size, expected = norm(point.gradient), change * abs(point.value)
+    if size == 0:
+        return None
+    step = (expected / size / size) * point.gradient
+    rise = objective.value(point.x + step) - objective.value(point.x - step)
+    clear = 100 * point.resolution * abs(point.value) < abs(rise) < float("inf")
+    return 2 * expected / rise if clear else None

@@ -1,0 +1,131 @@
+"""The mean loss over examples that are read in each pass, and need not fit into memory."""
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
+from torch.utils.data import Dataset as TorchDataset
+
+from twophase.errors import InputError
+from twophase.examples import Examples
+from twophase.losses import Loss
+from twophase.objectives.mean_loss import MeanLoss
+
+# Examples a chunk, where neither a loader nor the user says how many.
+CHUNK = 512
+
+Source = DataLoader[Any] | TorchDataset[Any]
+
+
+class Streamed(MeanLoss):
+    """The mean loss over a `DataLoader`, or a `Dataset` of pairs (input, target); see `MeanLoss`.
+
+    Mini-batches are the loader's, in its order; those of a dataset are drawn as those of examples
+    in memory. A pass for the full loss is `in_order`, `chunk_size` examples at a time (None: as
+    many as the loader takes, or 512). `InputError` where a batch is no pair of tensors.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, source: Source, chunk_size: int | None = None):
+        super().__init__(model, loss)
+        self.source, self._all = source, in_order(source, chunk_size)
+        self.classes = self._pair(_first(self._all)).has_labels
+
+    @cached_property
+    def count(self) -> int:
+        """Examples K, by the length of the dataset, or else counted in a pass."""
+        return _count(self._all)
+
+    def batch_count(self, size: int | None) -> int:
+        """Mini-batches of an epoch: the loader's own, or those of `size` examples of a dataset."""
+        if isinstance(self.source, DataLoader) and not _endless(self.source):
+            return len(self.source)
+        if isinstance(self.source, DataLoader):
+            size = self.source.batch_size
+        return math.ceil(self.count / (size or self.count))
+
+    def mini_batches(self, size: int | None, generator: torch.Generator) -> Iterator[Examples]:
+        """The mini-batches of an epoch, on the model's device."""
+        source = self.source
+        if not isinstance(source, DataLoader):
+            order = RandomSampler(source, generator=generator)  # type: ignore[arg-type]
+            source = DataLoader(source, size or self.count, sampler=order, generator=_own())
+        return map(self._pair, source)
+
+    def batch_loss(self, batch: Examples) -> Tensor:
+        """The mean loss of some examples, in the model's dtype, with its graph."""
+        return self.loss(self.model(batch.inputs), batch.targets)
+
+    def _examples(self, part: float = 1) -> Iterable[tuple[Tensor, Tensor]]:
+        for chunk in map(self._pair, self._all):
+            size = max(1, int(len(chunk) * part))
+            yield from zip(chunk.inputs.split(size), chunk.targets.split(size), strict=True)
+
+    def _pair(self, batch: Any) -> Examples:
+        pair = isinstance(batch, tuple | list) and len(batch) == 2
+        if not pair or not all(isinstance(part, Tensor) for part in batch):
+            raise InputError("data", type(batch).__name__, "batches (inputs, targets) of tensors")
+        return Examples(*batch).to(self.vector.parameters[0].device, self.vector.dtype)
+
+
+def in_order(source: Source, size: int | None = None) -> DataLoader[Any]:
+    """All examples of a dataset, or of a loader, once each and always in the same order.
+
+    A loader with a sampler of another kind than torch's own, or without indices, is taken as it is.
+    """
+    if not isinstance(source, DataLoader):
+        return DataLoader(source, size or CHUNK, generator=_own())
+    dataset, sampler = source.dataset, source.sampler
+    if isinstance(dataset, IterableDataset) or source.batch_size is None:
+        return source
+    if isinstance(sampler, SubsetRandomSampler):
+        dataset = Subset(dataset, list(sampler.indices))
+    elif isinstance(sampler, RandomSampler):
+        if sampler.replacement or sampler.num_samples != len(dataset):  # type: ignore[arg-type]
+            return source
+    elif not isinstance(sampler, SequentialSampler):
+        return source
+    return DataLoader(
+        dataset,
+        size or source.batch_size,
+        collate_fn=source.collate_fn,
+        num_workers=source.num_workers,
+        pin_memory=source.pin_memory,
+        worker_init_fn=source.worker_init_fn,
+        persistent_workers=source.num_workers > 0,
+        generator=_own(),
+    )
+
+
+def _own() -> torch.Generator:
+    """A generator for what a loader draws, so that it does not draw from torch's global one."""
+    return torch.Generator()
+
+
+def _endless(loader: DataLoader[Any]) -> bool:
+    """Whether it does not know its length."""
+    return isinstance(loader.dataset, IterableDataset)
+
+
+def _first(loader: DataLoader[Any]) -> Any:
+    """A batch, if possible without starting workers."""
+    if _endless(loader) or loader.batch_size is None:
+        return next(iter(loader))
+    return loader.collate_fn([loader.dataset[0]])
+
+
+def _count(loader: DataLoader[Any]) -> int:
+    """Examples, by the length of the dataset or else in a pass."""
+    if _endless(loader) or loader.batch_size is None:
+        return sum(len(batch[0]) for batch in loader)
+    return len(loader.sampler)  # type: ignore[arg-type]

@@ -1,0 +1,228 @@
+"""The second phase as `torch.optim.Optimizer`s, for any model and training code."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+from torch.utils._pytree import tree_map_only
+
+from twophase.automatic import DEFAULT
+from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBFGSDirection, State
+from twophase.errors import InputError, check_integer
+from twophase.line_search import LineSearch, ParabolaFirst, StrongWolfe
+from twophase.objective import Point, agree, check_repeats, evaluate, norm
+from twophase.objectives.closure import Closure, ClosureObjective, check_slope, unharmed
+from twophase.parameters import ParameterVector
+from twophase.preconditioner import from_moments
+from twophase.second_phase import Descent, Iteration, Minimizer, Status, check_minimizer
+
+# What `step` must be given.
+CLOSURE = (
+    "a function that returns the loss (AMP's GradScaler and precision='16-mixed' hand on none: "
+    "train in float32 or float64)"
+)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """How a step ended: the loss after it, the gradient norm before it, its cost as in `Record`.
+
+    `restarted` says that the loss was another one than at the end of the step before.
+    """
+
+    status: Status
+    message: str
+    loss: float
+    gradient_norm: float
+    step_size: float
+    evaluations: int
+    passes: int
+    restarted: bool = False
+
+
+class SecondPhase(Optimizer):
+    """The library's second phase, or any other `Descent`, over ALL parameters as one vector.
+
+    x ← x + t · d with a direction d and t from a line search; no learning rate. `step` takes a
+    closure that returns the loss of the full batch. One that does not call backward is cheaper: a
+    trial by its loss then costs a forward pass only. One that calls `zero_grad` and `backward`, the
+    convention of torch's L-BFGS, is known by the gradients that it leaves. The iterates do not
+    depend on the scale of the loss or on how the parameters (float32 or float64, of one dtype on
+    one device) are cut into tensors or groups. `result` is the last step's `StepResult`, None
+    before the first.
+
+    A step is `max_iter` iterations, by default 1. It begins by looking at the loss where the last
+    one ended, a forward pass (with a closure that calls backward also a backward pass): where the
+    loss is another one by now, since points were resampled or there is another batch, or where the
+    parameters were changed, the gradient is computed again and the next direction is the steepest
+    descent. Where the loss stays the same, more iterations a step save this look. Afterwards the
+    parameters' `grad` are the last gradient that was needed, mostly the one where the step ended.
+
+    A `preconditioner` is a `torch.optim.Adam` (or another with its second moments) that has trained
+    the same parameters: its moments now make the diagonal (see `from_moments`) that scales all
+    directions. None: no scaling.
+
+    `state_dict` holds vectors of length P: the parameters, two gradients, the direction, the
+    preconditioner, and for BFGS two for each step that it remembers (up to 256 MiB by default). It
+    resumes exactly under the same constructor arguments but for the preconditioner.
+
+    A step raises `InputError` where the closure is wrong (see `ClosureObjective`), or the model has
+    dropout or BatchNorm in training mode, or, at the first step, the loss does not repeat itself or
+    has another gradient; and `NonFiniteError` where loss or gradient is not finite. The parameters
+    and gradients are then those before it.
+
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> inputs, targets = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[1.0], [2.0]])
+    >>> optimizer = SecondPhase(model.parameters())
+    >>> for _ in range(20):
+    ...     loss = optimizer.step(lambda: torch.nn.functional.mse_loss(model(inputs), targets))
+    >>> loss.item() < 1e-4
+    True
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        second: Minimizer = DEFAULT,
+        preconditioner: Optimizer | None = None,
+        max_iter: int = 1,
+    ):
+        check_minimizer(second)
+        self.second, self.max_iter = second, check_integer("max_iter", max_iter, 1)
+        self.result: StepResult | None = None
+        super().__init__(params, defaults={})
+        if preconditioner is not None:
+            self._saved()["inverse"] = from_moments(preconditioner, self._parameters())
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, without options of their own; the next step is a steepest descent."""
+        options = sorted(set(param_group) - {"params", "param_names"})
+        if options:
+            allowed = "groups without options: one direction serves all"
+            raise InputError("params", ", ".join(options), allowed)
+        super().add_param_group(param_group)
+        self.state.clear()
+
+    def restart(self) -> None:
+        """Forget the last step; the next is a steepest descent."""
+        self._saved().update(state=None, point=None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"second": self.second, "max_iter": self.max_iter, "result": None}
+        return super().__getstate__() | own
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        super().load_state_dict(state_dict)
+        # torch has made all of it the parameters' dtype, also what is float64 for good reason
+        first = self._parameters()[0]
+        there = partial(torch.Tensor.to, device=first.device, copy=True)
+        for saved in state_dict["state"].values():
+            self.state[first] = tree_map_only(Tensor, there, saved)
+
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """`max_iter` iterations, or fewer; returns the loss AFTER them, a float64 scalar tensor.
+
+        The first step of an optimizer calls the closure a few times more, to check that it repeats
+        itself and, where it calls backward, that the gradient is that of its loss.
+        """
+        if not callable(closure):
+            raise InputError("closure", closure, CLOSURE)
+        objective = ClosureObjective(ParameterVector(self._parameters()), closure)
+        objective.calls_backward = self._saved().get("calls_backward")
+        with unharmed(objective.vector) as x:
+            done = self._iterations(objective, x)
+        objective.vector.write(done.x)
+        return torch.tensor(done.value, dtype=torch.float64)
+
+    def _iterations(self, objective: ClosureObjective, x: Tensor) -> Iteration:
+        saved = self._saved()
+        state, point, restarted = self._look(objective, x)
+        if self.result is None:
+            check_repeats(objective, point)
+            if objective.calls_backward:
+                check_slope(objective, point)
+        before, evaluations = norm(point.gradient), 0
+        for count in range(1, self.max_iter + 1):
+            done = self.second.iterate(objective, point, state, saved.get("inverse"))
+            state, evaluations = done.state, evaluations + done.evaluations
+            if done.status is not Status.MOVED or count == self.max_iter:
+                break
+            point = done.point or evaluate(objective, done.x)
+        saved["state"] = state._asdict() if state else None
+        saved["point"] = done.point and done.point[1:]  # the state has its x
+        saved["calls_backward"] = objective.calls_backward
+        saved["loss"], saved["iterations"] = done.value, saved.get("iterations", 0) + count
+        objective.vector.write_gradient((done.point or point).gradient)
+        cost = done.step, evaluations, objective.passes.total, restarted
+        self.result = StepResult(done.status, done.message, done.value, before, *cost)
+        return done
+
+    def _look(self, objective: ClosureObjective, x: Tensor) -> tuple[State | None, Point, bool]:
+        """What the last step left, the point at x [P], and whether the loss is another one now."""
+        saved = self._saved()
+        state = State(**saved["state"]) if saved.get("state") else None
+        if state is None or not torch.equal(state.x, x):
+            return None, evaluate(objective, x), False
+        handed = saved["point"]
+        if handed and agree(saved["loss"], objective.value(x), objective.resolution):
+            return state, Point(x, *handed), False
+        point = evaluate(objective, x)
+        same = not handed and agree(saved["loss"], point.value, objective.resolution)
+        return state if same else None, point, not same
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _saved(self) -> dict[str, Any]:
+        """All state, kept with the first parameter as torch's own L-BFGS does."""
+        return self.state[self._parameters()[0]]
+
+
+class ConjugateGradient(SecondPhase):
+    """Nonlinear conjugate gradient; see `ConjugateDirection`, `Descent` and `SecondPhase`.
+
+    Most steps take 4 passes, and are as good as exact ones; `GoldenSection()` takes about 16.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        beta: str = "PR+",
+        line_search: LineSearch = ParabolaFirst(),
+        restart_every: int | None = None,
+        powell: float | None = None,
+        tolerance_grad: float = 0.0,
+        preconditioner: Optimizer | None = None,
+        max_iter: int = 1,
+    ):
+        direction = ConjugateDirection(beta, restart_every, powell)
+        second = Descent(direction, line_search, tolerance_grad=tolerance_grad)
+        super().__init__(params, second, preconditioner, max_iter)
+
+
+class LBFGS(SecondPhase):
+    """L-BFGS, to compare with torch's own; see `LBFGSDirection`, `Descent` and `SecondPhase`."""
+
+    rule: ClassVar[type[LBFGSDirection]] = LBFGSDirection
+
+    def __init__(
+        self,
+        params: ParamsT,
+        history_size: int | None = None,
+        line_search: LineSearch = StrongWolfe(),
+        tolerance_grad: float = 0.0,
+        preconditioner: Optimizer | None = None,
+        max_iter: int = 1,
+    ):
+        second = Descent(self.rule(history_size), line_search, tolerance_grad=tolerance_grad)
+        super().__init__(params, second, preconditioner, max_iter)
+
+
+class SelfScaledBFGS(LBFGS):
+    """Self-scaled BFGS in a limited memory, as `LBFGS`; see `SelfScaledBFGSDirection`."""
+
+    rule = SelfScaledBFGSDirection

@@ -1,0 +1,74 @@
+"""Where a training stands: the current point, and what is known at the end of an epoch."""
+
+import torch
+from torch import Tensor
+
+from twophase.device import clock
+from twophase.errors import NonFiniteError
+from twophase.monitor import Measured
+from twophase.objective import GRADIENT_PASSES, Point, agree, check_finite, norm
+from twophase.objectives.from_data import TrainingLoss
+from twophase.objectives.mean_loss import Score
+from twophase.phases import Work
+from twophase.second_phase import Status
+
+
+class Watch:
+    """The point of the parameters, if it has been evaluated, and the numbers of a record.
+
+    `seconds` is what the gradient at the point took, where it was measured.
+    """
+
+    def __init__(self, objective: TrainingLoss, validation: TrainingLoss | None):
+        self.objective, self.validation = objective, validation
+        self.device = objective.vector.parameters[0].device
+        self.point: Point | None = None
+        self.seconds = 0.0
+
+    def measure(self, x: Tensor, where: str) -> Measured:
+        """Make `x` the current point; what is known there."""
+        began = clock(self.device)
+        self.point, accuracy = self.objective.measure(x)
+        self.seconds = clock(self.device) - began
+        size = norm(self.point.gradient)
+        check_finite(self.point.value, size, where)
+        return Measured(self.point.value, accuracy, size, GRADIENT_PASSES)
+
+    def settle(
+        self, work: Work, before: Point | None, where: str, exact: bool, safe: bool
+    ) -> tuple[Work, Measured]:
+        """Make the end of an epoch the current point; what it was, and what is known there.
+
+        If the phase has evaluated the point, only the accuracy is missing, a forward pass where
+        there is one, and so is the loss where the epoch's means are known but `exact` ones asked
+        for. Where the loss is not finite, and it is `safe` to go back, the epoch ends where it
+        began.
+        """
+        if work.means is not None:
+            self.point, (loss, size) = None, work.means
+            score = self.objective.score(work.x) if exact else Score(loss, None)
+            check_finite(score.loss, size, f" after {where}")
+            return work, Measured(score.loss, score.accuracy, size, int(exact))
+        if work.point is not None:
+            self.point, self.seconds = work.point, 0.0
+            size, classes = norm(work.point.gradient), self.objective.classes
+            accuracy = self.objective.score(work.x).accuracy if classes else None
+            return work, Measured(work.point.value, accuracy, size, int(classes))
+        try:
+            return work, self.measure(work.x, f" after {where}")
+        except NonFiniteError as error:
+            if not safe or before is None:
+                raise
+            x, status = before.x, Status.NOT_FINITE
+            work = work._replace(x=x, status=status, message=str(error), point=None)
+            return work, self.measure(x, f" before {where}")
+
+    def validate(self, x: Tensor) -> tuple[float | None, float | None]:
+        """Validation loss and accuracy at `x` [P]; None where there are none."""
+        return (None, None) if self.validation is None else self.validation.score(x)
+
+    def is_other(self, point: Point) -> bool:
+        """Whether the parameters are not at a point any more, or the loss there is another one."""
+        if not torch.equal(point.x, self.objective.vector.read()):
+            return True
+        return not agree(point.value, self.objective.value(point.x), point.resolution)
