@@ -650,3 +650,187 @@ def test_a_float32_model_resumes_with_float64_memory(second, tmp_path):
         optimizer.step(lambda: mse_loss(model(inputs), targets))
         again.step(lambda: mse_loss(other(inputs), targets))
         assert torch.equal(flat(model), flat(other))
+
+
+# ---- closures of the other convention, and losses that change ------------------------------------
+
+
+def with_backward(model, inputs, targets, detached=False):
+    def closure():
+        model.zero_grad()
+        loss = mse_loss(model(inputs), targets)
+        loss.backward()
+        return loss.detach() if detached else loss
+
+    return closure
+
+
+def without_backward(model, inputs, targets):
+    return lambda: mse_loss(model(inputs), targets)
+
+
+@pytest.mark.parametrize("detached", [False, True])
+@pytest.mark.parametrize("line_search", SEARCHES.values(), ids=SEARCHES)
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_closures_with_and_without_backward_give_the_same_iterates(
+    direction, line_search, detached
+):
+    """Bit for bit; each call with backward counts as an evaluation of a gradient."""
+    models, data, calls = (network(), network()), samples(), []
+    descent = Descent(direction, line_search)
+    plain, other = (SecondPhase(model.parameters(), descent) for model in models)
+    closure = with_backward(models[1], *data, detached)
+    for _ in range(8):
+        calls.clear()
+        losses = plain.step(lambda: mse_loss(models[0](data[0]), data[1]))
+        assert other.step(lambda: (calls.append(1), closure())[1]) == losses
+        assert torch.equal(flat(models[0]), flat(models[1]))
+        assert other.result.passes == 3 * len(calls)
+
+
+@every_optimizer
+def test_gradients_are_left_as_torchs_lbfgs_leaves_them(optimizer_of):
+    """Those of the parameters' present values, where the search has them, else of those before."""
+    for closure_of in (with_backward, without_backward):
+        model, data = network(), samples()
+        optimizer = optimizer_of(model.parameters())
+        for _ in range(5):
+            before = flat(model)
+            optimizer.step(closure_of(model, *data))
+            found = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+            expected = []
+            for at in (flat(model), before):
+                again = network()
+                nn.utils.vector_to_parameters(at, again.parameters())
+                mse_loss(again(data[0]), data[1]).backward()
+                expected.append(torch.cat([p.grad.reshape(-1) for p in again.parameters()]))
+            near = [torch.allclose(found, e, rtol=1e-12, atol=1e-14) for e in expected]
+            assert near[0] or (near[1] and optimizer_of is ConjugateGradient)
+
+
+@pytest.mark.parametrize("kind", ["plain", "backward"])
+@every_optimizer
+def test_a_loss_that_has_changed_costs_a_restart(optimizer_of, kind):
+    """The step after it is a first step: the same as that of a new optimizer."""
+    model, generator = network(), torch.Generator().manual_seed(0)
+    optimizer = optimizer_of(model.parameters())
+    for step in range(24):
+        if step % 6 == 0:
+            inputs = torch.randn(50, 3, generator=generator, dtype=torch.float64)
+            targets = torch.stack([inputs.prod(dim=1), inputs.sum(dim=1)], dim=1)
+        twin = network()
+        twin.load_state_dict(model.state_dict())
+        closure_of = with_backward if kind == "backward" else without_backward
+        closures = [closure_of(m, inputs, targets) for m in (model, twin)]
+        before = closures[0]().item()
+        loss = optimizer.step(closures[0]).item()
+        assert loss < before and loss == closures[0]().item()
+        assert optimizer.result.restarted is (step in (6, 12, 18))
+        if step % 6 == 0:
+            optimizer_of(twin.parameters()).step(closures[1])
+            assert torch.equal(flat(model), flat(twin))
+
+
+def test_the_same_loss_in_another_order_is_no_restart():
+    """Rounding in float32 is no new loss."""
+    model = network(torch.float32)
+    inputs, targets = samples(torch.float32)
+    optimizer = SecondPhase(model.parameters())
+    for seed in range(30):
+        order = torch.randperm(50, generator=torch.Generator().manual_seed(seed))
+        optimizer.step(with_backward(model, inputs[order], targets[order]))
+        assert not optimizer.result.restarted
+
+
+@every_optimizer
+def test_more_iterations_a_step_are_the_same_iterations(optimizer_of):
+    models, data = (network(), network()), samples()
+    one = optimizer_of(models[0].parameters())
+    many = optimizer_of(models[1].parameters(), max_iter=7)
+    for _ in range(3):
+        last = [one.step(lambda: mse_loss(models[0](data[0]), data[1])) for _ in range(7)][-1]
+        assert many.step(lambda: mse_loss(models[1](data[0]), data[1])) == last
+        assert torch.equal(flat(models[0]), flat(models[1]))
+    with pytest.raises(InputError, match="^max_iter: 0"):
+        optimizer_of(models[0].parameters(), max_iter=0)
+
+
+def hostile_closures(model):
+    inputs, targets = samples()
+
+    def loss():
+        return mse_loss(model(inputs), targets)
+
+    def changes():
+        with torch.no_grad():
+            model[0].weight.add_(1e-3)
+        return loss()
+
+    def twice():
+        found = loss()
+        found.backward(retain_graph=True)
+        found.backward()
+        return found
+
+    def raises():
+        raise ZeroDivisionError("in the middle")
+
+    return {
+        "changes the parameters": changes,
+        "2 times the gradient": twice,
+        "without a graph": lambda: loss().detach(),
+        "nan": lambda: loss() * float("nan"),
+        "in the middle": raises,
+        "real scalar": lambda: model(inputs),
+    }
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["plain", "backward"])
+@pytest.mark.parametrize("message", hostile_closures(None))
+@every_optimizer
+def test_hostile_closures_leave_parameters_and_gradients(optimizer_of, message, kind, call):
+    """From a call on, in the first step or within a search of a later one."""
+    model = network()
+    good = (with_backward if kind == "backward" else without_backward)(model, *samples())
+    hostile = hostile_closures(model)[message]
+    optimizer = optimizer_of(model.parameters())
+    for steps in (0, 4):
+        for _ in range(steps):
+            optimizer.step(good)
+        before, gradients = flat(model), [p.grad for p in model.parameters()]
+        calls = []
+
+        def closure(calls=calls):
+            calls.append(1)
+            return good() if len(calls) < call else hostile()
+
+        try:
+            optimizer.step(closure)
+        except (InputError, NonFiniteError, ZeroDivisionError) as error:
+            assert "\n" not in str(error)
+            assert torch.equal(flat(model), before)
+            assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
+        else:
+            # a search takes what is not finite as a wall, a value needs no graph, and a doubled
+            # gradient is looked for at the first step only
+            harmless = ("nan", "2 times the gradient", "without a graph")
+            assert len(calls) < call or message in harmless
+            assert torch.isfinite(flat(model)).all()
+
+
+def test_amps_scaler_is_one_clear_line():
+    model, data = network(torch.float32), samples(torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def closure():
+        model.zero_grad()
+        loss = mse_loss(model(data[0]), data[1])
+        scaler.scale(loss).backward()
+        return loss
+
+    with pytest.raises(InputError, match="leaves 1.0[23]e.03 times the gradient .* AMP"):
+        SecondPhase(model.parameters()).step(closure)
+    scaler.scale(mse_loss(model(data[0]), data[1])).backward()
+    with pytest.raises(InputError, match="^closure: None .* GradScaler"):
+        scaler.step(SecondPhase(model.parameters()))

@@ -1,0 +1,188 @@
+"""Examples that are read in each pass: the same losses as in memory, and the same trainings."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+import twophase
+from twophase import AdamSettings, fit
+from twophase.errors import InputError
+from twophase.objectives import FullBatch, Streamed
+from twophase.objectives.streamed import in_order
+from twophase.second_phase import SELF_SCALED_BFGS
+
+COUNT = 50
+
+
+def network(outputs=1, dtype=torch.float64):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, outputs)).to(dtype)
+    return layers.append(nn.Softmax(dim=1)) if outputs > 1 else layers
+
+
+def samples(classes=False):
+    inputs = torch.randn(COUNT, 3, generator=torch.Generator().manual_seed(1)).double()
+    if classes:
+        return inputs, (inputs.sum(dim=1) > 0).long()
+    return inputs, inputs.prod(dim=1, keepdim=True)
+
+
+class Stream(IterableDataset):
+    """Examples without indices."""
+
+    def __iter__(self):
+        return iter(zip(*samples(), strict=True))
+
+
+def loaders():
+    data = TensorDataset(*samples())
+    return {
+        "dataset": data,
+        "in order": DataLoader(data, 16),
+        "shuffled": DataLoader(data, 16, shuffle=True),
+        "drops the last": DataLoader(data, 16, shuffle=True, drop_last=True),
+        "workers": DataLoader(data, 16, shuffle=True, num_workers=1),
+        "stream": DataLoader(Stream(), 16),
+        "batch sampler": DataLoader(
+            data, batch_sampler=BatchSampler(RandomSampler(data), 7, drop_last=False)
+        ),
+        "pairs": [(x, y) for x, y in zip(*samples(), strict=True)],
+    }
+
+
+def as_dataset(source):
+    """A list of pairs is a dataset by what it can, but not by its class."""
+
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, index):
+            return source[index]
+
+    return Pairs() if isinstance(source, list) else source
+
+
+@pytest.mark.parametrize("chunk_size", [None, 7])
+@pytest.mark.parametrize("name", loaders())
+def test_losses_and_gradients_are_those_of_the_examples_in_memory(name, chunk_size):
+    model = network()
+    streamed = Streamed(model, mse_loss, as_dataset(loaders()[name]), chunk_size)
+    memory = FullBatch(model, mse_loss, *samples())
+    x = memory.vector.read()
+    assert streamed.count == memory.count == COUNT
+    assert streamed.value(x) == pytest.approx(memory.value(x), rel=1e-13)
+    (value, gradient), expected = streamed.value_and_gradient(x), memory.value_and_gradient(x)
+    assert value == pytest.approx(expected[0], rel=1e-13)
+    torch.testing.assert_close(gradient, expected[1], rtol=1e-11, atol=1e-14)
+    product, other = (o.hessian_vector(x, x) for o in (streamed, memory))
+    torch.testing.assert_close(product, other, rtol=1e-10, atol=1e-13)
+    assert streamed.passes == memory.passes
+
+
+def test_labels_have_an_accuracy():
+    model, data = network(2), samples(classes=True)
+    streamed = Streamed(model, twophase.mse, DataLoader(TensorDataset(*data), 16))
+    memory = FullBatch(model, twophase.mse, *data)
+    x = memory.vector.read()
+    assert streamed.score(x) == pytest.approx(memory.score(x), rel=1e-13)
+    assert streamed.measure(x)[1] == memory.measure(x)[1]
+
+
+def test_a_subset_stays_one():
+    """A validation split by samplers must not leak into the training loss."""
+    chosen = list(range(0, COUNT, 3))
+    data, model = TensorDataset(*samples()), network()
+    inputs, targets = (t[chosen] for t in samples())
+    memory = FullBatch(model, mse_loss, inputs, targets)
+    x = memory.vector.read()
+    for source in (
+        DataLoader(data, 4, sampler=SubsetRandomSampler(chosen)),
+        DataLoader(Subset(data, chosen), 4, shuffle=True),
+    ):
+        streamed = Streamed(model, mse_loss, source)
+        assert streamed.count == len(chosen)
+        assert streamed.value(x) == pytest.approx(memory.value(x), rel=1e-13)
+
+
+def test_another_sampler_draws_as_it_likes_and_is_found_out():
+    data = TensorDataset(*samples())
+    sampler = WeightedRandomSampler(torch.rand(COUNT).tolist(), COUNT)
+    loader = DataLoader(data, 16, sampler=sampler)
+    assert in_order(loader) is loader
+    with pytest.raises(InputError, match="at the same parameters"):
+        fit(network(), loader, epochs=10, switch=2, loss=mse_loss)
+
+
+@pytest.mark.parametrize("batch_size", [16, None])
+@pytest.mark.parametrize("name", ["dataset", "pairs"])
+def test_a_dataset_is_trained_like_tensors_with_the_same_seed(name, batch_size):
+    """The same mini-batches in the same order: histories agree to rounding."""
+    adam = AdamSettings(0.01, batch_size)
+    settings = dict(epochs=9, switch=5, adam=adam, loss=mse_loss, second=SELF_SCALED_BFGS, seed=4)
+    ours = fit(network(), as_dataset(loaders()[name]), **settings).history
+    theirs = fit(network(), samples(), **settings).history
+    for column in ("phase", "passes", "evaluations"):
+        assert ours[column].tolist() == theirs[column].tolist()
+    for column in ("train_loss", "grad_norm"):
+        assert ours[column].tolist() == pytest.approx(theirs[column].tolist(), rel=1e-7)
+
+
+@pytest.mark.parametrize("name", loaders())
+def test_it_trains_in_both_phases_and_validates(name):
+    data = as_dataset(loaders()[name])
+    model = network()
+    adam = AdamSettings(0.01, 16)
+    result = fit(model, data, validation=samples(), epochs=14, switch=4, adam=adam, loss=mse_loss)
+    history = result.history
+    assert result.swap_epoch == 4 and history.train_loss.iloc[-1] < history.train_loss.iloc[3]
+    assert history.validation_loss.tolist() == pytest.approx(history.train_loss.tolist(), rel=1e-9)
+
+
+def test_the_global_generator_is_left_alone():
+    """What a loader draws for its workers comes from a generator of its own."""
+    state = torch.get_rng_state()
+    fit(network(), as_dataset(loaders()["pairs"]), epochs=6, switch=3, loss=mse_loss)
+    model = network()
+    torch.set_rng_state(state)
+    fit(model, TensorDataset(*samples()), epochs=6, switch=3, loss=mse_loss)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("batch", [{"x": torch.ones(3)}, (torch.ones(3),), torch.ones(3)])
+def test_other_batches_are_one_line(batch):
+    loader = DataLoader([batch] * 4, 2)
+    with pytest.raises(InputError, match="^data: .* use batches \\(inputs, targets\\)"):
+        fit(network(), loader, epochs=3)
+
+
+def test_the_whole_set_is_never_in_memory():
+    """At most a chunk, and what a loader's worker has fetched before."""
+    alive, most = set(), [0]
+
+    class Counted(torch.utils.data.Dataset):
+        def __len__(self):
+            return 200
+
+        def __getitem__(self, index):
+            alive.add(index)
+            most[0] = max(most[0], len(alive))
+            return torch.ones(3).double() * index, torch.ones(1).double()
+
+    def collate(pairs):
+        alive.clear()
+        return torch.utils.data.default_collate(pairs)
+
+    fit(network(), DataLoader(Counted(), 20, collate_fn=collate), epochs=3, loss=mse_loss)
+    assert most[0] == 20
