@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,49 +20,67 @@ SMALLEST_CHANGE, LARGEST_CHANGE = 1e-3, 1e5
 WRONG_SLOPE = 1.5
 
 
+class Habits(NamedTuple):
+    """What is known of a closure: whether it calls backward (None: not yet), or needs a graph."""
+
+    calls_backward: bool | None = None
+    needs_graph: bool = False
+
+
+UNKNOWN = Habits()
+
+
+class NoGraphError(InputError):
+    """A derivative was asked for where there is no graph."""
+
+
 class ClosureObjective:
     """An `Objective` from a torch closure, which returns the loss and may call backward.
 
     A closure that has called backward is known by the gradients that it leaves in the parameters:
     each evaluation then is a forward and a backward pass, and the loss may be detached. Else a
-    value takes a forward pass only, without a graph. Every evaluation leaves its `x` in the
-    parameters; gradients that were there before are gone.
+    value takes a forward pass only, without a graph where the closure needs none; one with
+    derivatives by the inputs, as in physics-informed losses, does. Every evaluation leaves its `x`
+    in the parameters; gradients that were there before are gone.
+
+    What is known of the closure is in `habits`, for other closures that are alike.
 
     Its resolution is that of the loss's dtype, at best that of the parameters'. `InputError` where
     the closure returns no real scalar, for a gradient neither calls backward nor returns a loss
-    with a graph, changes the parameters, or calls backward at some calls only.
+    with a graph, or changes the parameters.
     """
 
     classes, count = False, 1  # no accuracy, and no mini-batches
 
-    def __init__(self, vector: ParameterVector, closure: Closure):
-        self.vector, self.closure = vector, closure
+    def __init__(self, vector: ParameterVector, closure: Closure, habits: Habits = UNKNOWN):
+        self.vector, self.closure, self.habits = vector, closure, habits
         self.passes = Passes()
         self.resolution = round_off(vector.dtype)
-        self.calls_backward: bool | None = None  # None: not known yet
 
     def value(self, x: Tensor) -> float:
         """Value at `x` [P]: one forward pass, and a backward pass where the closure calls it."""
-        if self.calls_backward is not False:
+        if self.habits.calls_backward is not False:
             return self.value_and_gradient(x)[0]
         self.passes.forward += 1
-        with torch.no_grad():
-            return self._loss(x).item()
+        if self.habits.needs_graph:
+            return self._with_graph(x).item()
+        try:
+            with torch.no_grad():
+                return self._loss(x).item()
+        except NoGraphError:
+            self.habits = self.habits._replace(needs_graph=True)
+        return self._with_graph(x).item()
 
-    @torch.enable_grad()
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         """Value and gradient [P] at `x` [P]: one forward and backward pass."""
         self.passes.forward += 1
-        self.passes.backward += 1
-        for parameter in self.vector.parameters:
-            parameter.grad = None
-        loss = self._loss(x)
-        self.calls_backward = any(p.grad is not None for p in self.vector.parameters)
-        if self.calls_backward:
+        loss = self._with_graph(x)
+        if self.habits.calls_backward:
             return loss.item(), self.vector.read_gradient()
         if not loss.requires_grad:
             allowed = "a loss computed from the parameters, or a closure that calls backward"
             raise InputError("closure", "a loss without a graph", allowed)
+        self.passes.backward += 1
         with _explained():
             return loss.item(), self.vector.gradient(loss)
 
@@ -73,6 +91,17 @@ class ClosureObjective:
     def score(self, x: Tensor) -> Score:
         """The loss at `x` [P], and no accuracy: as `value`."""
         return Score(self.value(x), None)
+
+    @torch.enable_grad()
+    def _with_graph(self, x: Tensor) -> Tensor:
+        """The loss, with its graph or after the closure's backward pass, which is noticed."""
+        for parameter in self.vector.parameters:
+            parameter.grad = None
+        loss = self._loss(x)
+        backward = any(p.grad is not None for p in self.vector.parameters)
+        self.habits = self.habits._replace(calls_backward=backward)
+        self.passes.backward += backward
+        return loss
 
     def _loss(self, x: Tensor) -> Tensor:
         self.vector.write(x)
@@ -109,14 +138,13 @@ def _explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if "backward through the graph a second time" in text:
-            found = "one that calls backward twice"
-        elif "does not require grad" in text:
-            found = "one whose loss does not depend on the parameters, or not at all calls"
-        else:
-            raise
         allowed = "one that returns the loss, after one backward pass or none"
-        raise InputError("closure", found, allowed) from error
+        if "backward through the graph a second time" in text:
+            raise InputError("closure", "one that calls backward twice", allowed) from error
+        if "does not require grad" in text:
+            found = "one whose loss does not depend on the parameters"
+            raise NoGraphError("closure", found, allowed) from error
+        raise
 
 
 def check_slope(objective: Objective, point: Point) -> None:

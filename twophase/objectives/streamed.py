@@ -58,7 +58,7 @@ class Streamed(MeanLoss):
         """The mini-batches of an epoch, on the model's device."""
         source = self.source
         if not isinstance(source, DataLoader):
-            order = RandomSampler(source, generator=generator)  # type: ignore[arg-type]
+            order = torch.randperm(self.count, generator=generator).tolist()
             source = DataLoader(source, size or self.count, sampler=order, generator=_own())
         return map(self._pair, source)
 

@@ -14,7 +14,14 @@ from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBF
 from twophase.errors import InputError, check_integer
 from twophase.line_search import LineSearch, ParabolaFirst, StrongWolfe
 from twophase.objective import Point, agree, check_repeats, evaluate, norm
-from twophase.objectives.closure import Closure, ClosureObjective, check_slope, unharmed
+from twophase.objectives.closure import (
+    UNKNOWN,
+    Closure,
+    ClosureObjective,
+    Habits,
+    check_slope,
+    unharmed,
+)
 from twophase.parameters import ParameterVector
 from twophase.preconditioner import from_moments
 from twophase.second_phase import Descent, Iteration, Minimizer, Status, check_minimizer
@@ -131,8 +138,8 @@ class SecondPhase(Optimizer):
         """
         if not callable(closure):
             raise InputError("closure", closure, CLOSURE)
-        objective = ClosureObjective(ParameterVector(self._parameters()), closure)
-        objective.calls_backward = self._saved().get("calls_backward")
+        habits = Habits(*self._saved().get("habits", UNKNOWN))
+        objective = ClosureObjective(ParameterVector(self._parameters()), closure, habits)
         with unharmed(objective.vector) as x:
             done = self._iterations(objective, x)
         objective.vector.write(done.x)
@@ -143,7 +150,7 @@ class SecondPhase(Optimizer):
         state, point, restarted = self._look(objective, x)
         if self.result is None:
             check_repeats(objective, point)
-            if objective.calls_backward:
+            if objective.habits.calls_backward:
                 check_slope(objective, point)
         before, evaluations = norm(point.gradient), 0
         for count in range(1, self.max_iter + 1):
@@ -154,7 +161,7 @@ class SecondPhase(Optimizer):
             point = done.point or evaluate(objective, done.x)
         saved["state"] = state._asdict() if state else None
         saved["point"] = done.point and done.point[1:]  # the state has its x
-        saved["calls_backward"] = objective.calls_backward
+        saved["habits"] = tuple(objective.habits)
         saved["loss"], saved["iterations"] = done.value, saved.get("iterations", 0) + count
         objective.vector.write_gradient((done.point or point).gradient)
         cost = done.step, evaluations, objective.passes.total, restarted

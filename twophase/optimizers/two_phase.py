@@ -11,7 +11,7 @@ from twophase.automatic import DEFAULT
 from twophase.errors import InputError, check_integer, check_number, check_type
 from twophase.loop import Loop
 from twophase.monitor import Exact, Monitor
-from twophase.objectives.closure import Closure, ClosureObjective, check_slope, unharmed
+from twophase.objectives.closure import Closure, ClosureObjective, Habits, check_slope, unharmed
 from twophase.optimizers.second_phase import CLOSURE, SecondPhase
 from twophase.parameters import ParameterVector
 from twophase.payoff import payoffs
@@ -231,7 +231,7 @@ class TwoPhase(Optimizer):
     def _check(self) -> None:
         """Whether a closure that calls backward leaves the gradient of its loss."""
         point, before = self.loop.watch.point, self.objective.passes.total
-        if self.objective.calls_backward and point is not None:
+        if self.objective.habits.calls_backward and point is not None:
             check_slope(self.objective, point)
             self.objective.vector.write(point.x)
         self.looks += self.objective.passes.total - before
@@ -269,9 +269,9 @@ class TwoPhase(Optimizer):
         """
         own = {"version": VERSION, "batches": self.batches, "loop": self.loop.state_dict()}
         more = {"looks": self.looks, "checked": self._checked}
-        backward = {"calls_backward": self.objective.calls_backward}
+        habits = {"habits": tuple(self.objective.habits)}
         groups = self.first.state_dict()["param_groups"]
-        return {"state": {}, "param_groups": groups, "twophase": own | more | backward}
+        return {"state": {}, "param_groups": groups, "twophase": own | more | habits}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned; the parameters become those of the state.
@@ -282,7 +282,7 @@ class TwoPhase(Optimizer):
         self.loop.load_state_dict(own["loop"])
         self._share()
         self.looks, self._checked = own["looks"], own["checked"]
-        self.objective.calls_backward = own["calls_backward"]
+        self.objective.habits = Habits(*own["habits"])
 
     def _own(self, state: dict[str, Any]) -> dict[str, Any]:
         own = state.get("twophase") if isinstance(state, dict) else None
