@@ -35,8 +35,9 @@ class TwoPhaseCallback(Callback):
     `InputError` where the optimizer is another one, or the training has several processes.
     """
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Tell the optimizer how many batches there are; leave them out in the second phase."""
+        trainer.estimated_stepping_batches  # noqa: B018 (loads the data, so that they are counted)
         optimizer = module.optimizers(use_pl_optimizer=False)
         if not isinstance(optimizer, TwoPhase):
             found = type(optimizer).__name__

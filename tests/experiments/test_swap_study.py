@@ -1,0 +1,124 @@
+"""Branches of a training of one's own: the same losses as whole runs, and the words about them."""
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+import twophase as tp
+from twophase.errors import InputError
+from twophase.experiments.swap_study import (
+    BY_ITSELF,
+    NEVER,
+    Training,
+    ends,
+    study,
+    to_ends,
+    verdict,
+)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+
+def samples(seed):
+    inputs = torch.randn(60, 2, generator=torch.Generator().manual_seed(seed)).double()
+    return inputs, inputs.prod(dim=1, keepdim=True)
+
+
+def regression():
+    adam = tp.AdamSettings(0.01, 16)
+    return Training(network, samples(0), samples(1), mse_loss, adam)
+
+
+def test_branches_are_whole_runs():
+    """Bit for bit what `fit` has for each swap, and for the default."""
+    training = regression()
+    table = study(training, 150, (3, 10))
+    assert table.swap.unique().tolist() == [NEVER, "3", "10", BY_ITSELF]
+    settings = dict(validation=training.validation, loss=mse_loss, adam=training.adam)
+    for name, extra in {
+        NEVER: dict(second=None),
+        "3": dict(switch=3, fallback=None),
+        "10": dict(switch=10, fallback=None),
+        BY_ITSELF: {},
+    }.items():
+        result = tp.fit(network(), training.data, passes=150, **settings, **extra)
+        rows = table[table.swap == name]
+        for column in ("epoch", "phase", "train_loss", "validation_loss"):
+            assert rows[column].tolist() == result.history[column].tolist()
+        assert rows.epoch[rows.kept].tolist() == [result.final.epoch]
+    by_adam = table[(table.swap == "10") & (table.phase == "adam")]
+    assert by_adam.passes.tolist() == [3 * n for n in range(1, 11)]
+
+
+def test_what_the_race_needs_is_in_its_passes():
+    """Three losses a trial, with mini-batches."""
+    table = study(regression(), 300, (3,))
+    race = table[table.swap == BY_ITSELF]
+    trainer = regression().trainer()
+    while trainer.spent < 300 and not trainer.ended:
+        trainer.epoch()
+    assert race.passes.iloc[-1] == trainer.spent > sum(r.passes for r in trainer.history)
+
+
+def test_a_sum_of_squares_has_no_data():
+    x = torch.linspace(-1, 1, 20).double()[:, None]
+
+    def problem():
+        torch.manual_seed(0)
+        line = nn.Linear(1, 1).double()
+        return tp.LeastSquares(line, [tp.Term(lambda model, points: model(points) - 3 * points, x)])
+
+    table = study(Training(problem, adam=tp.AdamSettings(batch_size=None)), 60, (2,))
+    found = ends(table)
+    assert list(found) == ["passes", "train_loss"]
+    assert found.train_loss["2"] < 1e-20 < found.train_loss[NEVER]
+    assert "**It pays**: after a swap at epoch 2" in verdict(table)
+
+
+def test_swaps_beyond_the_end_are_one_line():
+    with pytest.raises(InputError, match=r"^swaps: \[100, 200\]"):
+        study(regression(), 60, (100, 200))
+    with pytest.raises(InputError, match="^passes: 0"):
+        study(regression(), 0, (1,))
+
+
+def table_of(ends_of):
+    """A table of branches of two epochs, by training and validation losses."""
+    rows = [
+        (name, epoch, loss, validation, epoch == 2)
+        for name, losses in ends_of.items()
+        for epoch, (loss, validation) in zip((1, 2), losses, strict=True)
+    ]
+    columns = ["swap", "epoch", "train_loss", "validation_loss", "kept"]
+    return pd.DataFrame(rows, columns=columns).assign(
+        phase="adam", passes=6, validation_accuracy=None
+    )
+
+
+def test_the_verdict_says_who_is_lowest_in_both_losses():
+    both = table_of({
+        NEVER: [(1.0, 1.0), (0.5, 0.6)],
+        "1": [(1.0, 1.0), (0.1, 0.9)],
+        BY_ITSELF: [(1.0, 1.0), (0.2, 0.7)],
+    })  # fmt: skip
+    text = verdict(both)
+    assert "after a swap at epoch 1" in text and "1.00e-01, Adam's at 5.00e-01" in text
+    assert "ends below Adam, at 2.00e-01" in text
+    assert "is that of **Adam alone**" in text and 'keep="validation"' in text
+    assert list(to_ends(both)) == [
+        "passes", "training loss", "validation loss", "lowest validation loss"
+    ]  # fmt: skip
+    worse = table_of({
+        NEVER: [(1.0, 1.0), (0.1, 0.6)],
+        "1": [(1.0, 1.0), (0.5, 0.59)],
+        BY_ITSELF: [(1.0, 1.0), (0.2, 0.7)],
+    })  # fmt: skip
+    text = verdict(worse)
+    assert "**No swap pays**" in text and "ends not below Adam" in text
+    assert "is that of **the swap at epoch 1**" in text
+    assert 'keep="validation"' not in text

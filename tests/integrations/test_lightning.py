@@ -1,0 +1,178 @@
+"""`SecondPhase`, `TwoPhase` and its callback in Lightning, for real."""
+
+import logging
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, TensorDataset
+
+import twophase
+from twophase.errors import InputError
+
+pl = pytest.importorskip("lightning.pytorch", reason="of the extra test")
+from twophase.integrations.lightning import TwoPhaseCallback  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+def samples(count=256):
+    inputs = torch.rand(count, 2, generator=torch.Generator().manual_seed(0))
+    return inputs, (3 * inputs[:, :1]).sin() * inputs[:, 1:]
+
+
+class Regression(pl.LightningModule):
+    """A small regression; `optimizer_of` makes its optimizer."""
+
+    def __init__(self, optimizer_of, dropout=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Linear(2, 20), nn.Tanh(), nn.Dropout(dropout), nn.Linear(20, 1)
+        )  # fmt: skip
+        self.optimizer_of, self.steps = optimizer_of, 0
+
+    def training_step(self, batch, index):
+        self.steps += 1
+        loss = mse_loss(self.net(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch, index):
+        self.log("val_loss", mse_loss(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return self.optimizer_of(self.parameters())
+
+
+def trainer_of(epochs, *callbacks, **settings):
+    settings = {"enable_checkpointing": False} | settings
+    return pl.Trainer(
+        max_epochs=epochs, accelerator="cpu", devices=1, logger=False, log_every_n_steps=1,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
+        **settings,
+    )  # fmt: skip
+
+
+def loaders(batch_size=256, shuffle=True):
+    data = TensorDataset(*samples())
+    generator = torch.Generator().manual_seed(0)
+    train = DataLoader(data, batch_size, shuffle=shuffle, generator=generator)
+    return train, DataLoader(data, 256)
+
+
+def loss_of(module):
+    with torch.no_grad():
+        return mse_loss(module.net(samples()[0]), samples()[1]).item()
+
+
+@pytest.mark.parametrize(
+    "optimizer_of", [twophase.SecondPhase, twophase.SelfScaledBFGS, twophase.TwoPhase]
+)
+def test_a_full_batch_is_solved_by_automatic_optimization(optimizer_of):
+    """100 steps of `SecondPhase`, 200 of `TwoPhase`: a mean squared error below 1e-4."""
+    module = Regression(optimizer_of)
+    trainer = trainer_of(200 if optimizer_of is twophase.TwoPhase else 100)
+    trainer.fit(module, *loaders())
+    assert loss_of(module) < 1e-4
+    assert trainer.callback_metrics["val_loss"].item() == pytest.approx(loss_of(module), rel=1e-5)
+
+
+def test_the_callback_makes_the_second_phase_of_mini_batches():
+    module, callback = Regression(twophase.TwoPhase), TwoPhaseCallback()
+    trainer = trainer_of(120, callback)
+    step, optimize = module.training_step, module.optimizer_step
+    trainer.fit(module, *loaders(32))
+    optimizer = trainer.optimizers[0]
+    assert optimizer.batches == 8 and optimizer.phase == "second"
+    assert len(optimizer.records) == 120
+    metrics = trainer.callback_metrics
+    assert loss_of(module) < 1e-5
+    assert metrics["val_loss"].item() == pytest.approx(loss_of(module), rel=1e-4)
+    assert metrics["twophase/loss"].item() == pytest.approx(loss_of(module), rel=1e-4)
+    assert metrics["twophase/passes"].item() == optimizer.loop.spent
+    # nothing is left behind in the module
+    assert module.training_step == step and module.optimizer_step == optimize
+    assert "log" not in module.__dict__
+
+
+def test_the_callbacks_epochs_are_those_of_fit():
+    """Its full-batch losses and norms are those of the library's loop, to float32."""
+    module = Regression(lambda p: twophase.TwoPhase(p, switch=5, second=twophase.SELF_SCALED_BFGS))
+    trainer = trainer_of(8, TwoPhaseCallback())
+    trainer.fit(module, loaders(32, shuffle=False)[0])
+    twin = Regression(twophase.TwoPhase)
+    optimizer = twophase.TwoPhase(
+        twin.net.parameters(), batches=8, switch=5, second=twophase.SELF_SCALED_BFGS
+    )
+    inputs, targets = samples()
+    for _ in range(8):
+        for batch in torch.arange(256).split(32):
+            optimizer.step(lambda b=batch: mse_loss(twin.net(inputs[b]), targets[b]))
+        optimizer.end_epoch(lambda: mse_loss(twin.net(inputs), targets))
+    found, expected = trainer.optimizers[0].history, optimizer.history
+    assert found.phase.tolist() == expected.phase.tolist() == ["adam"] * 5 + ["second"] * 3
+    for column in ("train_loss", "grad_norm"):
+        assert found[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-3)
+
+
+def test_the_second_phase_leaves_the_epochs_batches_out():
+    module = Regression(lambda p: twophase.TwoPhase(p, switch=2, fallback=None))
+    trainer = trainer_of(3, TwoPhaseCallback())
+    seen = []
+
+    class Count(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            seen.append(module.steps)
+
+    trainer.callbacks.append(Count())
+    trainer.fit(module, loaders(32)[0])
+    passes = trainer.optimizers[0].loop.objective.passes
+    assert seen[-1] == 2 * 8 + 8 * passes.forward
+
+
+def test_dropout_is_off_where_the_full_loss_is_measured():
+    module = Regression(lambda p: twophase.TwoPhase(p, switch=3), dropout=0.2)
+    trainer_of(8, TwoPhaseCallback()).fit(module, loaders(64)[0])
+    assert module.training and all(m.training for m in module.modules())
+
+
+@pytest.mark.parametrize("batch_size", [256, 64])
+@pytest.mark.parametrize("epochs", [10, 30])
+def test_a_checkpoint_of_lightnings_resumes_exactly(tmp_path, batch_size, epochs):
+    """In Adam, and in the second phase."""
+
+    def fitted(until, path=None, save=None):
+        module = Regression(lambda p: twophase.TwoPhase(p, switch=20))
+        trainer = trainer_of(until, TwoPhaseCallback(), enable_checkpointing=save is not None)
+        trainer.fit(module, loaders(batch_size, shuffle=False)[0], ckpt_path=path)
+        if save is not None:
+            trainer.save_checkpoint(save)
+        return module, trainer.optimizers[0]
+
+    fitted(epochs, save=tmp_path / "half.ckpt")
+    whole, first = fitted(45)
+    again, second = fitted(45, path=tmp_path / "half.ckpt")
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    losses = [[r.train_loss for r in o.records] for o in (first, second)]
+    assert losses[0] == losses[1]
+
+
+def test_what_stands_in_the_way_is_one_clear_line():
+    with pytest.raises(InputError, match="neither|clipping"):
+        trainer_of(3, gradient_clip_val=0.01).fit(Regression(twophase.SecondPhase), *loaders())
+    with pytest.raises(InputError, match="^configure_optimizers: 'Adam'"):
+        module = Regression(lambda p: torch.optim.Adam(p))
+        trainer_of(3, TwoPhaseCallback()).fit(module, *loaders(32))
+
+
+def test_no_warnings_are_left_from_our_side():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module = Regression(lambda p: twophase.TwoPhase(p, switch=2))
+        trainer_of(4, TwoPhaseCallback()).fit(module, loaders(64)[0])
+    assert not [w for w in caught if "twophase" in str(w.filename) or "training_step" in str(w)]

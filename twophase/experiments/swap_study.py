@@ -1,0 +1,133 @@
+"""Where to swap in a training of one's own: branches from one trajectory of Adam, and a verdict."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from twophase.adam import AdamSettings
+from twophase.automatic import DEFAULT
+from twophase.errors import InputError, check_integer
+from twophase.least_squares import LeastSquares
+from twophase.losses import Loss, mse
+from twophase.objectives.from_data import Data
+from twophase.record import Record
+from twophase.record import table as table_of
+from twophase.second_phase import Minimizer
+from twophase.trainer import Trainer
+
+COLUMNS = ["epoch", "phase", "train_loss", "validation_loss", "validation_accuracy", "passes"]
+# A swap that is not at a given epoch: never, and where the library's rule has it.
+NEVER, BY_ITSELF = "never", "by the race"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained: how the model begins, on what, and by which loss; see `Trainer`.
+
+    `make` returns the model with its initial weights, the same at each call, or a `LeastSquares`.
+    """
+
+    make: Callable[[], nn.Module | LeastSquares]
+    data: Data | None = None
+    validation: Data | None = None
+    loss: Loss = mse
+    adam: AdamSettings = field(default_factory=AdamSettings)
+
+    def trainer(self, **settings: Any) -> Trainer:
+        """A trainer that is at its start."""
+        own = {"validation": self.validation, "loss": self.loss, "adam": self.adam}
+        return Trainer(self.make(), self.data, **own, **settings)
+
+
+def study(
+    training: Training, passes: int, swaps: Iterable[int], second: Minimizer = DEFAULT
+) -> pd.DataFrame:
+    """All losses of one trajectory of Adam, with the second phase from some of its epochs on.
+
+    Each branch ends when so many `passes` over the data are spent, or the second phase can do no
+    more; there is no way back. A row for each branch and epoch: `swap` is the epoch as a text,
+    "never" or "by the race" (the library's default, with its way back), `passes` are those spent so
+    far, those of the rule and its trials included; `kept` marks the epoch whose weights are the
+    result.
+
+    `InputError` where no swap is left within the passes.
+    """
+    check_integer("passes", passes, 1)
+    alone, wanted, states = training.trainer(second=None), set(swaps), {}
+    for record, spent in _epochs(alone, passes):
+        if record.epoch in wanted and spent < passes:
+            states[record.epoch] = alone.state_dict()
+    if not states:
+        raise InputError("swaps", sorted(wanted), f"epochs that end within {passes} passes")
+    branches = [(NEVER, alone)]
+    for epoch, state in states.items():
+        branch = training.trainer(second=second, switch=epoch, fallback=None)
+        branch.load_state_dict(state)
+        branches.append((str(epoch), branch))
+    branches.append((BY_ITSELF, training.trainer(second=second)))
+    return pd.concat([_rows(*branch, passes) for branch in branches], ignore_index=True)
+
+
+def _epochs(trainer: Trainer, passes: int) -> Iterator[tuple[Record, int]]:
+    """Train to the end; each record and the passes spent until then."""
+    while trainer.spent < passes and not trainer.ended:
+        yield trainer.epoch(), trainer.spent
+
+
+def _rows(name: str, trainer: Trainer, passes: int) -> pd.DataFrame:
+    """All epochs of a branch, which is trained to its end, and which has the weights it keeps."""
+    before = accumulate(record.passes for record in trainer.history)
+    spent = [*before, *(spent for _, spent in _epochs(trainer, passes))]
+    table = table_of(trainer.history)[COLUMNS].assign(passes=spent)
+    table.insert(0, "swap", name)
+    return table.assign(kept=table.epoch == trainer.finish().epoch)
+
+
+def ends(table: pd.DataFrame) -> pd.DataFrame:
+    """What each branch has come to, and the lowest validation loss on the way."""
+    last = table[table.kept].set_index("swap")
+    lowest = table.groupby("swap", sort=False).validation_loss.min()
+    columns = ["passes", "train_loss", "validation_loss", "validation_accuracy"]
+    found = last[columns].assign(lowest_validation_loss=lowest)
+    return found.dropna(axis="columns", how="all")
+
+
+def to_ends(table: pd.DataFrame) -> pd.DataFrame:
+    """`ends` with headings to read."""
+    return ends(table).rename(
+        columns=lambda name: name.replace("_", " ").replace("train", "training")
+    )
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """In words: which swap ends lowest beside Adam going on, and what validation says of it."""
+    found = ends(table)
+    return " ".join(_sentences(found.drop(index=BY_ITSELF), found.loc[BY_ITSELF]))
+
+
+def _sentences(found: pd.DataFrame, race: pd.Series) -> Iterator[str]:
+    best, adam = found.train_loss.idxmin(), found.loc[NEVER]
+    if best == NEVER:
+        yield "**No swap pays**: Adam going on ends with the lowest training loss."
+    else:
+        yield (
+            f"**It pays**: after a swap at epoch {best} the training loss ends at "
+            f"{found.train_loss[best]:.2e}, Adam's at {adam.train_loss:.2e}, at the same passes."
+        )
+    where = "below" if race.train_loss < adam.train_loss else "not below"
+    end = f"{where} Adam, at {race.train_loss:.2e}"
+    yield f"The race, which does not know the best epoch, ends {end}."
+    if "validation_loss" in found:
+        lowest = found.lowest_validation_loss.idxmin()
+        who = "Adam alone" if lowest == NEVER else f"the swap at epoch {lowest}"
+        reached, end = found.lowest_validation_loss[lowest], found.validation_loss[best]
+        yield f"The lowest validation loss on the way, {reached:.2e}, is that of **{who}**."
+        if end > 1.05 * reached:
+            yield (
+                f"Where the training loss ends lowest it is {end:.2e}: who wants the lowest one "
+                'takes `fit(..., keep="validation")`.'
+            )
