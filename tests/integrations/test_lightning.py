@@ -147,7 +147,8 @@ def test_a_checkpoint_of_lightnings_resumes_exactly(tmp_path, batch_size, epochs
 
     def fitted(until, path=None, save=None):
         module = Regression(lambda p: twophase.TwoPhase(p, switch=20))
-        trainer = trainer_of(until, TwoPhaseCallback(), enable_checkpointing=save is not None)
+        saving = {"enable_checkpointing": save is not None, "default_root_dir": tmp_path}
+        trainer = trainer_of(until, TwoPhaseCallback(), **saving)
         trainer.fit(module, loaders(batch_size, shuffle=False)[0], ckpt_path=path)
         if save is not None:
             trainer.save_checkpoint(save)

@@ -98,9 +98,8 @@ def ends(table: pd.DataFrame) -> pd.DataFrame:
 
 def to_ends(table: pd.DataFrame) -> pd.DataFrame:
     """`ends` with headings to read."""
-    return ends(table).rename(
-        columns=lambda name: name.replace("_", " ").replace("train", "training")
-    )
+    found = ends(table).rename(columns={"train_loss": "training loss"})
+    return found.rename(columns=lambda name: name.replace("_", " "))
 
 
 def verdict(table: pd.DataFrame) -> str:
