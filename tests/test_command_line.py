@@ -43,7 +43,7 @@ def test_a_run_leaves_config_history_and_summary(tmp_path, capsys):
     assert code == 0
     assert visible(out) == ["config.json", "history.csv", "summary.json", "weights.pt"]
     config = json.loads((out / "config.json").read_text())
-    assert config.pop("format") == 6
+    assert config.pop("format") == 7
     problem = ImageProblem(train_examples=64)
     assert from_dict(config) == RunConfig(problem, 4, switch=tp.FixedEpoch(2), seed=3)
     table = history(out)

@@ -40,8 +40,8 @@ from twophase.directions import BETA_RULES
 from twophase.directions.dense import UPDATES
 from twophase.errors import InputError
 from twophase.experiments.config import RunConfig
-from twophase.problems import images, networks, physics
-from twophase.problems.problem import ImageProblem, PhysicsProblem
+from twophase.problems import gpt, images, networks, physics
+from twophase.problems.problem import ImageProblem, PhysicsProblem, TextProblem
 from twophase.settings import Settings, from_dict, from_text
 from twophase.switching.heuristics import (
     GradientThreshold,
@@ -106,6 +106,14 @@ image_problems = st.builds(
     maybe(whole(1)),
     maybe(whole(0)),
 )
+texts = st.builds(
+    TextProblem,
+    st.just("topics"),
+    st.sampled_from(list(gpt.GPT_MODELS)),
+    whole(1),
+    maybe(whole(1)),
+    maybe(whole(0)),
+)
 equations = st.builds(PhysicsProblem, st.sampled_from(list(physics.PROBLEMS)))
 rules = st.builds(GradientNormPeak, PARTS) | st.builds(SmoothedNormPeak, tests) | races
 KINDS = {
@@ -137,9 +145,10 @@ KINDS = {
     FixedEpoch: st.builds(FixedEpoch, whole(1)),
     ImageProblem: image_problems,
     PhysicsProblem: equations,
+    TextProblem: texts,
     RunConfig: st.builds(
         RunConfig,
-        problem=image_problems | equations,
+        problem=image_problems | equations | texts,
         epochs=whole(1),
         adam=adams,
         second=maybe(descents | squares | automatic),
@@ -147,6 +156,7 @@ KINDS = {
         fallback=maybe(fallbacks),
         seed=whole(0),
         dtype=st.sampled_from(["float32", "float64"]),
+        freeze=st.booleans(),
     ),
 }
 # methods to compare with have tests of their own

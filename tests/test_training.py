@@ -412,3 +412,30 @@ def test_data_that_do_not_go_with_the_model_are_one_line():
         fit(problem, (x, x), epochs=2)
     with pytest.raises(InputError, match="^data: None is not allowed; use tensors"):
         fit(model, epochs=2)
+
+
+def batch_norm():
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.2)
+    return torch.nn.Sequential(*layers, torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+
+
+def test_a_frozen_second_phase_lowers_the_loss_of_eval_mode():
+    """BatchNorm keeps the statistics that Adam left; the modes are afterwards as before."""
+    inputs = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).double()
+    data = inputs, inputs.prod(dim=1, keepdim=True)
+    mse, adam = torch.nn.functional.mse_loss, AdamSettings(0.01, 16)
+    settings = dict(epochs=20, adam=adam, loss=mse, fallback=None)
+    with pytest.raises(InputError, match="freeze=True"):
+        fit(batch_norm(), data, switch=8, **settings)
+    model, alone = batch_norm(), batch_norm()
+    history = fit(model, data, switch=8, freeze=True, **settings).history
+    fit(alone, data, second=None, **(settings | {"epochs": 8}))
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(getattr(model[1], name), getattr(alone[1], name))
+    second = history.train_loss[7:].tolist()
+    assert second == sorted(second, reverse=True) and second[-1] < 0.9 * second[0]
+    assert all(module.training for module in model.modules())
+    model.eval()
+    with torch.no_grad():
+        assert mse(model(inputs), data[1]).item() == pytest.approx(second[-1], rel=1e-12)

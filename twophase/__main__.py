@@ -90,10 +90,13 @@ def _report(options: argparse.Namespace) -> None:
     print(f"reports: {index}")
 
 
+PROBLEMS = "a data set of images; poisson, burgers, ...; topics (English) or a UTF-8 file"
+
+
 def _run_options(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument
-    text("--problem", default="digits", help="a data set, or poisson, burgers, regression")
-    text("--model", default="vit-nomlp-wkewq-wvwo1", help="of a data set; default: %(default)s")
+    text("--problem", default="digits", help=PROBLEMS)
+    text("--model", help="of images, by default vit-nomlp-wkewq-wvwo1, or of a text, gpt-50k")
     _number_options(parser, "train-examples", "validation-examples", help="default: all")
     text("--strategy", default="adam+second", help="adam, second or adam+second (default)")
     _number_options(parser, "epochs", default=40)
@@ -101,6 +104,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     text("--dtype", default="float32", help="float32 (default) or float64")
     _number_options(parser, "batch-size", default=512)
     _number_options(parser, "learning-rate", kind=float, default=1e-3)
+    freeze = "second phase in eval mode: BatchNorm frozen, no dropout"
+    parser.add_argument("--freeze", action="store_true", help=freeze)
     text(
         "--second",
         default="default",
@@ -134,7 +139,7 @@ def _config(options: argparse.Namespace):
     """The configuration of a run: the library's defaults or the paper's, and what was given."""
     import twophase as tp
     from twophase.experiments.config import RunConfig
-    from twophase.problems.problem import ImageProblem, named
+    from twophase.problems.problem import PhysicsProblem, named
     from twophase.second_phase import Descent, check_minimizer
     from twophase.settings import Settings, from_text
 
@@ -165,7 +170,7 @@ def _config(options: argparse.Namespace):
     if options.strategy == "adam":
         settings["second"] = None
     problem = named(options.problem, options.model, options.train_examples)
-    if isinstance(problem, ImageProblem):
+    if not isinstance(problem, PhysicsProblem):
         problem = replace(problem, validation_examples=options.validation_examples)
     adam = tp.AdamSettings(
         options.learning_rate, None if problem.full_batch else options.batch_size
@@ -176,6 +181,7 @@ def _config(options: argparse.Namespace):
         None if options.strategy == "second" else adam,
         keep=options.keep,
         monitor=from_text(options.monitor, "monitor"),
+        freeze=options.freeze,
         seed=options.seed,
         dtype=options.dtype,
         **settings,
@@ -221,7 +227,7 @@ def _table1(options: argparse.Namespace) -> None:
 
 def _compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
-    parser.add_argument("--problem", nargs="+", help="data sets, poisson, burgers, regression")
+    parser.add_argument("--problem", nargs="+", help=PROBLEMS)
     parser.add_argument("--model", nargs="+", help="networks; default: the preset's")
     parser.add_argument(
         "--method", nargs="+", help="beside adam; default: all of twophase.experiments.comparison"

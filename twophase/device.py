@@ -31,7 +31,8 @@ def device_name(device: torch.device, threads: int | None = None) -> str:
     """The GPU's name, or the CPU's architecture and its `threads`, by default those torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {threads or torch.get_num_threads()} threads)"
+    count = threads or torch.get_num_threads()
+    return f"cpu ({platform.machine()}, {count} thread{'' if count == 1 else 's'})"
 
 
 def clock(device: torch.device) -> float:

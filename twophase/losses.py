@@ -36,3 +36,11 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """
     chosen = outputs.gather(1, targets.long().unsqueeze(1))
     return -chosen.clamp_min(torch.finfo(outputs.dtype).tiny).log().mean()
+
+
+def next_character(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits [B, T, classes] and targets [B, T] (int64), in nats a position.
+
+    L = −(1/(B·T)) Σ ln softmax(outputs[b, t])[targets[b, t]]
+    """
+    return functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())

@@ -52,4 +52,4 @@ def _reject_if_unrepeatable(module: nn.Module, _inputs: object = None) -> None:
     if module.training and (drops or batch_norm):
         found = f"{type(module).__name__} in training mode"
         allowed = "a model without dropout and BatchNorm in training mode in the second phase"
-        raise InputError("model", found, f"{allowed} (call model.eval())")
+        raise InputError("model", found, f"{allowed} (call model.eval(), or freeze=True in `fit`)")

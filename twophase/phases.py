@@ -1,5 +1,6 @@
 """The two phases as the training loop sees them: advance by an epoch, hand over, be resumed."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch.optim import Optimizer
 from twophase.adam import Adam, AdamSettings
 from twophase.directions import State
 from twophase.errors import InputError, check_type
-from twophase.modules import repeats_itself
+from twophase.modules import evaluating, repeats_itself
 from twophase.monitor import Exact, Monitor
 from twophase.objective import GRADIENT_PASSES, Point, check_finite, check_repeats, norm
 from twophase.objectives.closure import Closure, ClosureObjective, unharmed
@@ -192,7 +193,8 @@ class UsersPhase(FirstPhase):
 class DescentPhase(Phase):
     """Full-batch iterations of the second phase, the first along the steepest descent.
 
-    `before` is the phase that hands over, and leaves the preconditioner, if there is one.
+    `before` is the phase that hands over, and leaves the preconditioner, if there is one. With
+    `freeze` the model is in eval mode meanwhile.
     """
 
     uses_gradient = True
@@ -202,10 +204,12 @@ class DescentPhase(Phase):
         objective: TrainingLoss,
         second: Minimizer,
         before: FirstPhase | None = None,
+        freeze: bool = False,
     ):
         size = sum(p.numel() for p in objective.vector.parameters)
-        self.minimizer, self.objective, self.reason = second.prepare(objective, size)
-        self.before, self.data = before, objective
+        self.before, self.data, self.freeze = before, objective, freeze
+        with self._mode():
+            self.minimizer, self.objective, self.reason = second.prepare(objective, size)
         self.entering = True
         self.state: State | None = None
         self.inverse: Tensor | None = None
@@ -236,9 +240,15 @@ class DescentPhase(Phase):
     def prepare(self, point: Point | None) -> int:
         if self.checked or point is None:
             return 0
-        check_repeats(self.data, point)
+        with self._mode():
+            check_repeats(self.data, point)
         self.checked = True
         return 1
+
+    def _mode(self) -> AbstractContextManager[None]:
+        if not self.freeze or isinstance(self.data, ClosureObjective):
+            return nullcontext()
+        return evaluating(self.data.model)
 
     def epoch(self, point: Point | None) -> Work:
         assert point is not None
@@ -246,7 +256,8 @@ class DescentPhase(Phase):
         if self.entering:
             self.inverse = self.line.pop("inverse") if self.line else self._left_by_adam()
             self.entering = False
-        done = self.minimizer.iterate(self.objective, point, self.state, self.inverse)
+        with self._mode():
+            done = self.minimizer.iterate(self.objective, point, self.state, self.inverse)
         self.state, self.handed_on = done.state, done.point is not None
         passes = self.objective.passes.total - before
         return Work(

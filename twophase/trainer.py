@@ -45,6 +45,9 @@ class Trainer(Loop):
             that the training has not seen.
         monitor: how loss and norm of Adam's mini-batch epochs become known: `Exact`, or for nothing
             `FromBatches`. With one batch of all examples they are at hand.
+        freeze: whether the second phase runs in eval mode: with the statistics that BatchNorm has
+            gathered under Adam, and without dropout. Else a model with such modules in training
+            mode is refused, since its loss does not repeat itself.
         loss: mean loss of a batch, `loss(outputs, targets)`; default `twophase.mse`, the paper's.
         seed: of the order of mini-batches.
         device, chunk_size: see `resolve_device` and `FullBatch`.
@@ -62,6 +65,7 @@ class Trainer(Loop):
         fallback: Fallback | None = Fallback(),
         keep: str = "train",
         monitor: Monitor = Exact(),
+        freeze: bool = False,
         loss: Loss = mse,
         seed: int = 0,
         device: str | torch.device = "auto",
@@ -75,12 +79,12 @@ class Trainer(Loop):
         )
         self.model = model.model if isinstance(model, LeastSquares) else model
         self.device = objective.vector.parameters[0].device
-        if second is not None:
+        if second is not None and not freeze:
             check_modules(self.model)
         phases: dict[str, Phase] = {}
         first = None
         if adam is not None:
             phases[ADAM] = first = AdamPhase(objective, adam, seed, monitor)
         if second is not None:
-            phases[SECOND] = DescentPhase(objective, second, first)
+            phases[SECOND] = DescentPhase(objective, second, first, freeze)
         super().__init__(objective, phases, switch, fallback, monitor, self.validation, keep)

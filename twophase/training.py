@@ -88,6 +88,7 @@ def fit(
     fallback: Fallback | None = Fallback(),
     keep: str = "train",
     monitor: Monitor = Exact(),
+    freeze: bool = False,
     loss: Loss = mse,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -112,8 +113,7 @@ def fit(
     (3, 3)
     """
     _check_length(epochs, passes)
-    if adam is not None and second is not None:
-        _check_swap(switch, epochs)
+    _check_swap(switch, epochs if adam and second else None)
     trainer = Trainer(
         model,
         data,
@@ -124,6 +124,7 @@ def fit(
         fallback=fallback,
         keep=keep,
         monitor=monitor,
+        freeze=freeze,
         loss=loss,
         seed=seed,
         device=device,

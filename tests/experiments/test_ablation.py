@@ -121,6 +121,12 @@ def test_costs_are_those_of_the_second_phase():
     }
 
 
+def test_variants_that_end_alike_are_named_together():
+    rows = pd.DataFrame({"CG": ["PR", "PR+", "PR"], "tolerance": [0.1, 0.01, 0.01], "x": 1})
+    assert ablation.variants(rows, ["CG", "tolerance"]) == "PR with 0.1 or 0.01 and PR+ with 0.01"
+    assert ablation.variants(rows[1:2], ["CG", "x"]) == "PR+ with 1"
+
+
 def test_one_seed_has_no_interval_in_words():
     assert "no interval" in ablation.in_words(Estimate(0.5, None, None))
 

@@ -60,6 +60,32 @@ def test_the_summary_has_worst_median_and_costs():
     assert "**1.00** in the worst of 2 cases and **0.50**" in said and "*none*" in said
 
 
+def test_rules_and_cases_are_in_words():
+    said = regret.rules_in_words([*regret.RULES, regret.NONE]).set_index("rule").switches
+    assert said.map(len).min() > 10 and len(said) == len(regret.RULES) + 1
+    assert "10 epochs" in said["plateau"] and "0.9 of the largest" in said["literal"]
+    cases = regret.cases_in_words(regret.CASES).set_index("case")
+    assert list(cases.index) == list(regret.CASES)
+    assert cases.loc["mlp-8 entropy"].to_dict() == {
+        **{"problem": "digits mlp-8 cross-entropy", "examples": "all", "passes": 900},
+        **{"Adam's batch": "512", "Adam's rate": 0.01, "precision": "float32", "set aside": "yes"},
+    }
+    assert cases.loc["poisson", "Adam's batch"] == "all"
+
+
+def test_who_tries_has_to_be_below_all_who_look():
+    columns = {"case": "c", "held_out": False, "seed": 0, "spent": 9, "reading": 0, "trials": 0}
+    regrets = {"race": 0.3, "literal": 0.9, "smoothed": 0.5, "a third": 0.0, "none": 0.1}
+    table = pd.DataFrame({"rule": list(regrets), "regret": list(regrets.values()), **columns})
+    said = regret.does_it_have_to_try(table)
+    assert said.startswith("Yes: in its worst case the race has a regret of **0.30**.")
+    assert said.endswith("*smoothed* has the lowest worst regret, **0.50**")
+    table.loc[table.rule == "literal", "regret"] = 0.2
+    assert regret.does_it_have_to_try(table).startswith("No: ")
+    (name,) = [name for name in regret.parts(table) if name.startswith("worst, all")]
+    assert name == "worst, all (1)"
+
+
 # -- what a history has reached
 
 

@@ -210,7 +210,7 @@ def test_a_second_process_says_that_the_first_is_there(tmp_path):
 
 def test_a_folder_of_another_format_is_left_alone(tmp_path):
     (tmp_path / "config.json").write_text('{"format": 99}')
-    with pytest.raises(InputError, match="^out: .*there format is 99, here 6"):
+    with pytest.raises(InputError, match="^out: .*there format is 99, here 7"):
         run(CONFIG, tmp_path, device="cpu")
     assert (tmp_path / "config.json").read_text() == '{"format": 99}'
 

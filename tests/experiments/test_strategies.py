@@ -117,6 +117,24 @@ def test_equal_cost_is_what_adam_spent(outcomes):
     assert "no swap" in strategies.beside_adam(outcomes, ADAM)
 
 
+def test_a_toy_with_a_way_back_is_beside_adam_alone():
+    rows = [(c, name, c / 100, x) for c, xs in TOYS.items() for name, x in xs.items()]
+    ends = pd.DataFrame(rows, columns=["C", "strategy", "final loss", "x"])
+    said = strategies.beside_alone(ends, "alone", ["one", "two"])
+    assert said == (
+        "With the way back all end where alone does for $C = 0.40$, $C = 0.60$. For $C = 0.50$ not "
+        "all do: their losses are 0.005 to 0.005, that of alone is 0.005."
+    )
+    assert "for no $C$." in strategies.beside_alone(ends[ends.C == 0.5], "alone", ["one", "two"])
+
+
+TOYS = {
+    0.4: {"alone": 0.38, "one": 0.38, "two": 0.40, "no way back": 9.0},
+    0.5: {"alone": 0.0, "one": 0.01, "two": 0.6, "no way back": 0.0},
+    0.6: {"alone": -0.2, "one": -0.2, "two": -0.25, "no way back": 9.0},
+}
+
+
 @pytest.mark.parametrize(
     ("norms", "words"),
     [

@@ -74,6 +74,7 @@ def test_at_equal_passes_both_have_what_adam_spent(chosen):
 
 def test_what_was_not_run_says_so(table):
     shown = findings.beside_paper(table, {"train_accuracy": ("acc.", 3)})
+    assert list(shown)[:3] == ["data set", "network", "strategy"]
     assert shown["acc."][:2].tolist() == [f"{of:.3f}" for of in table.train_accuracy[:2]]
     assert set(shown["acc."][10:]) == {"not run"}
     assert shown["paper's acc."][1] == "1.000"
@@ -90,5 +91,5 @@ def test_texts_are_unbroken_and_numbers_stay():
 def test_every_choice_has_a_row():
     found = findings.choices().set_index("choice")
     assert list(found.index) == list(table1.CHOICES)
-    assert found.value["line search"] == "GoldenSection(rtol=0.01, max_evaluations=100)"
+    assert found.value["line search"] == "GoldenSection: rtol 0.01, max evaluations 100"
     assert found.value["initialisation"] == "–"

@@ -133,7 +133,7 @@ def test_ways_back_have_the_colour_of_their_line(ax):
 
 def test_numbers_of_close_trials_are_above_each_other(ax):
     trials = [Trial(step, 1 + (step - 1) ** 2) for step in (0.1, 0.9, 0.92, 0.94, 1.5)]
-    training_figures.line_search_trials(ax, lambda t: (t - 1) ** 2 + 1, trials, range(1, 6))
+    training_figures.line_search_trials(ax, lambda t: (t - 1) ** 2 + 1, trials, range(1, 9))
     heights = {text.get_text(): text.xyann[1] for text in ax.texts}
     assert heights["1"] == heights["2"] == heights["5"] < heights["3"] < heights["4"]
 

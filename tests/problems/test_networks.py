@@ -268,3 +268,37 @@ def test_the_small_networks_have_one_hidden_layer_on_64_pixels(name, parameters)
     hidden, last = (layer for layer in network if isinstance(layer, nn.Linear))
     expected = last(torch.tanh(hidden(small))).softmax(1)
     torch.testing.assert_close(network(images), expected)
+
+
+RESIDUAL = ["resnet8", "resnet8-groupnorm"]
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_residual_networks_give_probabilities(name):
+    model = build(name, 1, 10, seed=0).double()
+    images = torch.randn(6, 1, 32, 32, generator=torch.Generator().manual_seed(0)).double()
+    outputs = model(images)
+    assert outputs.shape == (6, 10)
+    torch.testing.assert_close(outputs.sum(dim=1), torch.ones(6).double())
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert len(layers) == 1 + 6 + 2  # with the shortcuts of two blocks
+    assert model[:6](images).shape == (6, 64, 8, 8)
+
+
+def test_resnet18_is_torchvisions_for_small_images():
+    """He et al.'s 11.2 million parameters, and no pooling before the blocks."""
+    from torchvision.models import resnet18
+
+    model, theirs = build("resnet18", 3, 10, seed=0), resnet18(num_classes=10)
+    stem = 64 * 3 * (49 - 9)
+    assert parameter_count(model) == parameter_count(theirs) - stem
+    features = model[0].layer1(model[0].maxpool(model[0].conv1(torch.zeros(1, 3, 32, 32))))
+    assert features.shape == (1, 64, 32, 32)
+
+
+def test_group_norm_does_not_look_at_other_examples():
+    images = torch.randn(6, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    for name, same in (("resnet8-groupnorm", True), ("resnet8", False)):
+        model = build(name, 1, 10, seed=0)
+        alone, together = model(images[:2]), model(images)[:2]
+        assert torch.allclose(alone, together, atol=1e-5) is same

@@ -46,8 +46,8 @@ def test_a_caption_is_plain_text_with_code(text, shown):
 
 @pytest.mark.parametrize("kind", [caption_html, title_html])
 def test_no_line_breaks_before_a_unit_or_in_a_range(kind):
-    shown = kind("A 95 % interval in 3 s (0.1 to a miss), 2 to 3 (as in 4 to 5).")
-    assert shown == "A 95_% interval in 3_s (0.1_to_a_miss), 2 to 3 (as in 4 to 5).".replace(
+    shown = kind("A 95 % interval in 3 s, 12, (0.1 to a miss), 2 to 3 (as in 4 to 5).")
+    assert shown == "A 95_% interval in 3_s,_12, (0.1_to_a_miss), 2 to 3 (as in 4 to 5).".replace(
         "_", "\N{NO-BREAK SPACE}"
     )
 

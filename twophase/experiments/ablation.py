@@ -142,6 +142,19 @@ def folds(compared: pd.DataFrame, by: Sequence[str], loss: str = "train_loss") -
     return {name: float((of.max() / of.min()).max(axis=None)) for name, of in groups.items()}
 
 
+def variants(rows: pd.DataFrame, by: Sequence[str]) -> str:
+    """The labels of some rows of `compare` in words, such as "PR with 0.01 and PR+ with 0.01".
+
+    Values of the last label are put together where the others are the same, as in "PR with 0.1 or
+    0.01".
+    """
+    parts: dict[str, list[str]] = {}
+    for *first, last in rows[list(by)].itertuples(index=False):
+        text = f"{last:g}" if isinstance(last, float) else str(last)
+        parts.setdefault(", ".join(map(str, first)), []).append(text)
+    return " and ".join(f"{name} with {' or '.join(values)}" for name, values in parts.items())
+
+
 def in_words(found: Estimate) -> str:
     """A ratio to Adam alone as a phrase to follow "the loss is": the number, its interval, a word.
 

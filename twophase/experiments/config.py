@@ -27,7 +27,7 @@ class RunConfig(Settings):
     Args:
         problem: what is trained; see `twophase.problems.problem`.
         epochs: at least 1; of both phases, or with `passes` of Adam alone.
-        adam, second, switch, fallback, keep, monitor: as for `twophase.fit`, and with its
+        adam, second, switch, fallback, keep, monitor, freeze: as for `twophase.fit`, and with its
             defaults; `**PAPER` gives the paper's. `adam` or `second` may be None, not both.
         passes: None: a training, with a history of its epochs. A number: a second phase, or a
             `Competitor` in its place, that is measured for so many passes after `epochs` epochs of
@@ -48,6 +48,7 @@ class RunConfig(Settings):
     fallback: Fallback | None = Fallback()
     keep: str = "train"
     monitor: Monitor = Exact()
+    freeze: bool = False
     passes: int | None = None
     budget: int | None = None
     seed: int = 0
@@ -58,6 +59,8 @@ class RunConfig(Settings):
         check_integer("seed", self.seed, 0)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("keep", self.keep, KEEP)
+        if not isinstance(self.freeze, bool):
+            raise InputError("freeze", self.freeze, "True or False")
         if self.budget is not None:
             check_integer("budget", self.budget, 1)
             if self.passes is not None:
@@ -124,6 +127,7 @@ class RunConfig(Settings):
             fallback=self.fallback,
             keep=self.keep,
             monitor=self.monitor,
+            freeze=self.freeze,
             loss=task.loss,
             seed=self.seed,
             device=device,

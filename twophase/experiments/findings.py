@@ -209,13 +209,17 @@ def at_levels(curves: pd.DataFrame, levels: Sequence[int]) -> pd.DataFrame:
     methods = found.groupby(level=0, sort=False)
     table = methods.median().add_prefix("loss at ")
     table.insert(0, "seeds", methods.size())
-    return table.assign(**{f"seed 0 at {shared}": first[shared]}).rename_axis("method").reset_index()
+    return (
+        table.assign(**{f"seed 0 at {shared}": first[shared]}).rename_axis("method").reset_index()
+    )
 
 
 def missing(methods: Sequence[str]) -> str:
     """A sentence that names the methods whose package is not installed; empty if there is none."""
     names = [METHODS[name].label for name in methods if not METHODS[name].installed]
-    return f"Left out, because its package is not installed here: {', '.join(names)}." if names else ""
+    return (
+        f"Left out, because its package is not installed here: {', '.join(names)}." if names else ""
+    )
 
 
 def _labelled(table: pd.DataFrame) -> pd.DataFrame:

@@ -108,9 +108,7 @@ def precisions(curves: pd.DataFrame, targets: Sequence[int], examples: int) -> p
     return table[sorted(table.columns, key=lambda pair: pair[::-1])]
 
 
-def full_batch(
-    curves: pd.DataFrame, targets: Sequence[int], name: str = "default"
-) -> pd.DataFrame:
+def full_batch(curves: pd.DataFrame, targets: Sequence[int], name: str = "default") -> pd.DataFrame:
     """Full-batch problems: passes to Adam's losses and to the lowest of torch's L-BFGS.
 
     `curves` have methods "adam", "default" and "torch-lbfgs"; `targets` are those of `ratios`, and

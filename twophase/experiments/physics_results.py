@@ -67,7 +67,9 @@ def winners(results: PhysicsResults, seed: int = 0) -> pd.DataFrame:
         lowest = of[of.seconds <= shared].groupby("method").error.min().nsmallest(2)
         places = [part for name, error in lowest.items() for part in (name, f"{error:.1e}")]
         rows.append((problem, f"{shared:.0f}", *places, *["–"] * (4 - len(places))))
-    return pd.DataFrame(rows, columns=["problem", "seconds", "lowest", "error", "next", "its error"])
+    return pd.DataFrame(
+        rows, columns=["problem", "seconds", "lowest", "error", "next", "its error"]
+    )
 
 
 def at_equal_passes(results: PhysicsResults, ours: str = OURS, peer: str = PEER) -> pd.DataFrame:

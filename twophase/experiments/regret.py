@@ -145,31 +145,42 @@ def _share(share: float, name: str) -> Rule:
     )
 
 
-_LITERAL = "at the first norm of 0.9 of the largest so far (Algorithm 1)"
+_LITERAL = f"at the first norm of {GradientNormPeak.factor:g} of the largest so far (Algorithm 1)"
 _SMOOTHED = "after a clear rise and fall of the smoothed norm"
-_BACK = "the same, with the way back"
 RULES: dict[str, Rule] = {
     "race": Rule(lambda case: Race(), "trials from Adam's weights, with the way back", Fallback()),
-    "race without way back": Rule(lambda case: Race(), "the same, without the way back"),
+    "race without way back": Rule(lambda case: Race(), "as race, without the way back"),
     "race by validation": Rule(
-        lambda case: Race(), "the same, judged by the validation loss", Fallback(), "validation"
+        lambda case: Race(), "as race, judged by the validation loss", Fallback(), "validation"
     ),
     "literal": _looking(GradientNormPeak, _LITERAL),
-    "literal with way back": _looking(GradientNormPeak, _BACK, Fallback()),
+    "literal with way back": _looking(
+        GradientNormPeak, "as literal, with the way back", Fallback()
+    ),
     "smoothed": _looking(SmoothedNormPeak, _SMOOTHED),
-    "smoothed with way back": _looking(SmoothedNormPeak, _BACK, Fallback()),
+    "smoothed with way back": _looking(
+        SmoothedNormPeak, "as smoothed, with the way back", Fallback()
+    ),
     "norm over loss": _looking(NormVersusLoss, f"{_SMOOTHED}, in the order of falling losses"),
     "a tenth": _share(0.1, "a tenth"),
     "a third": _share(1 / 3, "a third"),
     "two thirds": _share(2 / 3, "two thirds"),
-    "plateau": _looking(Plateau, "no lower loss for 10 epochs (torch's ReduceLROnPlateau)"),
+    "plateau": _looking(
+        Plateau, f"no lower loss for {Plateau.patience} epochs (as torch's ReduceLROnPlateau)"
+    ),
     "loss variance": _looking(
-        LossVariance, "the variance of the last 10 losses is small (opifex, a library)"
+        LossVariance,
+        f"the variance of the last {LossVariance.window} losses is below "
+        f"{LossVariance.threshold:g} (as the library opifex)",
     ),
     "relative improvement": _looking(
-        RelativeImprovement, "10 epochs gain less than 0.1 % on the 10 before (opifex)"
+        RelativeImprovement,
+        f"the mean loss of {RelativeImprovement.window} epochs is less than "
+        f"{100 * RelativeImprovement.threshold:g} % below that of as many before (as opifex)",
     ),
-    "gradient threshold": _looking(GradientThreshold, "the norm is below 0.001 (opifex)"),
+    "gradient threshold": _looking(
+        GradientThreshold, f"the norm is below {GradientThreshold.threshold:g} (as opifex)"
+    ),
 }
 
 
@@ -335,16 +346,16 @@ def rules_in_words(names: Iterable[str]) -> pd.DataFrame:
 
 
 def cases_in_words(names: Iterable[str]) -> pd.DataFrame:
-    """What some cases of `CASES` train: problem, loss, Adam's batches and rate, and passes."""
+    """What some cases of `CASES` train, from the problem to the precision."""
     rows = []
     for name in names:
         case, batch = CASES[name], CASES[name].adam.batch_size
         rows.append(
             {"case": name, "problem": case.problem.name}
             | {"examples": str(getattr(case.problem, "train_examples", None) or "all")}
-            | {"loss": getattr(case.problem, "loss", "mse") if batch else "mean square"}
-            | {"batch": "all" if batch is None else str(batch)}
-            | {"rate": f"{case.adam.learning_rate:g}", "passes": case.passes}
+            | {"passes": case.passes}
+            | {"Adam's batch": "all" if batch is None else str(batch)}
+            | {"Adam's rate": case.adam.learning_rate}
             | {"precision": case.dtype, "set aside": "yes" if case.held_out else "no"}
         )
     return pd.DataFrame(rows)
@@ -362,7 +373,7 @@ def sentence(table: pd.DataFrame, column: str = "regret", rule: str = "race") ->
 
 
 def does_it_have_to_try(table: pd.DataFrame, rule: str = "race") -> str:
-    """Whether a rule's worst regret is below that of every rule that only looks, and the numbers."""
+    """Whether a rule's worst regret is below that of every rule that only looks, with both."""
     worst = summary(table).worst
     looking = worst[[name for name in worst.index if name in RULES and RULES[name].looks]]
     word, best = "Yes" if worst[rule] < looking.min() else "No", looking.idxmin()

@@ -34,7 +34,7 @@ from twophase.trainer import Trainer
 from twophase.training import Fit
 from twophase.training import run as train
 
-FORMAT = 6
+FORMAT = 7
 CHECKPOINTS = "checkpoints"
 # Where epochs are short, a checkpoint is written after so many times as long as writing took.
 TIMES_WRITING = 9

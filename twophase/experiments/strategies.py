@@ -1,6 +1,6 @@
 """The strategies of the paper's Figure 6: Adam, CG, and one after the other, from one seed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -120,6 +120,25 @@ def beside_adam(outcomes: Mapping[str, Outcome], name: str) -> str:
         word = "lower" if ratio < 1 else "higher" if ratio > 1 else "equal"
         parts.append(f"at equal {cost} {ratio:.3g} times Adam's, {word}")
     return f"Its training loss is {'; '.join(parts)}"
+
+
+def beside_alone(ends: pd.DataFrame, alone: str, others: Sequence[str], apart: float = 0.1) -> str:
+    """Whether trainings of a toy with a way back end where Adam alone does, in words.
+
+    `ends` has columns C, strategy, x and "final loss", a row for each training; x within `apart`
+    are the same place.
+    """
+    x, loss = (ends.pivot(index="C", columns="strategy", values=of) for of in ("x", "final loss"))
+    same = x[list(others)].sub(x[alone], axis=0).abs().lt(apart).all(axis=1)
+    said = [f"$C = {c:.2f}$" for c in x.index[same]]
+    text = f"With the way back all end where {alone} does for {', '.join(said) or 'no $C$'}."
+    for c in x.index[~same]:
+        lowest, highest = loss.loc[c, list(others)].agg(["min", "max"])
+        text += (
+            f" For $C = {c:.2f}$ not all do: their losses are {lowest:.2g} to {highest:.2g}, that "
+            f"of {alone} is {loss.loc[c, alone]:.2g}."
+        )
+    return text
 
 
 def norm_in_words(history: pd.DataFrame, rule: SwitchRule) -> str:

@@ -1,6 +1,7 @@
 """Table 1 for readers: what was run, who is ahead by how much, all numbers beside the paper's."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,7 @@ import pandas as pd
 from twophase.experiments import table1
 from twophase.experiments.config import RunConfig
 from twophase.problems.image_files import SOURCES
+from twophase.settings import Settings
 
 
 def there(out: Path, swap: str) -> list[RunConfig]:
@@ -21,8 +23,8 @@ def there(out: Path, swap: str) -> list[RunConfig]:
 
 def choices() -> pd.DataFrame:
     """`table1.CHOICES` in three columns."""
-    rows = [(name, value or "–", reason) for name, (value, reason) in table1.CHOICES.items()]
-    return pd.DataFrame(rows, columns=["choice", "value", "reason"]).astype(str)
+    rows = [(name, _words(value), reason) for name, (value, reason) in table1.CHOICES.items()]
+    return pd.DataFrame(rows, columns=["choice", "value", "reason"])
 
 
 def made(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
@@ -76,11 +78,20 @@ def beside_paper(table: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) ->
 
     `columns` has for each name in `table1.METRICS` its heading and its number of decimals.
     """
-    shown = table[["dataset", "model", "strategy"]].copy()
+    names = {"dataset": "data set", "model": "network"}
+    shown = table[["dataset", "model", "strategy"]].rename(columns=names)
     for name, (heading, digits) in columns.items():
         shown[heading] = table1.decimals(table[name], digits)
         shown[f"paper's {heading}"] = table1.decimals(table[f"paper_{name}"], digits)
     return shown
+
+
+def _words(value: object) -> str:
+    if not isinstance(value, Settings):
+        return "–" if value is None else str(value)
+    given = {field.name: getattr(value, field.name) for field in fields(value)}
+    parts = [f"{name.replace('_', ' ')} {of}" for name, of in given.items() if of is not None]
+    return f"{type(value).__name__}: {', '.join(parts)}"
 
 
 def unbroken(frame: pd.DataFrame) -> pd.DataFrame:

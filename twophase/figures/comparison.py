@@ -72,13 +72,21 @@ def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Ax
     return ax
 
 
-def reading(*groups: pd.DataFrame) -> str:
-    """How `loss_bands` of these curves are to be read, for a caption."""
+def reading(*groups: pd.DataFrame, shared: bool = False) -> str:
+    """How `loss_bands` of these curves are to be read, for a caption.
+
+    `shared` says that the axes of several groups have one scale of losses, as in `panels`.
+    """
     text = "lines are medians over the seeds, bands the range"
     if any(len(_banded(of)) < of.method.nunique() for of in groups):
         text += " of Adam and of the default second phase"
-    lowest = min(of.loss.min() for of in groups)
-    if lowest < min(map(_bottom, groups)):
+    bottoms = [_bottom(of) for of in groups]
+    if shared:
+        bottoms = [min(bottoms)] * len(groups)
+    lows = [of.loss.min() for of in groups]
+    below = [loss for loss, bottom in zip(lows, bottoms, strict=True) if loss < bottom]
+    if below:
+        lowest = min(below)
         depth = f"$10^{{{np.floor(np.log10(lowest)):.0f}}}$" if lowest > 0 else "0"
         text += f"; what leaves the axis at the bottom goes on, down to about {depth}"
     return text

@@ -85,7 +85,7 @@ def mark(
 
 
 def readable_on(colour: tuple[float, ...]) -> str:
-    """Black or white, by the contrast with a colour (red, green, blue, ...) as WCAG 2 defines it."""
+    """Black or white, by the contrast with a colour (red, green, blue), as WCAG 2 defines it."""
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in colour[:3]]
     luminance = sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
     return "black" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "white"

@@ -62,7 +62,8 @@ def grad_norm_over_epochs(
     """Draw the gradient norm over the epochs with the level at which Algorithm 1 switches.
 
     `history` has columns epoch, phase and grad_norm, a row per epoch; the level is `factor` (the
-    paper's gn_fact) of the peak so far, in the legend from three epochs on; `swap_epoch` is Adam's last epoch (None: no line).
+    paper's gn_fact) of the peak so far, in the legend from three epochs on; `swap_epoch` is Adam's
+    last epoch (None: no line).
     """
     for phase, rows, first in _stretches(history):
         label = PHASE_NAMES[phase] if first else None
@@ -145,15 +146,15 @@ def line_search_trials(
     ax.plot(grid, loss(grid) - losses.min(), color=GREY, ls="-", label="loss along the line")
     ax.plot(steps, above, "o", color=VERMILION, ms=5, ls="none", label="trial: a forward pass")
     row, last = 0, -np.inf
-    near = _NEAR * np.ptp([steps[number - 1] for number in numbered])
-    for number in sorted(numbered, key=lambda number: steps[number - 1]):
+    place = {"textcoords": "offset points", "ha": "center"}
+    link = {"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkB": 4}
+    shown = sorted((steps[n - 1], n) for n in numbered if n <= len(steps))
+    for step, number in shown:
         # only what would overlap its neighbour goes higher
-        row = row + 1 if steps[number - 1] - last < near else 0
-        last = steps[number - 1]
-        place = {"textcoords": "offset points", "ha": "center"}
-        line = {"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkB": 4} if row else None
-        at, offset = (last, above[number - 1]), (0, 7 + 15 * row)
-        ax.annotate(str(number), at, offset, arrowprops=line, **place)
+        row = row + 1 if step - last < _NEAR * (shown[-1][0] - shown[0][0]) else 0
+        last, offset = step, (0, 7 + 15 * row)
+        at = step, above[number - 1]
+        ax.annotate(str(number), at, offset, arrowprops=link if row else None, **place)
     ax.set(xlabel="step $t$ along the direction", ylabel="loss above the lowest trial")
     ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     return ax

@@ -169,6 +169,42 @@ def _mlp(channels: int, classes: int, width: int) -> nn.Module:
     )
 
 
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(min(8, channels // 4), channels)
+
+
+def _resnet8(channels: int, classes: int, norm: Callable[[int], nn.Module]) -> nn.Module:
+    """Three blocks of 16, 32 and 64 channels: He et al., 2015, section 4.2, with n = 1."""
+    from torchvision.models import resnet  # a second, for those who want it
+
+    def block(inputs: int, outputs: int) -> nn.Module:
+        if inputs == outputs:
+            return resnet.BasicBlock(inputs, outputs, norm_layer=norm)
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, 2, bias=False), norm(outputs))
+        return resnet.BasicBlock(inputs, outputs, 2, shortcut, norm_layer=norm)
+
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1, bias=False),
+        norm(16),
+        nn.ReLU(),
+        *(block(inputs, outputs) for inputs, outputs in ((16, 16), (16, 32), (32, 64))),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, classes),
+        nn.Softmax(-1),
+    )
+
+
+def _resnet18(channels: int, classes: int, norm: Callable[[int], nn.Module]) -> nn.Module:
+    """torchvision's, for small images: a first convolution of 3 × 3, no first pooling."""
+    from torchvision.models import resnet
+
+    network = resnet.ResNet(resnet.BasicBlock, [2, 2, 2, 2], num_classes=classes, norm_layer=norm)
+    network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return nn.Sequential(network, nn.Softmax(-1))
+
+
 def _transformer(layer: Callable[[nn.Module], nn.Module], **attention: bool) -> partial:
     return partial(VisionTransformer, layer=lambda: layer(SelfAttention(**attention)))
 
@@ -185,6 +221,12 @@ _BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
 MODELS = tuple(_BUILDERS)
 
 # one hidden layer on the image in 8 by 8 pixels: P of 310 to 1,210 on the digits, for large Q
+# residual networks, with BatchNorm, or with GroupNorm, which does not look at other examples
+_BUILDERS |= {
+    f"{name}{ending}": partial(builder, norm=norm)
+    for name, builder in (("resnet8", _resnet8), ("resnet18", _resnet18))
+    for ending, norm in (("", nn.BatchNorm2d), ("-groupnorm", _group_norm))
+}
 _BUILDERS |= {f"mlp-{width}": partial(_mlp, width=width) for width in (4, 8, 16)}
 ALL_MODELS = tuple(_BUILDERS)
 

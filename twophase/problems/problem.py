@@ -10,8 +10,8 @@ from torch import nn
 from twophase.errors import check_choice, check_integer
 from twophase.examples import Dataset
 from twophase.least_squares import LeastSquares
-from twophase.losses import Loss, cross_entropy, mse
-from twophase.problems import images, networks, physics
+from twophase.losses import Loss, cross_entropy, mse, next_character
+from twophase.problems import gpt, images, networks, physics, text
 from twophase.settings import Settings
 
 LOSSES: dict[str, Loss] = {"mse": mse, "cross-entropy": cross_entropy}
@@ -65,10 +65,7 @@ class ImageProblem(Settings):
         check_choice("dataset", self.dataset, images.DATASETS)
         check_choice("model", self.model, networks.ALL_MODELS)
         check_choice("loss", self.loss, LOSSES)
-        if self.train_examples is not None:
-            check_integer("train_examples", self.train_examples, 1)
-        if self.validation_examples is not None:
-            check_integer("validation_examples", self.validation_examples, 0)
+        _check_sizes(self.train_examples, self.validation_examples)
 
     @property
     def name(self) -> str:
@@ -109,9 +106,63 @@ class PhysicsProblem(Settings):
         return Task(problem.loss())
 
 
-def named(name: str, model: str, train_examples: int | None = None) -> Problem:
-    """The problem of that name, a data set's or an equation; `InputError` if there is none."""
+@dataclass(frozen=True)
+class TextProblem(Settings):
+    """A transformer that foresees the next character of a text, by cross-entropy.
+
+    Args:
+        source: "topics", the documentation that ships with Python, or the path of a UTF-8 file.
+        model: a name in `gpt.GPT_MODELS`, else `InputError`.
+        context: characters that are seen at most, at least 1.
+        train_examples, validation_examples: windows at random; None: all, 0: none of the latter.
+    """
+
+    source: str = text.TOPICS
+    model: str = "gpt-50k"
+    context: int = 64
+    train_examples: int | None = None
+    validation_examples: int | None = None
+
+    full_batch = False
+
+    def __post_init__(self) -> None:
+        text.check_name(self.source)
+        check_choice("model", self.model, gpt.GPT_MODELS)
+        check_integer("context", self.context, 1)
+        _check_sizes(self.train_examples, self.validation_examples)
+
+    @property
+    def name(self) -> str:
+        return f"{Path(self.source).stem} {self.model}"
+
+    def load(self, seed: int, dtype: str, device: torch.device, root: Path | None) -> Task:
+        """The network and the windows; the subsets, too, are those of the seed."""
+        data = text.load(
+            *(self.source, self.context, root, device, self.train_examples, seed),
+            validation_examples=self.validation_examples or None,
+        )
+        if self.validation_examples == 0:
+            data = Dataset(data.name, data.train, None, data.classes)
+        model = gpt.build(self.model, data.classes, self.context, seed)
+        return Task(model.to(DTYPES[dtype]), data, next_character)
+
+
+def _check_sizes(train_examples: int | None, validation_examples: int | None) -> None:
+    if train_examples is not None:
+        check_integer("train_examples", train_examples, 1)
+    if validation_examples is not None:
+        check_integer("validation_examples", validation_examples, 0)
+
+
+def named(name: str, model: str | None = None, train_examples: int | None = None) -> Problem:
+    """The problem of that name: a data set's, an equation's, or a text's or text file's.
+
+    `InputError` if there is none, or the model is not for it; None: the model that is usual for it.
+    """
     if name in physics.PROBLEMS:
         return PhysicsProblem(name)
-    check_choice("problem", name, (*images.DATASETS, *physics.PROBLEMS))
-    return ImageProblem(name, model, train_examples)
+    settings = {"train_examples": train_examples} | ({} if model is None else {"model": model})
+    if text.is_text(name):
+        return TextProblem(name, **settings)
+    check_choice("problem", name, (*images.DATASETS, *physics.PROBLEMS, text.TOPICS))
+    return ImageProblem(name, **settings)

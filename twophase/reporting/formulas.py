@@ -30,8 +30,8 @@ _MENDS = {
 }
 
 
-# where no line shall break: between a number and its unit, and within a range in brackets
-_TOGETHER = re.compile(r"\d (?=%|(?:s|min|h)\b)|\([-−]?\d\S* to [^()]{1,16}\)")
+# where no line shall break: between a number and its unit, seconds and passes, and in a range
+_TOGETHER = re.compile(r"\d s, (?=\d)|\d (?=%|(?:s|min|h)\b)|\([-−]?\d\S* to [^()]{1,16}\)")
 
 
 def unbroken(text: str) -> str:
