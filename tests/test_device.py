@@ -28,7 +28,9 @@ def test_a_device_may_be_one_already():
 
 def test_the_cpu_is_named_with_its_threads():
     name = device_name(torch.device("cpu"))
-    assert name.startswith("cpu (") and f"{torch.get_num_threads()} threads" in name
+    assert name.startswith("cpu (") and f", {torch.get_num_threads()} thread" in name
+    assert device_name(torch.device("cpu"), 1).endswith(", 1 thread)")
+    assert device_name(torch.device("cpu"), 3).endswith(", 3 threads)")
 
 
 def test_the_clock_counts_seconds():

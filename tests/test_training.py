@@ -428,8 +428,9 @@ def test_a_frozen_second_phase_lowers_the_loss_of_eval_mode():
     settings = dict(epochs=20, adam=adam, loss=mse, fallback=None)
     with pytest.raises(InputError, match="freeze=True"):
         fit(batch_norm(), data, switch=8, **settings)
-    model, alone = batch_norm(), batch_norm()
+    model = batch_norm()
     history = fit(model, data, switch=8, freeze=True, **settings).history
+    alone = batch_norm()
     fit(alone, data, second=None, **(settings | {"epochs": 8}))
     for name in ("running_mean", "running_var"):
         assert torch.equal(getattr(model[1], name), getattr(alone[1], name))

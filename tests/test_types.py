@@ -8,11 +8,14 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent
 PACKAGE = PROJECT / "twophase"
+FOLDERS = (
+    "directions", "least_squares", "line_search", "objectives", "optimizers", "switching",
+)  # fmt: skip
 
 
 @pytest.mark.slow
 def test_the_methods_types_hold():
-    folders = [PACKAGE, *(PACKAGE / n for n in ("directions", "least_squares", "line_search"))]
+    folders = [PACKAGE, *(PACKAGE / name for name in FOLDERS)]
     method = [path for folder in folders for path in folder.glob("*.py")]
     method.remove(PACKAGE / "__main__.py")
     done = subprocess.run(

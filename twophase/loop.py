@@ -1,6 +1,8 @@
 """The two-phase loop, epoch by epoch: Adam, the switch, the second phase, and back if need be."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -10,8 +12,9 @@ from torch import Tensor
 from twophase.device import clock
 from twophase.errors import InputError, check_choice
 from twophase.monitor import Exact, Measured, Monitor
-from twophase.objective import GRADIENT_PASSES, Point, check_finite
+from twophase.objective import GRADIENT_PASSES, Point, agree, check_finite
 from twophase.objectives.from_data import TrainingLoss
+from twophase.parameters import unharmed
 from twophase.phases import DescentPhase, Phase, Work
 from twophase.record import ADAM, SECOND, TRIAL, Record
 from twophase.second_phase import Status
@@ -55,10 +58,11 @@ class Loop:
             raise InputError("keep", keep, "'train' where there are no validation examples")
         self.phases, self.monitor = phases, monitor
         self._settings = switch, fallback
-        self._begun: Begun | None = None
         self._reset()
 
     def _reset(self) -> None:
+        self._begun: Begun | None = None
+        self._at = math.inf  # the loss where the next epoch starts
         self.course = self._new_course()
         self.history: list[Record] = []
         # where the loss became another one: epochs before, and the losses before and after
@@ -93,8 +97,21 @@ class Loop:
         Raises `NonFiniteError` where loss or gradient is not finite before or after it, and
         `InputError` before the first full-batch epoch if the model does not repeat itself.
         """
-        self.start_epoch()
-        return self.end_epoch()
+        with self.undone():
+            self.start_epoch()
+            return self.end_epoch()
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Where an exception ends the block, phase and parameters are as if it had not begun."""
+        phase, before, coming = self.phase, dict(vars(self.phase)), self.weights.coming
+        try:
+            with unharmed(self.objective.vector):
+                yield
+        except BaseException:
+            vars(phase).update(before)
+            self.weights.coming, self._begun = coming, None
+            raise
 
     @property
     def phase(self) -> Phase:
@@ -113,13 +130,8 @@ class Loop:
 
     def start_epoch(self) -> None:
         """Train for an epoch, without looking at where it has led; `end_epoch` is to follow."""
-        coming = self.weights.coming
-        try:
-            self.begin()
-            self._begun = self._advance(self.phase)
-        except BaseException:
-            self.weights.coming = coming
-            raise
+        self.begin()
+        self._begun = self._advance(self.phase)
 
     def _advance(self, phase: Phase) -> "Begun":
         if phase.uses_gradient and self.watch.point is None:
@@ -151,7 +163,7 @@ class Loop:
         record = self._record(work, seen, checking + seen.passes - handed_on, seconds)
         record = self._added(record, work, introduction)
         self._keep_preconditioner()
-        self._begun = None
+        self._begun, self._at = None, record.train_loss
         return record
 
     def _added(self, record: Record, work: Work, introduction: str) -> Record:
@@ -178,17 +190,21 @@ class Loop:
 
         Then the second phase starts anew from there, and what was seen of the loss is moved.
         """
-        point = self.watch.point
-        if self.weights.coming is not None or point is None or not self.watch.is_other(point):
+        point, x = self.watch.point, self.objective.vector.read()
+        if self.weights.coming is not None or (point and not self.watch.is_other(point)):
             return
-        self.phase.restart()
         now = self.look(f" before epoch {len(self.history) + 1}")
-        self._move(point.value, now)
+        if point is None and self.phase.goes_on_from(x):
+            if agree(self._at, now, self.objective.resolution):
+                return
+        self.phase.restart()
+        self._move(self._at, now)
         self.status, self.message = Status.MOVED, ""
 
     def _move(self, before: float, now: float) -> None:
         if self.course is not None:
             self.course.moved(before, now)
+        self.weights.forget_losses(before, now)
         self.moves.append((len(self.history), before, now))
 
     def finish(self) -> Record:
@@ -199,8 +215,10 @@ class Loop:
         if aside is None or self._judged(last) <= aside.loss:
             return last
         self.weights.restore(aside)
-        self.watch.point = None
-        return self.history[aside.epoch - 1]
+        self.watch.point, kept = None, self.history[aside.epoch - 1]
+        self.phase.restart()
+        self._at = kept.train_loss
+        return kept
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the coming epochs depend on: tensors, numbers and strings only.
@@ -225,12 +243,13 @@ class Loop:
         """
         self._reset()
         x = state["x"].to(self.watch.device)
-        moves = [tuple(move) for move in state.get("moves", ())]
+        moves: dict[int, list[tuple[float, float]]] = {}
+        for epochs, *losses in state.get("moves", ()):
+            moves.setdefault(epochs, []).append(tuple(losses))
         for fields in state["history"]:
             record = Record(**fields)
-            for move in moves:
-                if move[0] == len(self.history):
-                    self._move(*move[1:])
+            for move in moves.pop(len(self.history), ()):
+                self._move(*move)
             if record.phase != self.label:
                 seen = f"epoch {record.epoch} in phase {record.phase}"
                 raise InputError("state", seen, f"one in phase {self.label}")
@@ -238,6 +257,10 @@ class Loop:
             note = self._decide(record, x)
             self.history.append(replace(record, note=record.note or note))
             self._passes += record.passes
+            self._at = record.train_loss
+        for move in moves.pop(len(self.history), ()):
+            self._move(*move)
+            self._at = move[1]
         self.status, self.message = Status(state["status"]), state["message"]
         self.weights.load_state_dict(state["aside"], len(self.history), self.watch.device)
         self.objective.vector.write(x)

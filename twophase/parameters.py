@@ -1,6 +1,7 @@
 """The parameters of a model as one flat vector."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -47,7 +48,9 @@ class ParameterVector:
 
     def read_gradient(self) -> Tensor:
         """The parts in the parameters' `grad` as a vector [P]; zero where there is none."""
-        return _flat(torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters)
+        return _flat(
+            torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters
+        )
 
     def gradient(self, loss: Tensor) -> Tensor:
         """Gradient [P] of a scalar; zero where the scalar does not depend on a parameter."""
@@ -71,6 +74,19 @@ class ParameterVector:
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         return torch.split(x, [p.numel() for p in self.parameters])
+
+
+@contextmanager
+def unharmed(vector: ParameterVector) -> Iterator[Tensor]:
+    """The parameters [P]; where an exception ends the block, they and their `grad` are the same."""
+    x, gradients = vector.read(), [p.grad for p in vector.parameters]
+    try:
+        yield x
+    except BaseException:
+        vector.write(x)
+        for parameter, gradient in zip(vector.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        raise
 
 
 def _flat(gradients: Iterable[Tensor]) -> Tensor:

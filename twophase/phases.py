@@ -13,9 +13,9 @@ from twophase.errors import InputError, check_type
 from twophase.modules import evaluating, repeats_itself
 from twophase.monitor import Exact, Monitor
 from twophase.objective import GRADIENT_PASSES, Point, check_finite, check_repeats, norm
-from twophase.objectives.closure import Closure, ClosureObjective, unharmed
+from twophase.objectives.closure import Closure, ClosureObjective
 from twophase.objectives.from_data import TrainingLoss
-from twophase.parameters import ParameterVector
+from twophase.parameters import unharmed
 from twophase.preconditioner import Preconditioner
 from twophase.second_phase import Minimizer, Status, check_minimizer
 
@@ -54,6 +54,10 @@ class Phase(Protocol):
     def restart(self) -> None:
         """The loss has become another one: forget what was seen of it."""
         return
+
+    def goes_on_from(self, x: Tensor) -> bool:
+        """Whether what was seen belongs to the parameters x [P], or nothing was."""
+        return True
 
     def prepare(self, point: Point | None) -> int:
         """What must be checked before an epoch, outside its time; passes spent."""
@@ -141,9 +145,10 @@ class UsersPhase(FirstPhase):
     """
 
     def __init__(
-        self, vector: ParameterVector, optimizer: Optimizer, batches: int, monitor: Monitor
+        self, objective: ClosureObjective, optimizer: Optimizer, batches: int, monitor: Monitor
     ):
-        self.vector, self.optimizer, self.monitor = vector, optimizer, monitor
+        self.objective, self.vector = objective, objective.vector
+        self.optimizer, self.monitor = optimizer, monitor
         self.steps = 0
         self.set_batches(batches)
 
@@ -156,10 +161,10 @@ class UsersPhase(FirstPhase):
         """A step for a mini-batch, whose loss the closure returns; the loss before it."""
         objective = ClosureObjective(self.vector, closure)
         with unharmed(self.vector) as x:
-            value, gradient = objective.value_and_gradient(x)
-            check_finite(value, norm(gradient), f" in step {self.steps + 1} of an epoch")
+            value = objective.leave_gradients(x)
+            size = norm(self.vector.read_gradient())
+            check_finite(value, size, f" in step {self.steps + 1} of an epoch")
         loss = torch.tensor(value, dtype=torch.float64)
-        self.vector.write_gradient(gradient)
         if self._means is not None:
             self._means.add(loss, 1)
         self.optimizer.step()
@@ -168,10 +173,14 @@ class UsersPhase(FirstPhase):
 
     def epoch(self, point: Point | None) -> Work:
         if point is not None and self.uses_gradient:
-            self.vector.write_gradient(point.gradient)
+            self.objective.write_gradient(point.gradient)
             self.optimizer.step()
             return Work(self.vector.read())
-        means = None if self._means is None else self._means.read()
+        means = None
+        if self._means is not None:
+            # an epoch may have had fewer batches than were told
+            loss, size = (self.batches / self.steps * mean for mean in self._means.read())
+            means = loss, size
         self.steps = 0
         self.set_batches(self.batches)
         return Work(self.vector.read(), means=means)
@@ -230,6 +239,9 @@ class DescentPhase(Phase):
     def restart(self) -> None:
         self.state, self.handed_on = None, False
 
+    def goes_on_from(self, x: Tensor) -> bool:
+        return self.state is None or torch.equal(self.state.x, x)
+
     def draw_line(self) -> None:
         """Keep what Adam leaves here, for a start from here later on."""
         self.line = {"inverse": self._left_by_adam()}
@@ -254,8 +266,8 @@ class DescentPhase(Phase):
         assert point is not None
         before = self.objective.passes.total - (0 if self.handed_on else GRADIENT_PASSES)
         if self.entering:
-            self.inverse = self.line.pop("inverse") if self.line else self._left_by_adam()
-            self.entering = False
+            self.inverse = self.line["inverse"] if self.line else self._left_by_adam()
+            self.line, self.entering = {}, False
         with self._mode():
             done = self.minimizer.iterate(self.objective, point, self.state, self.inverse)
         self.state, self.handed_on = done.state, done.point is not None

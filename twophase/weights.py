@@ -8,6 +8,7 @@ from torch import Tensor
 
 from twophase.errors import InputError
 from twophase.parameters import ParameterVector
+from twophase.switching.rules import moved
 
 LINE, SWAP, BEST = "line", "swap", "best"
 
@@ -36,6 +37,13 @@ class Weights:
         """Set weights aside as the best, unless lower ones are."""
         if BEST not in self.kept or kept.loss < self.kept[BEST].loss:
             self.kept[BEST] = kept
+
+    def forget_losses(self, before: float, now: float) -> None:
+        """The loss has become another one: none is the best any more, Adam's is moved."""
+        self.kept.pop(BEST, None)
+        if SWAP in self.kept:
+            swap = self.kept[SWAP]
+            self.kept[SWAP] = swap._replace(loss=moved(swap.loss, before, now))
 
     def go_to(self, name: str) -> Kept:
         """Let the coming epoch start from there; until then the model has the last epoch's."""

@@ -132,3 +132,19 @@ def test_what_underflows_ends_and_does_not_raise(update, dtype):
 def test_an_unknown_update_names_itself(value):
     with pytest.raises(InputError, match=f"^update: {value!r} is not allowed"):
         BroydenDirection(value)
+
+
+@pytest.mark.parametrize("update", ["BFGS", "SSBFGS", "SSBroyden"])
+def test_a_problem_that_is_solved_to_the_last_bit_ends(update):
+    """Curvatures whose squares are lost to underflow change no matrix."""
+    weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    functions = (
+        lambda p: (weights * p).square().sum(),
+        lambda p: -1 / (1 + p.square().sum()) - 3,
+        lambda p: p.abs().sum(),
+    )
+    second = Descent(BroydenDirection(update), StrongWolfe())
+    for function in functions:
+        start = torch.ones(3, dtype=torch.float64)
+        found = minimize(FunctionObjective(function), start, iterations=300, second=second)
+        assert found.status != "moved"

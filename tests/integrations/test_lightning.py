@@ -177,3 +177,67 @@ def test_no_warnings_are_left_from_our_side():
         module = Regression(lambda p: twophase.TwoPhase(p, switch=2))
         trainer_of(4, TwoPhaseCallback()).fit(module, loaders(64)[0])
     assert not [w for w in caught if "twophase" in str(w.filename) or "training_step" in str(w)]
+
+
+def test_wrong_trainings_are_one_line():
+    two_phase = {"optimizer_of": twophase.TwoPhase}
+    for settings, message in (
+        (dict(accumulate_grad_batches=2), "^accumulate_grad_batches: 2"),
+        (dict(limit_train_batches=3), "^train_dataloader: .* of which 3 batches"),
+    ):
+        with pytest.raises(InputError, match=message):
+            trainer_of(3, TwoPhaseCallback(), **settings).fit(Regression(**two_phase), *loaders(32))
+
+    class Sometimes(Regression):
+        def training_step(self, batch, index):
+            return super().training_step(batch, index) if index % 2 else None
+
+    with pytest.raises(InputError, match="NoneType"):
+        trainer_of(3, TwoPhaseCallback()).fit(Sometimes(**two_phase), *loaders(32))
+
+
+def test_the_length_may_be_given_in_steps():
+    module = Regression(twophase.TwoPhase)
+    trainer = trainer_of(-1, TwoPhaseCallback(), max_steps=24)
+    trainer.fit(module, *loaders(32))
+    assert len(trainer.optimizers[0].records) == 3
+
+
+def test_hooks_of_the_module_count_in_the_full_loss_and_in_adams_steps():
+    class Hooked(Regression):
+        steps_of_adam = 0
+
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return [2 * batch[0], batch[1]]
+
+        def optimizer_step(self, epoch, index, optimizer, closure):
+            self.steps_of_adam += 1
+            super().optimizer_step(epoch, index, optimizer, closure)
+
+        def training_step(self, batch):  # without an index
+            return super().training_step(batch, 0)
+
+    module = Hooked(twophase.TwoPhase)
+    trainer = trainer_of(3, TwoPhaseCallback())
+    trainer.fit(module, loaders(32)[0])
+    inputs, targets = samples()
+    with torch.no_grad():
+        loss = mse_loss(module.net(2 * inputs), targets).item()
+    assert trainer.optimizers[0].records[-1].train_loss == pytest.approx(loss, rel=1e-5)
+    assert module.steps_of_adam == 24
+
+
+def test_an_interrupted_training_leaves_the_module_as_it_was():
+    class Once(Regression):
+        def on_train_epoch_end(self):
+            if self.current_epoch == 1 and not getattr(self, "raised", False):
+                self.raised = True
+                raise ZeroDivisionError
+
+    module, callback = Once(twophase.TwoPhase), TwoPhaseCallback()
+    with pytest.raises(ZeroDivisionError):
+        trainer_of(4, callback).fit(module, loaders(32)[0])
+    assert not {"training_step", "optimizer_step", "log"} & set(module.__dict__)
+    trainer = trainer_of(2, callback)
+    trainer.fit(module, loaders(32)[0])
+    assert len(trainer.optimizers[0].records) == 2

@@ -8,8 +8,8 @@ from torch import nn
 
 from twophase.errors import InputError
 from twophase.objective import Passes, evaluate, round_off
-from twophase.objectives.closure import ClosureObjective, check_slope, unharmed
-from twophase.parameters import ParameterVector
+from twophase.objectives.closure import ClosureObjective, check_slope
+from twophase.parameters import ParameterVector, unharmed
 
 
 def objective_of(closure_of, dtype=torch.float64):

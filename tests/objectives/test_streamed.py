@@ -186,3 +186,98 @@ def test_the_whole_set_is_never_in_memory():
 
     fit(network(), DataLoader(Counted(), 20, collate_fn=collate), epochs=3, loss=mse_loss)
     assert most[0] == 20
+
+
+class Once(IterableDataset):
+    """An iterator in the place of an iterable: the first pass uses it up."""
+
+    def __init__(self):
+        self.pairs = iter(zip(*samples(), strict=True))
+
+    def __iter__(self):
+        return self.pairs
+
+
+def without_odd(pairs):
+    return torch.utils.data.default_collate(pairs[::2])
+
+
+def sequence_first(pairs):
+    inputs, targets = torch.utils.data.default_collate(pairs)
+    return inputs.T[..., None], targets.T
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda: DataLoader(Once(), 16),
+        lambda: DataLoader(TensorDataset(*samples()), 16, collate_fn=without_odd),
+    ],
+)
+def test_a_pass_with_other_examples_is_found_out(loader):
+    """Not all, none, or not those that were counted."""
+    with pytest.raises(InputError, match="^data: '.* examples in a pass' .* use all"):
+        fit(network(), loader(), epochs=3, loss=mse_loss)
+
+
+def test_the_first_dimension_is_that_of_the_examples():
+    data = TensorDataset(torch.randn(50, 4).double(), torch.randn(50, 4).double())
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(1, 1).double()
+
+        def forward(self, inputs):
+            return self.inner(inputs)[..., 0]
+
+    with pytest.raises(InputError, match="first dimension"):
+        fit(Last(), DataLoader(data, 10, collate_fn=sequence_first), epochs=2, loss=mse_loss)
+
+
+def test_a_sampler_of_a_part_stays_one():
+    data = TensorDataset(*samples())
+    loader = DataLoader(data, 4, sampler=torch.utils.data.SequentialSampler(range(20)))
+    streamed = Streamed(network(), mse_loss, loader)
+    memory = FullBatch(network(), mse_loss, *(t[:20] for t in samples()))
+    x = memory.vector.read()
+    assert streamed.count == 20
+    assert streamed.value(x) == pytest.approx(memory.value(x), rel=1e-13)
+
+
+class Empty(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    "data", [Empty(), TensorDataset(torch.ones(0, 3), torch.ones(0, 1))], ids=["stream", "tensors"]
+)
+def test_no_example_is_one_line(data):
+    for source in (data, DataLoader(data, 4)):
+        with pytest.raises(InputError, match="^data: '.* of no example'"):
+            fit(network(), source, epochs=2, loss=mse_loss)
+
+
+def test_validation_is_named_where_it_is_wrong():
+    for wrong in ([*samples()], "file.csv", 3):
+        with pytest.raises(InputError, match="^validation: "):
+            fit(network(), samples(), validation=wrong, epochs=2, loss=mse_loss)
+
+
+def test_an_interrupted_training_has_the_weights_of_its_last_record():
+    model, calls = network(), []
+    inputs, targets = samples()
+
+    def closure():
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return mse_loss(model(inputs), targets)
+
+    records = []
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, closure, epochs=30, switch=8, on_epoch=records.append)
+    assert records[-1].phase == "second"
+    loss = mse_loss(model(inputs), targets).item()
+    assert loss == pytest.approx(records[-1].train_loss, rel=1e-12)

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import math
+import pickle
 
 import pytest
 import torch
@@ -532,3 +534,267 @@ def test_dropout_is_refused_in_the_second_phase():
     optimizer = TwoPhase(model.parameters(), switch=3)
     with pytest.raises(InputError, match="no dropout"):
         train(optimizer, closure_of("plain", model, *samples()), 6)
+
+
+# ---- what fresh eyes broke ----------------------------------------------------------------------
+
+
+def test_weights_kept_under_another_loss_are_not_given_back():
+    model, data, extra = network(), samples(), [0.0]
+    closure = closure_of("plain", model, *data)
+
+    def moved():
+        return closure() + extra[0]
+
+    optimizer = TwoPhase(model.parameters(), 0.01, switch=5, fallback=None)
+    train(optimizer, moved, 20)
+    extra[0] = 1.0
+    train(optimizer, moved, 20)
+    last = closure().item()
+    optimizer.finish(moved)
+    assert closure().item() == last
+
+
+def test_a_state_takes_the_place_of_an_open_step():
+    model, data = network(), samples()
+    closure = closure_of("plain", model, *data)
+    optimizer = train(TwoPhase(model.parameters(), 0.01, switch=5), closure, 12)
+    state = through_a_file(optimizer.state_dict())
+    other = network(seed=2)
+    resumed = TwoPhase(other.parameters(), 0.01, switch=5)
+    train(resumed, closure_of("plain", other, *data), 3)
+    resumed.load_state_dict(state)
+    train(resumed, closure_of("plain", other, *data), 10)
+    train(optimizer, closure, 10)
+    same(resumed.history, optimizer.history)
+    assert len(resumed.records) == len(optimizer.records) == 22
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("at", range(1, 30))
+def test_an_interrupted_golden_section_leaves_no_trace(at, batches):
+    """At each call of a step, also the gradient at its end; then the same iterations follow."""
+    settings = dict(switch=4, second=Descent(ConjugateDirection(), GoldenSection()), fallback=None)
+    histories = []
+    for fails in (False, True):
+        model, data, calls = network(), samples(), []
+        closure = closure_of("plain", model, *data)
+        optimizer = TwoPhase(model.parameters(), 0.01, batches, **settings)
+
+        def epoch(full, optimizer=optimizer, closure=closure):
+            if batches == 1:
+                return optimizer.step(full)
+            if optimizer.phase == "adam" and optimizer.steps.steps == 0:
+                optimizer.step(closure)
+            optimizer.end_epoch(full)
+
+        for _ in range(7):
+            epoch(closure)
+
+        def failing(calls=calls, closure=closure):
+            calls.append(1)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return closure()
+
+        done = 7
+        if fails:
+            try:
+                epoch(failing)
+                done += 1
+            except KeyboardInterrupt:
+                assert len(optimizer.records) == 7
+        for _ in range(11 - done):
+            epoch(closure)
+        histories.append(optimizer.history)
+    same(*histories)
+    assert len(histories[0]) == len(histories[1]) == 11
+
+
+def test_a_closing_look_that_fails_can_be_repeated():
+    model, data = network(), samples()
+    closure = closure_of("plain", model, *data)
+    optimizer = TwoPhase(model.parameters(), batches=1 + 1)
+    optimizer.step(closure)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.end_epoch(lambda: 1 / 0)
+    with pytest.raises(InputError, match="2 times the gradient"):
+        optimizer.end_epoch(lambda: twice(model, *data))
+    assert optimizer.records == ()
+    assert optimizer.end_epoch(closure).epoch == 1
+
+
+@pytest.mark.parametrize("what", ["loss", "weights"])
+def test_a_change_beside_a_resume_is_noticed(what):
+    model, data, other = network(), samples(), samples(count=30)
+    closure = closure_of("plain", model, *data)
+    optimizer = train(TwoPhase(model.parameters(), 0.01, switch=5, fallback=None), closure, 15)
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert train(optimizer, closure, 1).loop.moves == []
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    if what == "loss":
+        closure = closure_of("plain", model, *other)
+    else:
+        with torch.no_grad():
+            model[0].weight.add_(0.1)
+    before = closure().item()
+    assert optimizer.step(closure).item() < before
+    assert [move[0] for move in optimizer.loop.moves] == [16]
+
+
+def test_training_goes_on_after_the_end():
+    model, data = network(), samples()
+    closure = closure_of("plain", model, *data)
+    optimizer = train(TwoPhase(model.parameters(), 0.01, switch=5), closure, 15)
+    optimizer.finish(closure)
+    before = closure().item()
+    train(optimizer, closure, 5)
+    assert closure().item() < before
+
+
+def test_copies_and_pickles_with_a_scheduler_are_their_own():
+    model, data = network(), samples()
+    optimizer = TwoPhase(model.parameters(), 0.01)
+    torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    train(optimizer, closure_of("plain", model, *data), 3)
+    before = flat(model)
+    for copied in (
+        copy.deepcopy((model, optimizer)),
+        pickle.loads(pickle.dumps((model, optimizer))),
+    ):
+        twin, other = copied
+        train(other, closure_of("plain", twin, *data), 3)
+        assert torch.equal(flat(model), before) and not torch.equal(flat(twin), before)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+@every_closure
+def test_a_parameter_without_a_gradient_has_none(kind, name, batches):
+    """As in torch's loop: no decay and no momentum for a head that a step does not use."""
+    heads = []
+    for ours in (False, True):
+        torch.manual_seed(0)
+        model = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1), nn.Linear(2, 1)]).double()
+        inputs, targets = samples()
+        optimizer = FIRST[name](model.parameters())
+        if ours:
+            optimizer = TwoPhase(model.parameters(), batches=batches, first=optimizer)
+        for step in range(6):
+            head = model[0] if batches == 1 else model[step % 2]
+            closure = closure_of(kind if ours else "backward", head, inputs, targets)
+            if not ours:
+                model.zero_grad()
+            optimizer.step(closure)
+            if ours and batches > 1 and step % 2:
+                optimizer.end_epoch(closure_of("plain", model[0], inputs, targets))
+        heads.append(flat(model))
+    assert torch.equal(*heads)
+
+
+def test_freezing_and_unfreezing_on_the_way_is_one_line():
+    model, data = network(), samples()
+    closure = closure_of("backward", model, *data)
+    optimizer = train(TwoPhase(model.parameters(), 0.01), closure, 3)
+    for needed in (False, True):
+        model[0].bias.requires_grad_(needed)
+        if not needed:
+            with pytest.raises(InputError, match="^params: '3 tensors.* the 4 as at the start"):
+                optimizer.step(closure)
+    train(optimizer, closure, 1)
+
+
+def test_a_loss_of_another_model_is_one_line():
+    model, other, data = network(), network(seed=1), samples()
+    message = "does not depend on the parameters|without a graph"
+    for kind in CLOSURES:
+        wrong = closure_of(kind, other, *data)
+        for optimizer in (TwoPhase(model.parameters()), twophase.SecondPhase(model.parameters())):
+            with pytest.raises(InputError, match=message):
+                optimizer.step(wrong)
+        with pytest.raises(InputError, match=message):
+            fit(model, wrong, epochs=3)
+
+
+def test_means_are_over_the_steps_that_were_made():
+    model, (inputs, targets) = network(), samples(count=64)
+    optimizer = TwoPhase(model.parameters(), 1e-12, batches=10, monitor=FromBatches())
+    for batch in torch.arange(64).split(16):
+        optimizer.step(closure_of("plain", model, inputs[batch], targets[batch]))
+    record = optimizer.end_epoch(closure_of("plain", model, inputs, targets))
+    loss = mse_loss(model(inputs), targets)
+    size = torch.cat([g.flatten() for g in torch.autograd.grad(loss, model.parameters())]).norm()
+    assert record.train_loss == pytest.approx(loss.item(), rel=1e-9)
+    assert record.grad_norm == pytest.approx(size.item(), rel=1e-9)
+
+
+def test_an_end_in_the_middle_of_an_epoch_is_one_line():
+    model, data = network(), samples()
+    optimizer = TwoPhase(model.parameters(), batches=3)
+    optimizer.step(closure_of("plain", model, *data))
+    with pytest.raises(InputError, match="^finish: 'after 1 steps of an epoch'"):
+        optimizer.finish(closure_of("plain", model, *data))
+
+
+def test_gradients_with_a_graph_are_saved_without_it():
+    model, data = network(), samples()
+
+    def closure():
+        model.zero_grad()
+        loss = mse_loss(model(data[0]), data[1])
+        loss.backward(create_graph=True)
+        return loss
+
+    optimizer = train(TwoPhase(model.parameters(), 0.01, switch=4), closure, 10)
+    assert through_a_file(optimizer.state_dict())["twophase"]["version"] == 1
+    assert all(p.grad is None or not p.grad.requires_grad for p in model.parameters())
+
+
+def test_a_state_that_does_not_fit_leaves_the_optimizer_as_it_was():
+    model, data = network(), samples()
+    closure = closure_of("plain", model, *data)
+    optimizer = train(TwoPhase(model.parameters(), 0.01, switch=15), closure, 20)
+    before, records = flat(model), optimizer.records
+    other = train(TwoPhase(model.parameters(), 0.01, switch=3), closure, 10)
+    wrong = through_a_file(other.state_dict())
+    nn.utils.vector_to_parameters(before, model.parameters())
+    damaged = through_a_file(optimizer.state_dict())
+    del damaged["twophase"]["loop"]["aside"]
+    sgd = TwoPhase(model.parameters(), first=torch.optim.SGD(model.parameters(), 0.1)).state_dict()
+    for state in (wrong, damaged, sgd):
+        with pytest.raises(InputError, match="^state: "):
+            optimizer.load_state_dict(state)
+        assert torch.equal(flat(model), before) and optimizer.records == records
+    train(optimizer, closure, 3)
+    assert len(optimizer.records) == 23
+
+
+def test_losses_that_change_at_every_step_cost_no_more_later_on():
+    """What was seen before is not gone through again."""
+    fallback = Fallback()
+    fallback.adam(1.0, 1.0, 3)
+    fallback.swap()
+    loss = 0.9
+    for step in range(20_000):
+        fallback.moved(loss, loss * (1.1 if step % 2 else 1 / 1.1))
+        loss *= (1.1 if step % 2 else 1 / 1.1) * 0.9999
+        decision = fallback.second(loss, 0.5, 3)
+    assert "rose" not in decision.reason
+
+
+def test_moved_losses_are_compared_in_proportion():
+    """A loss ten times as high from some step on: the same decisions as without."""
+    plain, scaled = Fallback(), Fallback()
+    for fallback in (plain, scaled):
+        for loss in (1.0, 0.8, 0.7, 0.65):
+            fallback.adam(loss, 1.0, 3)
+        fallback.swap()
+    previous = math.nan
+    for step in range(120):
+        loss = 0.6 * (step + 1) ** -0.2
+        factor = 10.0 if step > 30 else 1.0
+        if step == 31:
+            scaled.moved(previous, 10 * previous)
+        previous = loss
+        one, other = plain.second(loss, 0.5, 3), scaled.second(factor * loss, 0.5, 3)
+        assert one.switch == other.switch

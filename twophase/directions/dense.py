@@ -146,6 +146,8 @@ class BroydenDirection(Settings):
         a = max(0.0, b * h - 1)
         theta, tau = UPDATES[self.update](a, b, h, len(step))
         tau, phi = 1.0 if first else tau, (1 - theta) / (1 + a * theta)
+        if not (curvature**2 * tau > 0 and square * tau > 0):  # lost to underflow
+            return matrix, on_gradient
         mixed = -phi / (curvature * tau)
         own = phi * square / (curvature**2 * tau) + 1 / curvature
         middle = step.new_tensor([[own, mixed], [mixed, (phi - 1) / (square * tau)]])

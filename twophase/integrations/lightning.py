@@ -3,7 +3,8 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from functools import wraps
+from inspect import signature
 from typing import Any
 
 import torch
@@ -32,33 +33,54 @@ class TwoPhaseCallback(Callback):
     often as its line search asks, while the epoch's own batches are left out. It logs "loss",
     "grad_norm" and "passes" after a prefix "twophase/". Checkpoints of Lightning resume it.
 
-    `InputError` where the optimizer is another one, or the training has several processes.
+    Metrics that `training_step` updates see these calls, too.
+
+    `InputError` where the optimizer is another one, gradients are accumulated over batches, not all
+    batches are taken in each epoch, or the training has several processes.
     """
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Tell the optimizer how many batches there are; leave them out in the second phase."""
-        trainer.estimated_stepping_batches  # noqa: B018 (loads the data, so that they are counted)
         optimizer = module.optimizers(use_pl_optimizer=False)
         if not isinstance(optimizer, TwoPhase):
             found = type(optimizer).__name__
             raise InputError("configure_optimizers", found, "one that returns twophase.TwoPhase")
-        if trainer.world_size > 1:
-            raise InputError("devices", trainer.world_size, "one: there is one loss to minimise")
-        if optimizer.batches != trainer.num_training_batches:
-            optimizer.batches = int(trainer.num_training_batches)
-        self._step, self._optimizer = module.training_step, optimizer
-        if optimizer.batches > 1:
-            module.training_step = self._training_step  # type: ignore[method-assign]
+        batches = self._batches(trainer, module)
+        if optimizer.batches != batches:
+            optimizer.batches = batches
+        _restore(module)
+        self._step, self._optimize = module.training_step, module.optimizer_step
+        self._optimizer = optimizer
+        if batches > 1:
+            module.training_step = _by_adam(self._step, optimizer)  # type: ignore[method-assign]
             module.optimizer_step = self._optimizer_step  # type: ignore[method-assign]
 
-    def _training_step(self, *arguments: Any, **named: Any) -> Any:
-        return self._step(*arguments, **named) if self._optimizer.phase == ADAM else None
+    def _batches(self, trainer: Trainer, module: LightningModule) -> int:
+        """How many there are in each epoch, all of them every time; `InputError` else."""
+        if trainer.world_size > 1:
+            raise InputError("devices", trainer.world_size, "one: there is one loss to minimise")
+        if not module.automatic_optimization:
+            raise InputError("automatic_optimization", False, "True, or no callback")
+        if trainer.accumulate_grad_batches != 1:
+            found = trainer.accumulate_grad_batches
+            raise InputError("accumulate_grad_batches", found, "1: Adam takes each batch")
+        trainer.fit_loop.setup_data()
+        batches, loader = trainer.num_training_batches, trainer.train_dataloader
+        try:
+            every = len(loader)
+        except TypeError:
+            every = None
+        if isinstance(loader, dict) or every != batches:
+            found = f"{type(loader).__name__} of which {batches} batches are taken"
+            allowed = "a DataLoader of a known length, all of it (no limit_train_batches)"
+            raise InputError("train_dataloader", found, allowed)
+        return int(batches)
 
     def _optimizer_step(
         self, epoch: int, index: int, optimizer: Any, closure: Callable[[], Any]
     ) -> None:
         if self._optimizer.phase == ADAM:
-            optimizer.step(closure=closure)
+            self._optimize(epoch, index, optimizer, closure)
             return
         with warnings.catch_warnings():  # of a training step that returns nothing
             warnings.simplefilter("ignore")
@@ -80,13 +102,19 @@ class TwoPhaseCallback(Callback):
         """The mean loss over all examples, in float64, with its gradient in the parameters."""
         loader: Any = trainer.train_dataloader
         loader = in_order(loader) if isinstance(loader, DataLoader) else loader
+        indexed = len(signature(self._step).parameters) > 1
         count = 0
         total = torch.zeros((), dtype=torch.float64, device=module.device)
         with evaluating(module), _quiet(module):
-            for index, batch in enumerate(islice(loader, self._optimizer.batches)):
+            for index, batch in enumerate(loader):
+                batch = trainer.precision_plugin.convert_input(batch)
+                batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
                 there = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-                loss = self._step(there, index)
+                with trainer.precision_plugin.train_step_context():
+                    loss = self._step(there, index) if indexed else self._step(there)
                 loss = loss["loss"] if isinstance(loss, dict) else loss
+                if not isinstance(loss, Tensor):
+                    raise InputError("training_step", loss, "a loss for every batch")
                 size = extract_batch_size(there)
                 (size * loss).backward()
                 total += size * loss.detach()
@@ -98,8 +126,28 @@ class TwoPhaseCallback(Callback):
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """The module is as it was."""
-        for name in ("training_step", "optimizer_step"):
-            module.__dict__.pop(name, None)
+        _restore(module)
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        """The module is as it was."""
+        _restore(module)
+
+
+def _by_adam(step: Callable[..., Any], optimizer: TwoPhase) -> Callable[..., Any]:
+    """A training step that does nothing in the second phase; Lightning looks at its arguments."""
+
+    @wraps(step)
+    def training_step(*arguments: Any, **named: Any) -> Any:
+        return step(*arguments, **named) if optimizer.phase == ADAM else None
+
+    return training_step
+
+
+def _restore(module: LightningModule) -> None:
+    for name in ("training_step", "optimizer_step"):
+        module.__dict__.pop(name, None)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from twophase.objectives.mean_loss import Score
 from twophase.parameters import ParameterVector
 
 Closure = Callable[[], Any]
+INDEPENDENT = "one whose loss does not depend on the parameters"
+ALLOWED = "one that returns their loss, after one backward pass or none"
 # Parts of the loss by which it should change, either way, to see whether a gradient is its own;
 # AMP begins with gradients 65,536 times as large.
 SMALLEST_CHANGE, LARGEST_CHANGE = 1e-3, 1e5
@@ -56,6 +58,7 @@ class ClosureObjective:
         self.vector, self.closure, self.habits = vector, closure, habits
         self.passes = Passes()
         self.resolution = round_off(vector.dtype)
+        self.unused = [False] * len(vector.parameters)  # without a gradient, at the last one
 
     def value(self, x: Tensor) -> float:
         """Value at `x` [P]: one forward pass, and a backward pass where the closure calls it."""
@@ -73,16 +76,32 @@ class ClosureObjective:
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         """Value and gradient [P] at `x` [P]: one forward and backward pass."""
+        return self.leave_gradients(x), self.vector.read_gradient()
+
+    def leave_gradients(self, x: Tensor) -> float:
+        """Value at `x` [P]; afterwards the gradients are in the parameters, None where none is."""
         self.passes.forward += 1
         loss = self._with_graph(x)
-        if self.habits.calls_backward:
-            return loss.item(), self.vector.read_gradient()
-        if not loss.requires_grad:
-            allowed = "a loss computed from the parameters, or a closure that calls backward"
-            raise InputError("closure", "a loss without a graph", allowed)
-        self.passes.backward += 1
-        with _explained():
-            return loss.item(), self.vector.gradient(loss)
+        if not self.habits.calls_backward:
+            if not loss.requires_grad:
+                found = "a loss without a graph"
+                found += " (in inference mode)" if torch.is_inference_mode_enabled() else ""
+                allowed = "a loss computed from the parameters, or a closure that calls backward"
+                raise InputError("closure", found, allowed)
+            self.passes.backward += 1
+            with _explained():
+                loss.backward(inputs=self.vector.parameters)
+            if all(p.grad is None for p in self.vector.parameters):
+                raise NoGraphError("closure", INDEPENDENT, ALLOWED)
+        self.unused = [p.grad is None for p in self.vector.parameters]
+        return loss.item()
+
+    def write_gradient(self, gradient: Tensor) -> None:
+        """As `ParameterVector.write_gradient`, but None where the last one had none."""
+        self.vector.write_gradient(gradient)
+        for parameter, unused in zip(self.vector.parameters, self.unused, strict=True):
+            if unused:
+                parameter.grad = None
 
     def measure(self, x: Tensor) -> tuple[Point, None]:
         """The point at `x` [P], and no accuracy: one forward and backward pass."""
@@ -119,31 +138,16 @@ class ClosureObjective:
 
 
 @contextmanager
-def unharmed(vector: ParameterVector) -> Iterator[Tensor]:
-    """The parameters [P]; where an exception ends the block, they and their `grad` are the same."""
-    x, gradients = vector.read(), [p.grad for p in vector.parameters]
-    try:
-        yield x
-    except BaseException:
-        vector.write(x)
-        for parameter, gradient in zip(vector.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        raise
-
-
-@contextmanager
 def _explained() -> Iterator[None]:
     """Turn what torch says of backward passes that cannot be into one clear line."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
-        allowed = "one that returns the loss, after one backward pass or none"
         if "backward through the graph a second time" in text:
-            raise InputError("closure", "one that calls backward twice", allowed) from error
+            raise InputError("closure", "one that calls backward twice", ALLOWED) from error
         if "does not require grad" in text:
-            found = "one whose loss does not depend on the parameters"
-            raise NoGraphError("closure", found, allowed) from error
+            raise NoGraphError("closure", INDEPENDENT, ALLOWED) from error
         raise
 
 

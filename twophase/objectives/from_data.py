@@ -34,7 +34,7 @@ def data_objectives(
     loss: Loss,
     device: str | torch.device,
     chunk_size: int | None,
-) -> tuple[TrainingLoss, MeanLoss | ClosureObjective | None]:
+) -> tuple[TrainingLoss, TrainingLoss | None]:
     """The mean losses over the training and, where there are any, the validation examples.
 
     A `LeastSquares` is one by itself. `InputError` for data beside it, or for none without it.
@@ -43,7 +43,7 @@ def data_objectives(
         if data is not None:
             raise InputError("data", type(data).__name__, "None: a LeastSquares has its own")
         train: TrainingLoss = model
-        return train, _over(model.model, validation, loss, chunk_size)
+        return train, _over(model.model, validation, loss, chunk_size, "validation")
     if data is None:
         raise InputError("data", None, ALLOWED)
     model.to(resolve_device(device))
@@ -54,14 +54,14 @@ def data_objectives(
         data = data.train
     found = _over(model, data, loss, chunk_size)
     assert found is not None
-    return found, _over(model, validation, loss, chunk_size)
+    return found, _over(model, validation, loss, chunk_size, "validation")
 
 
 def _over(
-    model: nn.Module, data: Data | None, loss: Loss, chunk_size: int | None
-) -> MeanLoss | ClosureObjective | None:
-    if data is None:
-        return None
+    model: nn.Module, data: Data | None, loss: Loss, chunk_size: int | None, field: str = "data"
+) -> TrainingLoss | None:
+    if data is None or isinstance(data, LeastSquares):
+        return data
     if isinstance(data, DataLoader | TorchDataset):
         return Streamed(model, loss, data, chunk_size)
     if callable(data) and not isinstance(data, type):
@@ -69,7 +69,7 @@ def _over(
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
         data = Examples(*data)
     if not isinstance(data, Examples):
-        raise InputError("data", type(data).__name__, ALLOWED)
+        raise InputError(field, type(data).__name__, ALLOWED)
     vector = ParameterVector(model.parameters())
     there = data.to(vector.parameters[0].device, vector.dtype)
     return FullBatch(model, loss, there.inputs, there.targets, chunk_size)

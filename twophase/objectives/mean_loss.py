@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from twophase.errors import InputError
 from twophase.losses import Loss
 from twophase.modules import evaluating
 from twophase.objective import Passes, Point, round_off
@@ -168,11 +169,16 @@ class MeanLoss(ABC):
         self, hits: HitCount | None, examples: Iterable[tuple[Tensor, Tensor]] | None = None
     ) -> Iterator[tuple[Tensor, Any]]:
         """Each chunk's contribution to the mean loss, a float64 scalar, and its outputs."""
+        seen = 0
         for inputs, targets in self._examples() if examples is None else examples:
             loss, outputs = self._part(inputs, targets)
             if hits is not None:
                 hits(outputs, targets)
+            seen += len(inputs)
             yield loss * (len(inputs) / self.count), outputs
+        if seen != self.count:
+            allowed = f"all {self.count} in each, the first dimension of inputs"
+            raise InputError("data", f"{seen} examples in a pass", allowed)
 
     def _part(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Any]:
         """The mean loss of some examples in float64, and their outputs."""

@@ -93,7 +93,7 @@ def in_order(source: Source, size: int | None = None) -> DataLoader[Any]:
     elif isinstance(sampler, RandomSampler):
         if sampler.replacement or sampler.num_samples != len(dataset):  # type: ignore[arg-type]
             return source
-    elif not isinstance(sampler, SequentialSampler):
+    elif not isinstance(sampler, SequentialSampler) or len(sampler) != len(dataset):  # type: ignore
         return source
     return DataLoader(
         dataset,
@@ -120,8 +120,11 @@ def _endless(loader: DataLoader[Any]) -> bool:
 def _first(loader: DataLoader[Any]) -> Any:
     """A batch, if possible without starting workers."""
     if _endless(loader) or loader.batch_size is None:
-        return next(iter(loader))
-    return loader.collate_fn([loader.dataset[0]])
+        for batch in loader:
+            return batch
+    elif len(loader.sampler):  # type: ignore[arg-type]
+        return loader.collate_fn([loader.dataset[next(iter(loader.sampler))]])
+    raise InputError("data", f"{type(loader.dataset).__name__} of no example", "at least one")
 
 
 def _count(loader: DataLoader[Any]) -> int:

@@ -20,9 +20,8 @@ from twophase.objectives.closure import (
     ClosureObjective,
     Habits,
     check_slope,
-    unharmed,
 )
-from twophase.parameters import ParameterVector
+from twophase.parameters import ParameterVector, unharmed
 from twophase.preconditioner import from_moments
 from twophase.second_phase import Descent, Iteration, Minimizer, Status, check_minimizer
 

@@ -11,9 +11,9 @@ from twophase.automatic import DEFAULT
 from twophase.errors import InputError, check_integer, check_number, check_type
 from twophase.loop import Loop
 from twophase.monitor import Exact, Monitor
-from twophase.objectives.closure import Closure, ClosureObjective, Habits, check_slope, unharmed
+from twophase.objectives.closure import Closure, ClosureObjective, Habits, check_slope
 from twophase.optimizers.second_phase import CLOSURE, SecondPhase
-from twophase.parameters import ParameterVector
+from twophase.parameters import ParameterVector, unharmed
 from twophase.payoff import payoffs
 from twophase.phases import DescentPhase, UsersPhase
 from twophase.record import ADAM, SECOND, Record, table
@@ -93,8 +93,8 @@ class TwoPhase(Optimizer):
         self.first = torch.optim.Adam(given, lr) if first is None else first
         vector = ParameterVector(self._parameters_of_first())
         self._share()
-        self.steps = UsersPhase(vector, self.first, batches, monitor)
         self.objective = ClosureObjective(vector, _none)
+        self.steps = UsersPhase(self.objective, self.first, batches, monitor)
         phases = {ADAM: self.steps, SECOND: DescentPhase(self.objective, second, self.steps)}
         self.loop = Loop(self.objective, phases, switch, fallback, monitor)
         self.looks = 0  # passes to see whether the loss is the same, and its gradient its own
@@ -148,6 +148,7 @@ class TwoPhase(Optimizer):
         """
         if not callable(closure):
             raise InputError("closure", closure, CLOSURE)
+        self._check_parameters()
         if self.batches == 1:
             return self._value(self._full_step, closure)
         if self.phase != ADAM:
@@ -168,6 +169,9 @@ class TwoPhase(Optimizer):
             raise InputError("batches", 1, allowed)
         if self.phase == ADAM and self.steps.steps == 0:
             raise InputError("end_epoch", "an epoch without a step", "step(closure) for each batch")
+        if not callable(closure):
+            raise InputError("closure", closure, CLOSURE)
+        self._check_parameters()
         self._value(self._epoch, closure)
         return self.loop.history[-1]
 
@@ -176,9 +180,20 @@ class TwoPhase(Optimizer):
 
         These are the last, or, where Adam took over again and ended higher, the second phase's.
         """
+        if self.batches > 1 and self.steps.steps:
+            found = f"after {self.steps.steps} steps of an epoch"
+            raise InputError("finish", found, "end_epoch(closure) before")
         if self.loop.open:
             self._value(self._see_step, closure)
         return self.loop.finish()
+
+    def _check_parameters(self) -> None:
+        """None may be frozen or unfrozen on the way: there is one vector of them."""
+        now = [p for p in _parameters(self.param_groups) if p.requires_grad]
+        then = self.objective.vector.parameters
+        if len(now) != len(then) or any(p is not q for p, q in zip(now, then, strict=True)):
+            found = f"{len(now)} tensors that require a gradient"
+            raise InputError("params", found, f"the {len(then)} as at the start, or a new TwoPhase")
 
     def _value(self, work: Callable[[], None], closure: Closure) -> Tensor:
         """Do some work that evaluates a closure; the loss at the point that is known then."""
@@ -192,7 +207,7 @@ class TwoPhase(Optimizer):
             self.objective.closure = _none
         if point is None:
             return torch.tensor(self.loop.history[-1].train_loss, dtype=torch.float64)
-        self.objective.vector.write_gradient(point.gradient)
+        self.objective.write_gradient(point.gradient)
         return torch.tensor(point.value, dtype=torch.float64)
 
     def _full_step(self) -> None:
@@ -205,9 +220,10 @@ class TwoPhase(Optimizer):
         self._look_again()
         if loop.ended:
             return
-        loop.start_epoch()
-        if loop.phase is not self.steps:
-            loop.end_epoch()
+        if loop.phase is self.steps:
+            loop.start_epoch()
+        else:
+            loop.epoch()
 
     def _see_step(self) -> None:
         """Where Adam's last step has led; the parameters may have been changed since."""
@@ -217,10 +233,10 @@ class TwoPhase(Optimizer):
         self._look_again()
         if self.loop.ended:
             return
-        self.loop.start_epoch()
-        self.loop.end_epoch()
-        if not self._checked and self.loop.watch.point is not None:
+        if not self._checked:
+            self.loop.look(" before its end")
             self._check()
+        self.loop.epoch()
 
     def _look_again(self) -> None:
         if self.phase != ADAM:
@@ -268,6 +284,7 @@ class TwoPhase(Optimizer):
         `torch.load` reads it with `weights_only=True`. It resumes exactly under the same arguments.
         """
         own = {"version": VERSION, "batches": self.batches, "loop": self.loop.state_dict()}
+        own["first"] = type(self.first).__name__
         more = {"looks": self.looks, "checked": self._checked}
         habits = {"habits": tuple(self.objective.habits)}
         groups = self.first.state_dict()["param_groups"]
@@ -278,7 +295,17 @@ class TwoPhase(Optimizer):
 
         `InputError` for a state of something else, of another version or other parameters.
         """
-        own = self._own(state_dict)
+        own, before = self._own(state_dict), self.state_dict()["twophase"]
+        try:
+            self._load(own)
+        except InputError:
+            self._load(before)
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            self._load(before)
+            raise InputError("state", f"damaged ({error!r})", "one that is whole") from error
+
+    def _load(self, own: dict[str, Any]) -> None:
         self.loop.load_state_dict(own["loop"])
         self._share()
         self.looks, self._checked = own["looks"], own["checked"]
@@ -290,15 +317,16 @@ class TwoPhase(Optimizer):
         version = own.get("version", "without a version")
         if version != VERSION:
             raise InputError("state", version, f"a state of TwoPhase of version {VERSION}")
-        found = own["batches"], len(own["loop"]["x"])
-        here = self.batches, len(self.objective.vector.read())
-        for name, its, ours in zip(("batches", "params"), found, here, strict=True):
+        found = own["batches"], own["first"], len(own["loop"]["x"])
+        here = self.batches, type(self.first).__name__, len(self.objective.vector.read())
+        for name, its, ours in zip(("batches", "first", "params"), found, here, strict=True):
             if its != ours:
                 raise InputError("state", f"one with {name} {its}", f"one with {name} {ours}")
         return own
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+        # a scheduler has put its own, of this very object, in the place of `step`
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
 
 
 def _parameters(groups: list[dict[str, Any]]) -> list[Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 from twophase.errors import check_integer, check_number
 from twophase.second_phase import Status
 from twophase.settings import Settings, Stateful, state
-from twophase.switching.rules import Decision, check_seen, moved
+from twophase.switching.rules import Decision, check_seen
 
 # A trend is that of at least so many epochs, where there are as many.
 SHORTEST_TREND = 3
@@ -29,10 +29,14 @@ ROUNDING = 1e-6
 
 
 class Seen(NamedTuple):
-    """A loss and the passes that its phase has spent on the way there."""
+    """A loss and the passes that its phase has spent on the way there.
+
+    `shift` is how far the loss function's own changes had moved the second phase by then.
+    """
 
     passes: int
     loss: float
+    shift: float = 0.0
 
 
 @dataclass(unsafe_hash=True)
@@ -70,6 +74,8 @@ class Fallback(Stateful, Settings):
     _trend: "Trend | None" = state(default=None)
     _peak: float = state(default=0.0)
     _spent: int = state(default=0)
+    _shift: float = state(default=0.0)
+    _at: float = state(default=0.0)
     _swaps: list[int] = state(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -99,7 +105,8 @@ class Fallback(Stateful, Settings):
         It starts from Adam's last loss, or after a trial from the one that it has reached.
         """
         self._swaps.append(self._spent)
-        self._second = [Seen(0, self._adam[-1].loss if loss is None else loss)]
+        self._at = self._adam[-1].loss if loss is None else loss
+        self._second, self._shift = [Seen(0, self._at)], 0.0
         self._trend = Trend.of(self._adam)
 
     def second(
@@ -108,12 +115,12 @@ class Fallback(Stateful, Settings):
         """Take an iteration of the second phase, and judge whether Adam shall take over."""
         check_seen(loss, grad_norm)
         self._spent += passes
-        before = self._second[-1]
-        self._second.append(Seen(before.passes + passes, loss))
+        before, self._at = self._at, loss
+        self._second.append(Seen(self._second[-1].passes + passes, loss, self._shift))
         if status is not Status.MOVED:
             return Decision(not self._done(status), f"the second phase ended: {status}")
-        if loss > before.loss + ROUNDING * abs(before.loss):
-            return Decision(True, f"the loss rose from {before.loss:.4g} to {loss:.4g}")
+        if loss > before + ROUNDING * abs(before):
+            return Decision(True, f"the loss rose from {before:.4g} to {loss:.4g}")
         assert self._trend is not None
         if grad_norm > self._peak and self._behind(self._trend):
             peak = f"its peak {self._peak:.4g}"
@@ -121,14 +128,21 @@ class Fallback(Stateful, Settings):
         return self._compare_rates(self._trend)
 
     def moved(self, before: float, now: float) -> None:
-        """The second phase's loss has become another one, and so have its earlier losses."""
-        self._second = [Seen(p, moved(loss, before, now)) for p, loss in self._second]
+        """The second phase's loss has become another one; Adam's would have moved alike."""
+        assert self._trend is not None
+        self._shift += self._trend.scale(now) - self._trend.scale(before)
+        self._at = now
+
+    def _level(self, seen: Seen) -> float:
+        """A loss on the trend's scale, as it would have been of Adam's loss function."""
+        assert self._trend is not None
+        return self._trend.scale(seen.loss) - seen.shift
 
     def _done(self, status: Status) -> bool:
         """Whether the phase ended so low that Adam is not about to get below."""
         assert self._trend is not None
         trend, start, last = self._trend, self._second[0], self._second[-1]
-        gained = trend.scale(start.loss) - trend.scale(last.loss)
+        gained = self._level(start) - self._level(last)
         return status is not Status.NOT_FINITE and gained > trend.gain(last.passes + self._spent)
 
     def _compare_rates(self, trend: "Trend") -> Decision:
@@ -136,7 +150,7 @@ class Fallback(Stateful, Settings):
             done = len(self._second) - 1
             return Decision(False, f"iteration {done} of a trial of {self.trial}")
         first, last = self._second[-1 - self.trial], self._second[-1]
-        gained = trend.scale(first.loss) - trend.scale(last.loss)
+        gained = self._level(first) - self._level(last)
         promised = trend.promise(first.passes) - trend.promise(last.passes)
         unit = "of ln loss" if trend.logarithmic else "of the loss"
         seen = f"gained {gained:.3g}, Adam promised {promised:.3g} ({unit})"
@@ -152,7 +166,7 @@ class Fallback(Stateful, Settings):
             return ""
         begin = bisect_right(self._second, 0.75 * last.passes, key=attrgetter("passes")) - 1
         first = self._second[min(begin, len(self._second) - 1 - self.trial)]
-        gained = trend.scale(first.loss) - trend.scale(last.loss)
+        gained = self._level(first) - self._level(last)
         if first.passes == 0 or gained >= STALL_SLOPE * math.log(last.passes / first.passes):
             return ""
         return (
@@ -162,7 +176,7 @@ class Fallback(Stateful, Settings):
     def _behind(self, trend: "Trend") -> bool:
         """Whether the loss is above what Adam promised for as many passes."""
         last = self._second[-1]
-        return trend.scale(last.loss) > trend.promise(last.passes)
+        return self._level(last) > trend.promise(last.passes)
 
 
 class Trend(NamedTuple):
@@ -179,13 +193,13 @@ class Trend(NamedTuple):
     @classmethod
     def of(cls, seen: list[Seen]) -> "Trend":
         """The least-squares line through the latter half of Adam's epochs, no flatter than 5 %."""
-        logarithmic = all(loss > 0 for _, loss in seen)
+        logarithmic = all(one.loss > 0 for one in seen)
         flat = cls(logarithmic, seen[-1].passes, 0.0, LEAST_SLOPE)
         half = seen[-max(SHORTEST_TREND, math.ceil(len(seen) / 2)) :]
-        levels = [flat.scale(loss) for _, loss in half]
+        levels = [flat.scale(one.loss) for one in half]
         if len(half) == 1:
             return flat._replace(level=levels[0])
-        times = np.log([passes for passes, _ in half])
+        times = np.log([one.passes for one in half])
         rise, level = np.polyfit(times - times[-1], levels, 1)
         return flat._replace(level=float(level), slope=max(LEAST_SLOPE, -float(rise)))
 
