@@ -5,35 +5,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
+from twophase.data_objectives import TrainingLoss
 from twophase.device import clock
 from twophase.errors import InputError, check_choice
 from twophase.monitor import Exact, Measured, Monitor
-from twophase.objective import GRADIENT_PASSES, Point, agree, check_finite
-from twophase.objectives.from_data import TrainingLoss
+from twophase.objective import GRADIENT_PASSES, agree, check_finite
 from twophase.parameters import unharmed
 from twophase.phases import DescentPhase, Phase, Work
 from twophase.record import ADAM, SECOND, TRIAL, Record
 from twophase.second_phase import Status
 from twophase.switching import Action, Course, Fallback, Race, SwitchRule, Told, course
-from twophase.watch import Watch
+from twophase.watch import Begun, Watch
 from twophase.weights import LINE, SWAP, Kept, Weights
 
 # by which loss weights are kept, and how a message says so
 KEEP = {"train": "lower than the last", "validation": "of the lowest validation loss"}
-
-
-class Begun(NamedTuple):
-    """An epoch that was trained, of which is not yet known where it has led."""
-
-    work: Work
-    before: Point | None
-    checking: int  # passes
-    introduction: str
-    seconds: float
 
 
 class Loop:

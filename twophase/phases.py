@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from twophase.adam import Adam, AdamSettings
+from twophase.data_objectives import TrainingLoss
 from twophase.directions import State
 from twophase.errors import InputError, check_type
 from twophase.modules import evaluating, repeats_itself
 from twophase.monitor import Exact, Monitor
 from twophase.objective import GRADIENT_PASSES, Point, check_finite, check_repeats, norm
 from twophase.objectives.closure import Closure, ClosureObjective
-from twophase.objectives.from_data import TrainingLoss
 from twophase.parameters import unharmed
 from twophase.preconditioner import Preconditioner
 from twophase.second_phase import Minimizer, Status, check_minimizer

@@ -5,13 +5,13 @@ from torch import nn
 
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
+from twophase.data_objectives import Data, data_objectives
 from twophase.errors import check_integer, check_type
 from twophase.least_squares import LeastSquares
 from twophase.loop import Loop
 from twophase.losses import Loss, mse
 from twophase.modules import check_modules
 from twophase.monitor import Exact, Monitor
-from twophase.objectives.from_data import Data, data_objectives
 from twophase.phases import AdamPhase, DescentPhase, Phase, check_phases
 from twophase.record import ADAM, SECOND
 from twophase.second_phase import Minimizer

@@ -10,6 +10,7 @@ from torch import nn
 
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
+from twophase.data_objectives import Data
 from twophase.directions import ConjugateDirection
 from twophase.errors import InputError, check_integer
 from twophase.least_squares import LeastSquares
@@ -17,7 +18,6 @@ from twophase.line_search import GoldenSection
 from twophase.loop import KEEP, Loop
 from twophase.losses import Loss, mse
 from twophase.monitor import Exact, Monitor
-from twophase.objectives.from_data import Data
 from twophase.payoff import Payoff, payoffs
 from twophase.record import Record, table
 from twophase.second_phase import Descent, Minimizer

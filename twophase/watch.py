@@ -1,16 +1,28 @@
 """Where a training stands: the current point, and what is known at the end of an epoch."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from twophase.data_objectives import TrainingLoss
 from twophase.device import clock
 from twophase.errors import NonFiniteError
 from twophase.monitor import Measured
 from twophase.objective import GRADIENT_PASSES, Point, agree, check_finite, norm
-from twophase.objectives.from_data import TrainingLoss
 from twophase.objectives.mean_loss import Score
 from twophase.phases import Work
 from twophase.second_phase import Status
+
+
+class Begun(NamedTuple):
+    """An epoch that was trained, of which is not yet known where it has led."""
+
+    work: Work
+    before: Point | None
+    checking: int  # passes
+    introduction: str
+    seconds: float
 
 
 class Watch:

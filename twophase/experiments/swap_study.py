@@ -10,10 +10,10 @@ from torch import nn
 
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
+from twophase.data_objectives import Data
 from twophase.errors import InputError, check_integer
 from twophase.least_squares import LeastSquares
 from twophase.losses import Loss, mse
-from twophase.objectives.from_data import Data
 from twophase.record import Record
 from twophase.record import table as table_of
 from twophase.second_phase import Minimizer
