@@ -286,6 +286,7 @@ def main() -> None:
     parser.add_argument("--way", nargs="+", default=list(WAYS), choices=list(WAYS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     revision = provenance.git_revision()  # before the results change the tree
     table = pd.DataFrame(rows(arguments.seeds, arguments.way))
     packages = ("deepxde", "lightning")

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import twophase
@@ -87,6 +88,33 @@ def resumed():
             records = [(r.phase, r.train_loss) for r in optimizer.records]
             ends[-1] += [loss for _, loss in records]
     return {"whole": ends[0], "resumed": ends[1]}
+
+
+def watched():
+    """A metric, a checkpoint of the lowest loss and an early stop, as with DeepXDE's own Adam."""
+    dde = deepxde()
+    interval = dde.geometry.Interval(-1, 1)
+
+    def pde(x, u):
+        return -dde.grad.hessian(u, x) - math.pi**2 * torch.sin(math.pi * x)
+
+    ends = dde.icbc.DirichletBC(interval, lambda x: 0, lambda x, on_boundary: on_boundary)
+    data = dde.data.PDE(
+        interval, pde, ends, num_domain=32, num_boundary=2, num_test=100,
+        solution=lambda x: np.sin(math.pi * x),
+    )  # fmt: skip
+    net = dde.nn.FNN([1, 16, 1], "tanh", "Glorot normal")
+    model = dde.Model(data, net)
+    model.compile(twophase.TwoPhase(net.parameters()), metrics=["l2 relative error"], verbose=0)
+    with tempfile.TemporaryDirectory() as folder:
+        saving = dde.callbacks.ModelCheckpoint(f"{folder}/model", save_better_only=True, period=20)
+        stop = dde.callbacks.EarlyStopping(baseline=1e-3, patience=0)
+        history, _ = model.train(
+            iterations=400, display_every=20, callbacks=[saving, stop], verbose=0
+        )  # fmt: skip
+        saved = len(list(Path(folder).iterdir()))
+    errors = [float(metric[0]) for metric in history.metrics_test]
+    return {"errors": errors, "saved": saved, "steps": history.steps}
 
 
 def scheduled():

@@ -51,5 +51,11 @@ def test_a_checkpoint_of_deepxdes_resumes_exactly():
     assert found["whole"] == found["resumed"]
 
 
+def test_deepxdes_metrics_and_callbacks_see_the_training():
+    found = case("watched")
+    assert found["saved"] > 1 and len(found["errors"]) == len(found["steps"]) > 3
+    assert found["errors"][-1] < 0.05 * found["errors"][0]
+
+
 def test_deepxdes_decay_acts_on_adam():
     assert case("scheduled")["rate"] == 0.01 * 0.25
