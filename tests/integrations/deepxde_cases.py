@@ -55,7 +55,9 @@ def resampled():
     optimizer = twophase.TwoPhase(net.parameters())
     model = dde.Model(data, net)
     model.compile(optimizer, verbose=0)
-    fresh = dde.callbacks.PDEPointResampler(period=100, pde_points=True, bc_points=True)
+    # with `bc_points` DeepXDE 1.15 at times takes cached values of other points: its cache goes by
+    # the address of an array, and the loss jumps by a factor of a thousand
+    fresh = dde.callbacks.PDEPointResampler(period=100, pde_points=True, bc_points=False)
     history, _ = model.train(
         iterations=500, display_every=50, callbacks=[fresh], verbose=0
     )  # fmt: skip
