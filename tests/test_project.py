@@ -65,13 +65,14 @@ def test_environment_yml_is_pyproject_in_condas_words():
 
 
 @pytest.mark.slow
-def test_the_readmes_python_runs():
+def test_the_readmes_python_runs(tmp_path):
     """All its blocks in one process, one after the other, as a reader would paste them."""
     blocks = "\n".join(code_blocks("python"))
     assert "ConjugateGradient" in blocks
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", blocks], capture_output=True, text=True
-    )
+        [sys.executable, "-W", "error::UserWarning", "-c", blocks],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 

@@ -65,6 +65,9 @@ def minimize(
     budget = {"iterations": iterations, "passes": passes, "seconds": seconds}
     limits = [math.inf if b is None else check_number(n, b, above=0) for n, b in budget.items()]
     check_minimizer(second)
+    if not hasattr(problem, "value_and_gradient"):
+        allowed = "an objective, such as LeastSquares(...) or FullBatch(...); `fit` takes closures"
+        raise InputError("problem", type(problem).__name__, allowed)
     vector = getattr(problem, "vector", None)
     if x is None:
         if vector is None:

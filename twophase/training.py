@@ -46,10 +46,11 @@ PAPER: MappingProxyType[str, Any] = MappingProxyType(
 class Fit:
     """The outcome of `fit`: one `Record` per epoch, and how it ended.
 
-    `status`, in a sentence `message`, is "completed" when all epochs were run, else why the second
-    phase ended before. `swap_epoch` is the last epoch of Adam before the second phase first took
-    over, None if it never did. `final` is the record of the weights that the model has now: the
-    last, or, after a return to Adam, the second phase's best if that is lower.
+    `status`, in a sentence `message`, is "completed" when all epochs were run or all passes spent,
+    else why the second phase ended before. `swap_epoch` is the epoch from whose weights the second
+    phase first took over (of a race: its starting line), None if it never did. `final` is the
+    record of the weights that the model has now: the last, or, after a return to Adam, the second
+    phase's best if that is lower; with `keep="validation"` those of the lowest validation loss.
     """
 
     records: tuple[Record, ...] = field(repr=False)

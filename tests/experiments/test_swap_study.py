@@ -77,7 +77,7 @@ def test_a_sum_of_squares_has_no_data():
     found = ends(table)
     assert list(found) == ["passes", "train_loss"]
     assert found.train_loss["2"] < 1e-20 < found.train_loss[NEVER]
-    assert "**It pays**: after a swap at epoch 2" in verdict(table)
+    assert "**It pays in training loss**: after a swap at epoch 2" in verdict(table)
 
 
 def test_swaps_beyond_the_end_are_one_line():
@@ -108,6 +108,7 @@ def test_the_verdict_says_who_is_lowest_in_both_losses():
     })  # fmt: skip
     text = verdict(both)
     assert "after a swap at epoch 1" in text and "1.00e-01, Adam's at 5.00e-01" in text
+    assert "Its validation loss then is 9.00e-01, Adam's 6.00e-01." in text
     assert "ends below Adam, at 2.00e-01" in text
     assert "is that of **Adam alone**" in text and 'keep="validation"' in text
     assert list(to_ends(both)) == [

@@ -110,7 +110,7 @@ def watched():
     model.compile(twophase.TwoPhase(net.parameters()), metrics=["l2 relative error"], verbose=0)
     with tempfile.TemporaryDirectory() as folder:
         saving = dde.callbacks.ModelCheckpoint(f"{folder}/model", save_better_only=True, period=20)
-        stop = dde.callbacks.EarlyStopping(baseline=1e-3, patience=0)
+        stop = dde.callbacks.EarlyStopping(patience=300)
         history, _ = model.train(
             iterations=400, display_every=20, callbacks=[saving, stop], verbose=0
         )  # fmt: skip

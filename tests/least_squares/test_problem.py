@@ -229,3 +229,28 @@ def test_what_a_training_loop_asks_is_loss_and_gradient():
     value, gradient = problem.value_and_gradient(x)
     assert (point.value, accuracy) == (value, None) and torch.equal(point.gradient, gradient)
     assert problem.score(x) == (problem.value(x), None)
+
+
+def test_residuals_that_look_at_other_points_are_one_line():
+    line = nn.Linear(1, 1).double()
+    x = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
+    mixed = Term(lambda model, points: model(points) - model(points).mean(), x)
+    with pytest.raises(InputError, match="^residual: .* use row i from point i alone"):
+        twophase.minimize(LeastSquares(line, [mixed]), passes=10)
+
+
+def test_derivatives_by_autograd_in_a_residual_are_one_line():
+    """The usual way of physics-informed networks, which `derivatives` replaces here."""
+    line = nn.Linear(1, 1).double()
+    x = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
+
+    def slope(model, points):
+        return torch.autograd.grad(model(points).sum(), points, create_graph=True)[0]
+
+    with pytest.raises(InputError, match="^residual: .* twophase.derivatives"):
+        twophase.minimize(LeastSquares(line, [Term(slope, x)]), passes=10)
+
+
+def test_minimize_says_what_it_takes():
+    with pytest.raises(InputError, match="^problem: 'function' .* `fit` takes closures"):
+        twophase.minimize(lambda: torch.ones(()), passes=10)

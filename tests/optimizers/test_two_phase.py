@@ -367,7 +367,8 @@ def test_where_the_second_phase_has_come_to_its_end_it_stays():
     x = torch.linspace(-1, 1, 20, dtype=torch.float64)[:, None]
     optimizer = TwoPhase(line.parameters())
     train(optimizer, lambda: mse_loss(line(x), 3 * x), 200)
-    assert optimizer.loop.ended and len(optimizer.records) < 80
+    assert optimizer.ended and len(optimizer.records) < 80
+    assert optimizer.spent == optimizer.loop.spent + optimizer.looks
     assert mse_loss(line(x), 3 * x).item() < 1e-20
     assert "ended: " in optimizer.report()
     train(optimizer, lambda: mse_loss(line(x), 5 * x), 30)

@@ -379,5 +379,5 @@ def does_it_have_to_try(table: pd.DataFrame, rule: str = "race") -> str:
     word, best = "Yes" if worst[rule] < looking.min() else "No", looking.idxmin()
     return (
         f"{word}: in its worst case the {rule} has a regret of **{worst[rule]:.2f}**. Of the rules "
-        f"that only look, *{best}* has the lowest worst regret, **{looking.min():.2f}**"
+        f"that look at norm or loss, *{best}* has the lowest worst regret, **{looking.min():.2f}**"
     )

@@ -114,7 +114,7 @@ def _sentences(found: pd.DataFrame, race: pd.Series) -> Iterator[str]:
         yield "**No swap pays**: Adam going on ends with the lowest training loss."
     else:
         yield (
-            f"**It pays**: after a swap at epoch {best} the training loss ends at "
+            f"**It pays in training loss**: after a swap at epoch {best} it ends at "
             f"{found.train_loss[best]:.2e}, Adam's at {adam.train_loss:.2e}, at the same passes."
         )
     where = "below" if race.train_loss < adam.train_loss else "not below"
@@ -124,9 +124,8 @@ def _sentences(found: pd.DataFrame, race: pd.Series) -> Iterator[str]:
         lowest = found.lowest_validation_loss.idxmin()
         who = "Adam alone" if lowest == NEVER else f"the swap at epoch {lowest}"
         reached, end = found.lowest_validation_loss[lowest], found.validation_loss[best]
+        if best != NEVER:
+            yield f"Its validation loss then is {end:.2e}, Adam's {adam.validation_loss:.2e}."
         yield f"The lowest validation loss on the way, {reached:.2e}, is that of **{who}**."
         if end > 1.05 * reached:
-            yield (
-                f"Where the training loss ends lowest it is {end:.2e}: who wants the lowest one "
-                'takes `fit(..., keep="validation")`.'
-            )
+            yield 'Who wants that one takes `fit(..., keep="validation")`.'

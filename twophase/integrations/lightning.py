@@ -33,7 +33,8 @@ class TwoPhaseCallback(Callback):
     often as its line search asks, while the epoch's own batches are left out. It logs "loss",
     "grad_norm" and "passes" after a prefix "twophase/". Checkpoints of Lightning resume it.
 
-    Metrics that `training_step` updates see these calls, too.
+    Metrics that `training_step` updates see these calls, too; what it logs itself stays as it was
+    at Adam's last batch, so let callbacks monitor "twophase/loss" or a validation loss.
 
     `InputError` where the optimizer is another one, gradients are accumulated over batches, not all
     batches are taken in each epoch, or the training has several processes.

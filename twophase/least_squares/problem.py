@@ -245,7 +245,7 @@ class LeastSquares(Shuffled):
     def _widths(self) -> list[tuple[Any, int]]:
         """Each term with its number k of residuals for a point."""
         with torch.no_grad():
-            return [(term, term[0](*(t[:1] for t in term[1])).shape[1]) for term in self._terms]
+            return [(term, _width(term[0], term[1])) for term in self._terms]
 
     @cached_property
     def columns(self) -> int:
@@ -312,6 +312,15 @@ class LeastSquares(Shuffled):
                 scale = math.sqrt(weight / (len(tensors[0]) * found.shape[1]))
                 blocks = [jacobians[name].flatten(2).flatten(0, 1) for name in self._names]
                 yield scale * found.double().reshape(-1), blocks, scale
+
+
+def _width(module: nn.Module, tensors: tuple[Tensor, ...]) -> int:
+    """Residuals k of a point, by its first ones; `InputError` where others change its own."""
+    alone, beside = (module(*(t[:count] for t in tensors)) for count in (1, 3))
+    if not torch.allclose(alone[0], beside[0], rtol=1e-3, atol=1e-5, equal_nan=True):
+        found = f"{alone[0].tolist()} for the first point, {beside[0].tolist()} beside others"
+        raise InputError("residual", found, "row i from point i alone")
+    return alone.shape[1]
 
 
 def _fill(jacobian: Tensor, blocks: list[Tensor], scale: float) -> Tensor:

@@ -59,7 +59,13 @@ class Rows(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The residuals [N, k] of some points."""
-        found = self.term.residual(self.model, self.term.given(tensors))
+        try:
+            found = self.term.residual(self.model, self.term.given(tensors))
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            allowed = "twophase.derivatives(model, points) for derivatives by the points"
+            raise InputError("residual", "torch.autograd.grad by the points", allowed) from error
         count = len(tensors[0])
         if not isinstance(found, Tensor) or found.ndim not in (1, 2) or len(found) != count:
             shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__

@@ -139,6 +139,16 @@ class TwoPhase(Optimizer):
         """What comes next: "adam", "second", or "trial", a second phase that is yet to win."""
         return self.loop.label
 
+    @property
+    def ended(self) -> bool:
+        """Whether the second phase can do no more; a changed loss or weights make it go on."""
+        return self.loop.ended
+
+    @property
+    def spent(self) -> int:
+        """Passes over the data so far, those that look at the loss again included."""
+        return self.loop.spent + self.looks
+
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """A step of the phase; returns a loss, a float64 scalar tensor.
 
@@ -275,7 +285,8 @@ class TwoPhase(Optimizer):
             lines.append(f"no switch so far: {loop.reason or 'no epoch has ended'}")
         if loop.moves:
             often = f"the loss became another one {len(loop.moves)} times in the second phase"
-            lines.append(f"{often}, which started anew each time: does it resample too often?")
+            why = "points resampled too often, or mini-batches without `batches=`?"
+            lines.append(f"{often}, which started anew each time: {why}")
         return "\n".join(lines + [paid.text for paid in payoffs(loop.history)])
 
     def state_dict(self) -> dict[str, Any]:
