@@ -103,24 +103,25 @@ def backward(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Tenso
     return closure
 
 
-def plain_loop(seed: int) -> tuple[nn.Module, int]:
-    """`TwoPhase` in a loop, its closure without backward."""
-    model = network(seed)
-    optimizer, closure = twophase.TwoPhase(model.parameters()), loss_of(model)
+def two_phase(model: nn.Module, closure: Callable[[], Tensor]) -> tuple[nn.Module, int]:
+    """`TwoPhase` in a loop."""
+    optimizer = twophase.TwoPhase(model.parameters())
     for _ in range(STEPS):
         optimizer.step(closure)
     optimizer.finish(closure)
-    return model, optimizer.loop.spent + optimizer.looks
+    return model, optimizer.spent
+
+
+def plain_loop(seed: int) -> tuple[nn.Module, int]:
+    """`TwoPhase` in a loop, its closure without backward."""
+    model = network(seed)
+    return two_phase(model, loss_of(model))
 
 
 def loop_of_torch(seed: int) -> tuple[nn.Module, int]:
     """`TwoPhase` in a loop, its closure with backward."""
     model = network(seed)
-    optimizer, closure = twophase.TwoPhase(model.parameters()), backward(model, loss_of(model))
-    for _ in range(STEPS):
-        optimizer.step(closure)
-    optimizer.finish(closure)
-    return model, optimizer.loop.spent + optimizer.looks
+    return two_phase(model, backward(model, loss_of(model)))
 
 
 def two_optimizers(seed: int) -> tuple[nn.Module, int]:
@@ -215,7 +216,7 @@ def deepxde_one(seed: int) -> tuple[nn.Module, int]:
     own = _DeepXDE(seed)
     optimizer = twophase.TwoPhase(own.net.parameters())
     own.train(optimizer, STEPS)
-    return own.net, optimizer.loop.spent + optimizer.looks
+    return own.net, optimizer.spent
 
 
 def lightning(seed: int) -> tuple[nn.Module, int]:
@@ -248,7 +249,7 @@ def lightning(seed: int) -> tuple[nn.Module, int]:
     )  # fmt: skip
     trainer.fit(module)
     optimizer = trainer.optimizers[0]
-    return module.net, optimizer.loop.spent + optimizer.looks
+    return module.net, optimizer.spent
 
 
 WAYS: dict[str, Callable[[int], tuple[nn.Module, int]]] = {

@@ -42,8 +42,7 @@ def data_objectives(
     if isinstance(model, LeastSquares):
         if data is not None:
             raise InputError("data", type(data).__name__, "None: a LeastSquares has its own")
-        train: TrainingLoss = model
-        return train, _over(model.model, validation, loss, chunk_size, "validation")
+        return model, _over(model.model, validation, loss, chunk_size, "validation")
     if data is None:
         raise InputError("data", None, ALLOWED)
     model.to(resolve_device(device))

@@ -123,10 +123,9 @@ class Loop:
         self.begin()
         self._begun = self._advance(self.phase)
 
-    def _advance(self, phase: Phase) -> "Begun":
+    def _advance(self, phase: Phase) -> Begun:
         if phase.uses_gradient and self.watch.point is None:
-            where = f" before epoch {len(self.history) + 1}"
-            self.watch.measure(self.objective.vector.read(), where)
+            self.look(f" before epoch {len(self.history) + 1}")
         checking, introduction = phase.prepare(self.watch.point), phase.introduction
         before, began = self.watch.point, clock(self.watch.device)
         work = phase.epoch(before)

@@ -51,7 +51,8 @@ class TwoPhaseCallback(Callback):
             optimizer.batches = batches
         _restore(module)
         self._step, self._optimize = module.training_step, module.optimizer_step
-        self._optimizer = optimizer
+        self._optimizer, self._source = optimizer, None
+        self._indexed = len(signature(self._step).parameters) > 1
         if batches > 1:
             module.training_step = _by_adam(self._step, optimizer)  # type: ignore[method-assign]
             module.optimizer_step = self._optimizer_step  # type: ignore[method-assign]
@@ -93,6 +94,10 @@ class TwoPhaseCallback(Callback):
         """After the last batch: what the epoch has come to, or an iteration of the second phase."""
         if self._optimizer.batches == 1 or not trainer.is_last_batch:
             return
+        # once, not in each pass: it may have workers to start
+        if trainer.train_dataloader is not self._source:
+            self._source = loader = trainer.train_dataloader
+            self._all = in_order(loader) if isinstance(loader, DataLoader) else loader
         record = self._optimizer.end_epoch(lambda: self._full_loss(trainer, module))
         seen = {"loss": record.train_loss, "grad_norm": record.grad_norm}
         seen["passes"] = float(self._optimizer.loop.spent)
@@ -101,18 +106,15 @@ class TwoPhaseCallback(Callback):
     @torch.enable_grad()
     def _full_loss(self, trainer: Trainer, module: LightningModule) -> Tensor:
         """The mean loss over all examples, in float64, with its gradient in the parameters."""
-        loader: Any = trainer.train_dataloader
-        loader = in_order(loader) if isinstance(loader, DataLoader) else loader
-        indexed = len(signature(self._step).parameters) > 1
         count = 0
         total = torch.zeros((), dtype=torch.float64, device=module.device)
         with evaluating(module), _quiet(module):
-            for index, batch in enumerate(loader):
+            for index, batch in enumerate(self._all):
                 batch = trainer.precision_plugin.convert_input(batch)
                 batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
                 there = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
                 with trainer.precision_plugin.train_step_context():
-                    loss = self._step(there, index) if indexed else self._step(there)
+                    loss = self._step(there, index) if self._indexed else self._step(there)
                 loss = loss["loss"] if isinstance(loss, dict) else loss
                 if not isinstance(loss, Tensor):
                     raise InputError("training_step", loss, "a loss for every batch")

@@ -1,6 +1,6 @@
 """What a configuration can train: a problem gives a network, its examples and a loss."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -78,8 +78,7 @@ class ImageProblem(Settings):
             *(self.dataset, root, device, self.train_examples, seed, DTYPES[dtype]),
             validation_examples=self.validation_examples or None,
         )
-        if self.validation_examples == 0:
-            data = Dataset(data.name, data.train, None, data.classes)
+        data = _validated(data, self.validation_examples)
         model = networks.build(self.model, data.channels, data.classes, seed)
         return Task(model.to(DTYPES[dtype]), data, LOSSES[self.loss])
 
@@ -141,10 +140,14 @@ class TextProblem(Settings):
             *(self.source, self.context, root, device, self.train_examples, seed),
             validation_examples=self.validation_examples or None,
         )
-        if self.validation_examples == 0:
-            data = Dataset(data.name, data.train, None, data.classes)
+        data = _validated(data, self.validation_examples)
         model = gpt.build(self.model, data.classes, self.context, seed)
         return Task(model.to(DTYPES[dtype]), data, next_character)
+
+
+def _validated(data: Dataset, validation_examples: int | None) -> Dataset:
+    """The data, without those for validation where none of them are wanted."""
+    return replace(data, validation=None) if validation_examples == 0 else data
 
 
 def _check_sizes(train_examples: int | None, validation_examples: int | None) -> None:
