@@ -30,6 +30,7 @@ from twophase.experiments.files import write_atomically, write_json
 
 os.environ.setdefault("DDE_BACKEND", "pytorch")
 ADAM_STEPS, SECOND_STEPS, STEPS = 300, 300, 1000
+SIZES = (1, 32), (32, 32), (32, 1)
 
 
 class Outcome(NamedTuple):
@@ -43,8 +44,9 @@ class Outcome(NamedTuple):
 def network(seed: int) -> nn.Module:
     """1-32-32-1, tanh, Glorot's weights as in DeepXDE's default."""
     torch.manual_seed(seed)
-    layers = nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1)
-    model = nn.Sequential(*layers).double()
+    # drawn in float64, whatever torch's default is: DeepXDE sets that
+    first, middle, last = (nn.Linear(*size, dtype=torch.float64) for size in SIZES)
+    model = nn.Sequential(first, nn.Tanh(), middle, nn.Tanh(), last)
     for layer in model[::2]:
         nn.init.xavier_normal_(layer.weight)
         nn.init.zeros_(layer.bias)
