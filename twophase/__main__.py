@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _table1_options(add("table1", "the paper's Table 1, resumable", _table1))
     _compare_options(add("compare", "second phases and their competitors, resumable", _compare))
     _regret_options(add("regret", "switch rules against the best fixed swap, resumable", _regret))
+    _pattern_options(add("pattern", "does the paper's pattern hold? resumable", _pattern))
     traces = add("traces", "record gradient norms of Adam alone, resumable", _traces)
     _preset_options(traces, seeds=3)
     _place_options(traces, "folder of the runs")
@@ -92,6 +93,8 @@ def _report(options: argparse.Namespace) -> None:
 
 PROBLEMS = "a data set of images; poisson, burgers, ...; topics (English) or a UTF-8 file"
 
+FREEZE = "second phase in eval mode: BatchNorm frozen, no dropout"
+
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument
@@ -104,8 +107,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     text("--dtype", default="float32", help="float32 (default) or float64")
     _number_options(parser, "batch-size", default=512)
     _number_options(parser, "learning-rate", kind=float, default=1e-3)
-    freeze = "second phase in eval mode: BatchNorm frozen, no dropout"
-    parser.add_argument("--freeze", action="store_true", help=freeze)
+    parser.add_argument("--freeze", action="store_true", help=FREEZE)
     text(
         "--second",
         default="default",
@@ -139,7 +141,6 @@ def _config(options: argparse.Namespace):
     """The configuration of a run: the library's defaults or the paper's, and what was given."""
     import twophase as tp
     from twophase.experiments.config import RunConfig
-    from twophase.problems.problem import PhysicsProblem, named
     from twophase.second_phase import Descent, check_minimizer
     from twophase.settings import Settings, from_text
 
@@ -169,12 +170,7 @@ def _config(options: argparse.Namespace):
     check_choice("strategy", options.strategy, ("adam", "second", "adam+second"))
     if options.strategy == "adam":
         settings["second"] = None
-    problem = named(options.problem, options.model, options.train_examples)
-    if not isinstance(problem, PhysicsProblem):
-        problem = replace(problem, validation_examples=options.validation_examples)
-    adam = tp.AdamSettings(
-        options.learning_rate, None if problem.full_batch else options.batch_size
-    )
+    problem, adam = _problem_and_adam(options)
     return RunConfig(
         problem,
         options.epochs,
@@ -186,6 +182,17 @@ def _config(options: argparse.Namespace):
         dtype=options.dtype,
         **settings,
     )
+
+
+def _problem_and_adam(options: argparse.Namespace):
+    from twophase.adam import AdamSettings
+    from twophase.problems.problem import PhysicsProblem, named
+
+    problem = named(options.problem, options.model, options.train_examples)
+    if not isinstance(problem, PhysicsProblem):
+        problem = replace(problem, validation_examples=options.validation_examples)
+    batch_size = None if problem.full_batch else options.batch_size
+    return problem, AdamSettings(options.learning_rate, batch_size)
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -288,6 +295,38 @@ def _regret(options: argparse.Namespace) -> None:
     write_json(options.out / "provenance.json", facts)
     print(regret.summary(table).to_string(float_format="{:.2f}".format))
     print(f"table: {options.out / 'regret.csv'}")
+
+
+def _pattern_options(parser: argparse.ArgumentParser) -> None:
+    text = parser.add_argument
+    text("--problem", default="digits", help=PROBLEMS)
+    text("--model", help="of images or of a text; default: as for run")
+    _number_options(parser, "train-examples", "validation-examples", help="default: all")
+    _number_options(parser, "passes", default=600)
+    _number_options(parser, "seeds", default=3)
+    _number_options(parser, "batch-size", default=64)
+    _number_options(parser, "learning-rate", kind=float, default=1e-3)
+    parser.add_argument("--freeze", action="store_true", help=FREEZE)
+    _number_options(parser, "processes", default=1)
+    parser.add_argument("--work", type=Path, help="folder to resume from; default: OUT/runs")
+    _place_options(parser, "folder of the tables")
+
+
+def _pattern(options: argparse.Namespace) -> None:
+    from twophase.experiments import branches, comparison, pattern
+    from twophase.experiments.files import write_json
+
+    problem, adam = _problem_and_adam(options)
+    config = pattern.config(problem, options.passes, adam, options.freeze)
+    place = branches.Place(options.work or options.out / "runs", options.data, options.device)
+    began = time.perf_counter()
+    found = pattern.run(config, options.seeds, place, options.processes)
+    seconds = time.perf_counter() - began
+    pattern.save(found, options.out)
+    facts = comparison.facts(options.arguments, options.device, options.processes, seconds)
+    write_json(options.out / "provenance.json", facts)
+    print(pattern.single_peak(found), pattern.who_is_ahead(found), pattern.how_convex(found))
+    print(f"tables: {options.out}")
 
 
 def _traces(options: argparse.Namespace) -> None:

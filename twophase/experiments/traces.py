@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy.signal import find_peaks
 
-from twophase.errors import check_choice, check_integer
+from twophase.errors import check_choice, check_integer, check_number
 from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import committed_table, write_atomically
@@ -159,6 +160,18 @@ def smoothed(norms: Sequence[float], window: int = 5) -> np.ndarray:
 def peak_epoch(norms: Sequence[float], window: int = 5) -> int:
     """The epoch, counted from 1, of the largest smoothed norm of a whole trace."""
     return int(np.argmax(smoothed(norms, window))) + 1
+
+
+def hills(norms: Sequence[float], factor: float = 1.5, window: int = 5) -> list[int]:
+    """The epochs, counted from 1, of the clear peaks of the smoothed norms of a whole trace.
+
+    A peak is clear if the norm falls to 1/`factor` of it on both sides, before it is higher or the
+    trace ends: a prominence of log `factor` in the logarithm. 1.5 is above what norms fluctuate
+    by from epoch to epoch once they are smoothed over `window` epochs.
+    """
+    check_number("factor", factor, above=1)
+    found, _ = find_peaks(np.log(smoothed(norms, window)), prominence=np.log(factor))
+    return [int(epoch) + 1 for epoch in found]
 
 
 def verdict(fired: int | None, peak: int) -> str:
