@@ -271,14 +271,15 @@ def _top5(trainer: Trainer, task: Task) -> float | None:
 def _facts(config: RunConfig, trainer: Trainer, task: Task) -> dict[str, Any]:
     """What was run, on what, with what."""
     examples, parameters = trainer.objective.count, networks.parameter_count(trainer.model)
-    classes = 1 if task.data is None else task.data.classes
+    # each character of a text is one of the classes
+    outputs = 1 if task.data is None else task.data.classes * task.data.train.targets[0].numel()
     return {
         "problem": config.problem.name,
         "strategy": config.strategy,
         "seed": config.seed,
         "parameters": parameters,
         "train_examples": examples,
-        "q": networks.overdetermination(examples, classes, parameters),
+        "q": networks.overdetermination(examples, outputs, parameters),
         "device": device_name(trainer.device),
         "versions": versions(),
         "git_revision": git_revision(),
