@@ -178,6 +178,41 @@ def test_a_state_resumes_exactly(network, dataset, adam, flat, epochs, second, f
     assert torch.equal(flat(again.model), flat(straight.model))
 
 
+def normalized(seed=0):
+    """A network whose loss depends on statistics that are no parameters."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
+
+
+@pytest.mark.parametrize("epochs", [3, 5, 6, 9])
+@pytest.mark.parametrize("switch", [4, twophase.Race(passes=9)], ids=["fixed", "race"])
+def test_statistics_of_batch_norm_resume_with_the_weights(dataset, adam, flat, switch, epochs):
+    settings = dict(switch=switch, adam=adam, seed=5, freeze=True)
+    straight = Trainer(normalized(), dataset, **settings)
+    expected = run(straight, 12)
+    first = Trainer(normalized(), dataset, **settings)
+    for _ in range(epochs):
+        first.epoch()
+    again = Trainer(normalized(seed=1), dataset, **settings)
+    again.load_state_dict(saved(first.state_dict()))
+    assert without_seconds(run(again, 12)).equals(without_seconds(expected))
+    for name, buffer in straight.model.named_buffers():
+        assert torch.equal(buffer, again.model.get_buffer(name)), name
+
+
+def test_kept_weights_have_the_statistics_that_their_loss_was_measured_with(dataset, adam):
+    turned = twophase.examples.Examples(dataset.validation.inputs, 1 - dataset.validation.targets)
+    data = twophase.examples.Dataset("rings", dataset.train, turned, classes=2)
+    trainer = Trainer(normalized(), data, adam=adam, second=None, keep="validation")
+    for _ in range(40):
+        trainer.epoch()
+    kept = trainer.finish()
+    assert kept.epoch < 40  # what is learned makes the validation loss rise
+    x = trainer.objective.vector.read()
+    assert trainer.validation.score(x).loss == kept.validation_loss
+    assert trainer.objective.score(x).loss == pytest.approx(kept.train_loss, rel=1e-6)
+
+
 @pytest.mark.parametrize("fallback", [None, Fallback()], ids=["forward", "way back"])
 def test_a_branch_equals_the_run_in_one_piece(network, dataset, adam, fallback):
     prefix = Trainer(network(), dataset, second=None, adam=adam)

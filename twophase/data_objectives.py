@@ -64,11 +64,11 @@ def _over(
     if isinstance(data, DataLoader | TorchDataset):
         return Streamed(model, loss, data, chunk_size)
     if callable(data) and not isinstance(data, type):
-        return ClosureObjective(ParameterVector(model.parameters()), data)
+        return ClosureObjective(ParameterVector(model.parameters(), model.buffers()), data)
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
         data = Examples(*data)
     if not isinstance(data, Examples):
         raise InputError(field, type(data).__name__, ALLOWED)
-    vector = ParameterVector(model.parameters())
+    vector = ParameterVector(model.parameters(), model.buffers())
     there = data.to(vector.parameters[0].device, vector.dtype)
     return FullBatch(model, loss, there.inputs, there.targets, chunk_size)

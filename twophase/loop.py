@@ -219,6 +219,7 @@ class Loop:
             "status": str(self.status),
             "message": self.message,
             "x": self.objective.vector.read(),
+            "buffers": self.objective.vector.read_buffers(),
             "aside": self.weights.state_dict(),
             "moves": [list(move) for move in self.moves],
             "begun": self._begun and list(self._begun[2:]),
@@ -253,6 +254,7 @@ class Loop:
         self.status, self.message = Status(state["status"]), state["message"]
         self.weights.load_state_dict(state["aside"], len(self.history), self.watch.device)
         self.objective.vector.write(x)
+        self.objective.vector.write_buffers(state.get("buffers", ()))
         for name, phase in state["phases"].items():
             if name in self.phases:
                 # torch's optimizers keep the tensors they are given, and change them in place
@@ -282,7 +284,8 @@ class Loop:
 
     def _decide(self, record: Record, x: Tensor) -> str:
         """After an epoch that ended at x [P]: what the course asks for; the reason of a change."""
-        here = Kept(x, self._judged(record), record.epoch)
+        buffers = self.objective.vector.read_buffers()
+        here = Kept(x, self._judged(record), record.epoch, buffers)
         check_finite(here.loss, record.grad_norm, f" by {self.keep} after epoch {record.epoch}")
         # without validation Adam's weights are kept only where it ends
         if self.keep == "validation" or (self.course is not None and record.phase != ADAM):

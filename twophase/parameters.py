@@ -1,6 +1,6 @@
 """The parameters of a model as one flat vector."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,12 +12,16 @@ from twophase.errors import InputError
 class ParameterVector:
     """The parameters that require a gradient, as one flat vector [P] to read and to write.
 
+    Beside them the model's buffers, such as the statistics of BatchNorm, which no optimizer sees
+    but a loss depends on.
+
     Raises `InputError` where there is none, dtypes or devices are mixed, or the dtype is neither
     float32 nor float64 (a line search cannot resolve a minimum in half precision).
     """
 
-    def __init__(self, parameters: Iterable[Tensor]):
+    def __init__(self, parameters: Iterable[Tensor], buffers: Iterable[Tensor] = ()):
         self.parameters = [p for p in parameters if p.requires_grad]
+        self.buffers = list(buffers)
         if not self.parameters:
             raise InputError("params", [], "at least one parameter that requires a gradient")
         kinds = sorted({f"{p.dtype} on {p.device}" for p in self.parameters})
@@ -40,6 +44,16 @@ class ParameterVector:
         """Set the parameters to the vector `x` [P]."""
         for parameter, part in zip(self.parameters, self._split(x), strict=True):
             parameter.copy_(part.view_as(parameter))
+
+    def read_buffers(self) -> list[Tensor]:
+        """Copies of the buffers."""
+        return [buffer.detach().clone() for buffer in self.buffers]
+
+    @torch.no_grad()
+    def write_buffers(self, values: Sequence[Tensor]) -> None:
+        """Set the buffers to what `read_buffers` has returned; none leave them as they are."""
+        for buffer, value in zip(self.buffers, values or self.buffers, strict=True):
+            buffer.copy_(value)
 
     def write_gradient(self, gradient: Tensor) -> None:
         """Set the parameters' `grad` to the parts of a vector [P], as `backward` would."""
@@ -78,12 +92,17 @@ class ParameterVector:
 
 @contextmanager
 def unharmed(vector: ParameterVector) -> Iterator[Tensor]:
-    """The parameters [P]; where an exception ends the block, they and their `grad` are the same."""
+    """The parameters [P]; where an exception ends the block, they are the same again.
+
+    So are their `grad` and the buffers.
+    """
     x, gradients = vector.read(), [p.grad for p in vector.parameters]
+    buffers = vector.read_buffers()
     try:
         yield x
     except BaseException:
         vector.write(x)
+        vector.write_buffers(buffers)
         for parameter, gradient in zip(vector.parameters, gradients, strict=True):
             parameter.grad = gradient
         raise

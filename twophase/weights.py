@@ -1,6 +1,6 @@
 """Weights that a training sets aside: where trials start, where Adam stood, what was lowest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +14,15 @@ LINE, SWAP, BEST = "line", "swap", "best"
 
 
 class Kept(NamedTuple):
-    """Weights [P] set aside, the loss that they are judged by, and the epoch that ended there."""
+    """Weights [P] set aside, the loss that they are judged by, the epoch that ended there.
+
+    With the model's buffers, such as the statistics of BatchNorm, at that time.
+    """
 
     x: Tensor
     loss: float
     epoch: int
+    buffers: Sequence[Tensor] = ()
 
 
 class Weights:
@@ -56,8 +60,7 @@ class Weights:
             self.kept.pop(SWAP, None)  # Adam stands there, or has left it for good
         moved = self.coming is not None
         if self.coming is not None:
-            self.vector.write(self.coming.x)
-            self.coming = None
+            self.restore(self.coming)
         return moved
 
     def lowest(self) -> Kept | None:
@@ -68,6 +71,7 @@ class Weights:
     def restore(self, kept: Kept) -> None:
         """Give the model these weights, for good."""
         self.vector.write(kept.x)
+        self.vector.write_buffers(kept.buffers)
         self.coming = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,7 +89,8 @@ class Weights:
         """
 
         def there(fields: Mapping[str, Any]) -> Kept:
-            return Kept(fields["x"].to(device), fields["loss"], fields["epoch"])
+            buffers = [buffer.to(device) for buffer in fields.get("buffers", ())]
+            return Kept(fields["x"].to(device), fields["loss"], fields["epoch"], buffers)
 
         for name, kept in self.kept.items():
             if name not in state["kept"] and kept.epoch != last_epoch:

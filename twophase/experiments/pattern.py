@@ -224,6 +224,13 @@ def who_is_ahead(found: Pattern) -> str:
     )
 
 
+def curvature(found: Pattern) -> pd.DataFrame:
+    """The audits in a table to read: a row for each seed and place."""
+    names = {"smallest": "λmin", "largest": "λmax", "negative_share": "share of negative curvature"}
+    columns = ["seed", "at", "epoch", "loss", *names, "convexity"]
+    return found.audits[columns].rename(columns=names)
+
+
 def how_convex(found: Pattern, level: float = 1e-2) -> str:
     """In words: on how many seeds the loss is clearly non-convex at each swap and in the end."""
     said = []

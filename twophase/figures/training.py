@@ -96,6 +96,7 @@ def loss_over_costs(
     parts: Mapping[str, tuple[str, slice]],
     parameters: int,
     examples: int,
+    loss: str = "mean squared error",
 ) -> Sequence[Axes]:
     """Draw losses over the paper's axis, over passes and over seconds (the paper's Figure 6).
 
@@ -114,7 +115,7 @@ def loss_over_costs(
             label: (x_of(histories[name])[rows], histories[name].train_loss[rows])
             for label, (name, rows) in parts.items()
         }
-        convergence(ax, curves, xlabel, "training loss (mean squared error)").set_xlim(left=0)
+        convergence(ax, curves, xlabel, f"training loss ({loss})").set_xlim(left=0)
     axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(parts))
     return axes
 

@@ -77,7 +77,8 @@ class LeastSquares(Shuffled):
             raise InputError("terms", [], "at least one term")
         if chunk_size is not None:
             check_integer("chunk_size", chunk_size, 1)
-        self.model, self.vector = model, ParameterVector(model.parameters())
+        self.model = model
+        self.vector = ParameterVector(model.parameters(), model.buffers())
         self._names = [f"model.{n}" for n, p in model.named_parameters() if p.requires_grad]
         self.passes, self.resolution = Passes(), round_off(self.vector.dtype)
         self._given = chunk_size

@@ -65,7 +65,7 @@ class MeanLoss(ABC):
         self.model, self.loss = model, loss
         # a loss with weights of its own must take float64 outputs, too
         self._loss64 = deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
-        self.vector = ParameterVector(model.parameters())
+        self.vector = ParameterVector(model.parameters(), model.buffers())
         self.passes = Passes()
         self.resolution = round_off(self.vector.dtype)
 
