@@ -29,13 +29,13 @@ SIZES = {
     "digits": {
         "mlp-4": (4, 16, 64, 256, 1024),
         "mlp-16": (12, 48, 192, 768),
-        "vit-nomlp-wkewq-wvwo1": (48, 192, 768),
+        "vit-nomlp-wkewq-wvwo1": (48, 192),
         "vit-nomlp-wkewq": (48, 192),
         "vit-nomlp": (48, 192),
         "vit-mlp": (48, 192),
         "vgg5-max-relu": (48, 192),
     },
-    "mnist": {"mlp-4": (1024, 3200), "vit-nomlp-wkewq-wvwo1": (2048,)},
+    "mnist": {"mlp-4": (1024, 3200), "mlp-16": (1024,)},
 }
 
 

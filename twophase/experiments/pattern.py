@@ -163,6 +163,20 @@ def committed(name: str) -> Pattern:
     )
 
 
+def ends(found: Pattern, seed: int) -> pd.DataFrame:
+    """What each strategy of a seed has come to, in a table to read."""
+    columns = ["strategy", "swap_epoch", "loss", "validation_loss", "spent", "reading", "trials"]
+    rows = found.ends[found.ends.seed == seed][columns].astype({"swap_epoch": "Int64"})
+    rows = rows.dropna(axis="columns", how="all").reset_index(drop=True)
+    return rows.rename(columns=lambda name: name.replace("_", " "))
+
+
+def medians(found: Pattern) -> pd.DataFrame:
+    """For each strategy the medians over the seeds of the losses in the end."""
+    of = found.ends.groupby("strategy", sort=False)[["loss", "validation_loss"]].median()
+    return of.rename(columns={"loss": "training loss", "validation_loss": "validation loss"})
+
+
 def peaks(found: Pattern) -> pd.DataFrame:
     """For each seed the hills of Adam's norm, its peak, and the epochs at which rules switch.
 
