@@ -128,6 +128,17 @@ def beside_adam(table: pd.DataFrame) -> pd.DataFrame:
     return (others / alone).reset_index()
 
 
+def by_setting(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians over the seeds, a row for each network and subset in the order of Q."""
+    key = ["dataset", "model", "examples", "q"]
+    losses = ["loss", "validation_loss"]
+    rows = table[table.strategy.isin([ADAM, SWAP])]
+    wide = rows.pivot_table(losses, key, "strategy", "median")[losses]
+    names = {"loss": "training", "validation_loss": "validation"}
+    wide.columns = [f"{names[of]}, {strategy}" for of, strategy in wide.columns]
+    return wide.reset_index().rename(columns={"q": "Q"}).sort_values("Q", ignore_index=True)
+
+
 def phases_in_words(table: pd.DataFrame) -> str:
     """How often both phases end lower than Adam alone, in training and validation, by Q."""
     said = []

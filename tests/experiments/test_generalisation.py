@@ -1,0 +1,87 @@
+"""The gap between training and validation over Q: by hand, and by small real runs."""
+
+import pandas as pd
+import pytest
+
+from twophase.errors import InputError
+from twophase.experiments import branches, generalisation, runs
+from twophase.experiments.generalisation import ADAM, RACE, SWAP
+from twophase.problems.networks import overdetermination
+from twophase.problems.problem import ImageProblem
+
+
+def table(*rows):
+    columns = ["q", "strategy", "loss", "validation_loss"]
+    made = pd.DataFrame(rows, columns=columns)
+    return made.assign(dataset="d", model="m", examples=1, seed=0)
+
+
+MADE_UP = table(
+    (0.5, ADAM, 0.01, 0.05),
+    (0.5, SWAP, 0.001, 0.06),
+    (0.5, RACE, 0.02, 0.04),
+    (20.0, ADAM, 0.02, 0.03),
+    (20.0, SWAP, 0.01, 0.02),
+    (20.0, RACE, 0.03, 0.031),
+)
+
+
+def test_the_gap_is_validation_minus_training():
+    found = generalisation.with_gap(MADE_UP).gap
+    assert found.tolist() == pytest.approx([0.04, 0.059, 0.02, 0.01, 0.01, 0.001])
+    said = generalisation.gap_in_words(MADE_UP)
+    assert f"of *{ADAM}* **-1.00** (median gap 0.04 at Q below 1, 0.01 at Q of 10 or more)" in said
+
+
+def test_phases_are_counted_by_q():
+    ratios = generalisation.beside_adam(MADE_UP)
+    swapped = ratios[ratios.strategy == SWAP].set_index("q")
+    assert swapped.loss.to_dict() == pytest.approx({0.5: 0.1, 20.0: 0.5})
+    said = generalisation.phases_in_words(MADE_UP)
+    assert f"*{SWAP}* in 1 and 0 of 1 at Q below 1, 1 and 1 of 1 at Q of 10 or more" in said
+    assert f"*{RACE}* in 0 and 1 of 1 at Q below 1, 0 and 0 of 1 at Q of 10 or more" in said
+
+
+def test_settings_are_in_the_order_of_q():
+    swapped = MADE_UP.assign(seed=1, loss=3 * MADE_UP.loss)
+    found = generalisation.by_setting(pd.concat([swapped, MADE_UP]))
+    assert found.Q.tolist() == [0.5, 20.0]
+    assert found[f"training, {SWAP}"].tolist() == pytest.approx([0.002, 0.02])
+    assert found[f"validation, {ADAM}"].tolist() == pytest.approx([0.05, 0.03])
+
+
+def test_sizes_cover_q_from_a_tenth_to_a_hundred():
+    """P is 66 w + 10 of an `mlp-w` on images in 8 by 8 pixels and 10 classes, and a bias each."""
+    small = {f"mlp-{w}": 65 * w + 11 * w - w + 10 for w in (4, 16)}
+    sizes = generalisation.SIZES
+    q = [
+        overdetermination(count, 10, small[model])
+        for dataset in sizes
+        for model, counts in sizes[dataset].items()
+        if model in small
+        for count in counts
+    ]
+    assert min(q) < 0.15 and max(q) > 100
+
+
+def test_problems_can_be_chosen():
+    chosen = generalisation.problems(["digits"], ["mlp-4"], 64)
+    assert [problem.train_examples for problem in chosen] == [4, 16, 64]
+
+
+@pytest.mark.slow
+def test_a_run_has_a_row_for_each_training(tmp_path):
+    problems = [ImageProblem("digits", "mlp-4", count) for count in (4, 16)]
+    place = branches.Place(tmp_path)
+    found = generalisation.run(problems, 36, 2, place)
+    assert len(found) == 2 * 2 * 3
+    assert found.q.unique() == pytest.approx([40 / 310, 160 / 310])
+    alone = generalisation._config(problems[1], 36, 1).trunk()
+    _, summary = runs.read(place.folder(alone))
+    row = found.query("examples == 16 and seed == 1 and strategy == @ADAM").iloc[0]
+    assert (row.loss, row.validation_loss) == (summary["train_loss"], summary["validation_loss"])
+
+
+def test_too_few_passes_are_refused(tmp_path):
+    with pytest.raises(InputError, match="^passes: 3 "):
+        generalisation.run([], 3, 1, branches.Place(tmp_path))

@@ -1,0 +1,171 @@
+"""The pattern of the paper on a problem: by hand on made-up tables, and by a small real run."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from twophase import AdamSettings
+from twophase.__main__ import main
+from twophase.errors import InputError
+from twophase.experiments import branches, pattern, runs, traces
+from twophase.experiments.pattern import ALONE, CG, RACE, Pattern
+from twophase.objectives import FullBatch
+from twophase.problems.problem import ImageProblem
+
+PROBLEM = ImageProblem("digits", "mlp-4", 48, 20)
+
+
+def made_up(losses, validation=None, smallest=(-1.0, -1e-4)):
+    """Two seeds; `losses` has for each strategy those of both."""
+    validation = validation or losses
+    rows = [
+        {"seed": seed, "strategy": name, "swap_epoch": None if name == ALONE else 3 + seed}
+        | {"epoch": 9, "loss": loss, "validation_loss": validation[name][seed]}
+        | {"spent": 60, "reading": 0, "trials": 0}
+        for name, of in losses.items()
+        for seed, loss in enumerate(of)
+    ]
+    norms = [1, 2, 4, 8, 4, 2, 1, 0.5]
+    seen = [
+        {"dataset": "p", "model": f"seed {seed}", "seed": seed, "epoch": epoch}
+        | {"loss": 1 / epoch, "grad_norm": norm}
+        for seed, trace in enumerate((norms, norms + norms))
+        for epoch, norm in enumerate(np.repeat(trace, 5), 1)  # smoothed over 5
+    ]
+    audits = [
+        {"seed": seed, "at": "end", "epoch": 9, "loss": 0.1, "smallest": low, "largest": 1.0}
+        | {"negative_share": 0.1, "convexity": "?"}
+        for seed, low in enumerate(smallest)
+    ]
+    return Pattern(*map(pd.DataFrame, (rows, seen, audits)))
+
+
+LOSSES = {
+    ALONE: (1.0, 2.0),
+    RACE: (0.5, 3.0),
+    **dict.fromkeys(pattern.RULES, (1.0, 2.0)),
+    CG: (4.0, 4.0),
+}
+
+
+def test_losses_are_compared_with_adams_of_the_same_seed():
+    found = pattern.beside_adam(made_up(LOSSES))
+    assert ALONE not in set(found.strategy)
+    assert found[found.strategy == RACE].loss.tolist() == [0.5, 1.5]
+    assert found[found.strategy == CG].validation_loss.tolist() == [4, 2]
+    said = pattern.who_is_ahead(made_up(LOSSES, LOSSES | {RACE: (0.1, 0.2)}))
+    assert "*race* **1** (1 of 2); *three tenths, then CG* **3** (0 of 2)" in said
+    assert "In validation loss the lowest is *race* **0.1** (2 of 2)" in said
+
+
+def test_medians_are_over_the_seeds():
+    found = pattern.medians(made_up(LOSSES))
+    assert found.loc[RACE].tolist() == [1.75, 1.75] and list(found.index) == list(LOSSES)
+
+
+def test_a_single_hill_is_told_from_two():
+    found = made_up(LOSSES)
+    assert pattern.peaks(found).hills.tolist() == [1, 2]
+    said = pattern.single_peak(found)
+    assert "a single hill on **1 of 2** seeds (2 on the others)" in said
+    assert "*race* after epoch 3, 4" in said
+
+
+def test_rules_that_never_switch_say_so():
+    found = made_up(LOSSES)
+    never = found.ends.strategy.eq("smoothed")
+    sometimes = found.ends.strategy.eq("literal") & found.ends.seed.eq(1)
+    ends = found.ends.assign(swap_epoch=found.ends.swap_epoch.mask(never | sometimes))
+    said = pattern.single_peak(found._replace(ends=ends))
+    assert "*smoothed* never;" in said and "*literal* after epoch 3, never on 1;" in said
+
+
+def test_convexity_is_counted_by_place():
+    said = pattern.how_convex(made_up(LOSSES))
+    assert "clearly negative where Adam ends on **1 of 2** seeds" in said
+
+
+@pytest.mark.parametrize(
+    "norms, epochs",
+    [
+        ([1, 2, 3, 4, 5], []),
+        ([5, 4, 3, 2, 1], []),
+        ([1, 1.3, 1, 1.3, 1], []),
+        ([1, 3, 1], [2]),
+        ([1, 3, 1.5, 6, 1], [2, 4]),
+        ([1, 3, 2.5, 6, 1], [4]),
+    ],
+)
+def test_a_hill_rises_and_falls_by_half(norms, epochs):
+    assert traces.hills(norms, window=1) == epochs
+    assert traces.hills(np.array(norms) * 1e-6, window=1) == epochs, "in any unit"
+
+
+def test_a_factor_of_a_hill_is_above_1():
+    with pytest.raises(InputError, match="^factor: 1 "):
+        traces.hills([1, 2, 1], factor=1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    place = branches.Place(tmp_path_factory.mktemp("pattern"))
+    config = pattern.config(PROBLEM, 45, AdamSettings(3e-3, 16))
+    return config, place, pattern.run(config, 2, place)
+
+
+@pytest.mark.slow
+def test_a_run_asks_all_questions(run):
+    config, place, found = run
+    names = list(pattern.strategies(config))
+    assert found.ends.groupby("seed").strategy.apply(list).tolist() == [names, names]
+    assert (found.ends.spent + found.ends.reading <= 45).all()
+    assert found.traces.groupby("seed").epoch.max().tolist() == [15, 15]
+    history, _ = runs.read(place.folder(config.trunk()))
+    assert found.traces[found.traces.seed == 0].loss.tolist() == history.train_loss.tolist()
+    assert set(found.audits["at"]) >= {"end", "literal"}
+
+
+@pytest.mark.slow
+def test_an_audit_is_of_the_weights_after_its_epoch(run):
+    """Loss and smallest eigenvalue are those of the dense Hessian of Adam's weights."""
+    config, place, found = run
+    row = found.audits[found.audits["at"].eq("end") & found.audits.seed.eq(0)].iloc[0]
+    task = PROBLEM.load(0, "float32", torch.device("cpu"), None)
+    weights = torch.load(place.folder(config.trunk()) / "weights.pt", weights_only=True)
+    task.model.load_state_dict(weights)
+    model, train = task.model.double(), task.data.train
+    loss = FullBatch(model, task.loss, train.inputs.double(), train.targets)
+    x = loss.vector.read()
+    dense = torch.stack([loss.hessian_vector(x, e) for e in torch.eye(len(x), dtype=x.dtype)])
+    values = torch.linalg.eigvalsh(dense)
+    assert row.loss == pytest.approx(loss.value(x), rel=1e-5)
+    assert row.smallest == pytest.approx(values[0].item(), abs=2e-3 * values[-1].item())
+    assert row.largest == pytest.approx(values[-1].item(), rel=2e-3)
+
+
+@pytest.mark.slow
+def test_a_second_call_reads_what_is_there(run, monkeypatch):
+    config, place, found = run
+    monkeypatch.setattr(pattern, "Hessian", None)
+    again = pattern.run(config, 2, place)
+    for name, table in found._asdict().items():
+        other = getattr(again, name)
+        pd.testing.assert_frame_equal(other, table, check_dtype=False)
+
+
+@pytest.mark.slow
+def test_the_command_leaves_its_tables(tmp_path, capsys):
+    options = "--problem digits --model mlp-4 --train-examples 24 --validation-examples 12"
+    options += f" --passes 36 --seeds 1 --batch-size 12 --out {tmp_path / 'found'}"
+    assert main(["pattern", *options.split()]) == 0
+    assert "Switches: *literal*" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "found").iterdir()}
+    assert written >= {"ends.csv", "traces.csv", "audits.csv", "provenance.json"}
+
+
+def test_too_few_passes_are_refused(tmp_path):
+    with pytest.raises(InputError, match="^passes: 20 "):
+        pattern.config(PROBLEM, 20)
+    with pytest.raises(InputError, match="^seeds: 0 "):
+        pattern.run(pattern.config(PROBLEM, 60), 0, branches.Place(tmp_path))
