@@ -234,10 +234,11 @@ class DescentPhase(Phase):
 
     def enter(self) -> None:
         self.entering = True
-        self.restart()
+        self.state, self.handed_on = None, False
 
     def restart(self) -> None:
-        self.state, self.handed_on = None, False
+        # another loss can be that of another mode
+        self.state, self.handed_on, self.checked = None, False, False
 
     def goes_on_from(self, x: Tensor) -> bool:
         return self.state is None or torch.equal(self.state.x, x)

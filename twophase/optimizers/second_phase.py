@@ -147,8 +147,9 @@ class SecondPhase(Optimizer):
     def _iterations(self, objective: ClosureObjective, x: Tensor) -> Iteration:
         saved = self._saved()
         state, point, restarted = self._look(objective, x)
-        if self.result is None:
+        if self.result is None or restarted:
             check_repeats(objective, point)
+        if self.result is None:
             if objective.habits.calls_backward:
                 check_slope(objective, point)
         before, evaluations = norm(point.gradient), 0
