@@ -13,7 +13,7 @@ from twophase.errors import InputError
 from twophase.examples import Dataset, Examples
 from twophase.least_squares import LeastSquares
 from twophase.losses import Loss
-from twophase.objectives.closure import ClosureObjective
+from twophase.objectives.closure import ClosureObjective, check_closure
 from twophase.objectives.full_batch import FullBatch
 from twophase.objectives.mean_loss import MeanLoss
 from twophase.objectives.streamed import Source, Streamed
@@ -64,7 +64,7 @@ def _over(
     if isinstance(data, DataLoader | TorchDataset):
         return Streamed(model, loss, data, chunk_size)
     if callable(data) and not isinstance(data, type):
-        return ClosureObjective(ParameterVector(model.parameters()), data)
+        return ClosureObjective(ParameterVector(model.parameters()), check_closure(data))
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
         data = Examples(*data)
     if not isinstance(data, Examples):

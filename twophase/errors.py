@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any
@@ -30,6 +31,17 @@ class DataError(TwoPhaseError):
 
 class NonFiniteError(TwoPhaseError, ArithmeticError):
     """A loss or gradient is not-a-number or infinite where training cannot go on."""
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """While a state is loaded: `InputError` for whatever a damaged one provokes."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError("state", f"damaged ({error!r})", "one that is whole") from error
 
 
 def check_choice(field: str, value: Any, choices: Iterable[str]) -> str:

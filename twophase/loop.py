@@ -11,12 +11,12 @@ from torch import Tensor
 
 from twophase.data_objectives import TrainingLoss
 from twophase.device import clock
-from twophase.errors import InputError, check_choice
+from twophase.errors import InputError, check_choice, check_integer, check_number, loading
 from twophase.monitor import Exact, Measured, Monitor
 from twophase.objective import GRADIENT_PASSES, agree, check_finite
 from twophase.parameters import unharmed
 from twophase.phases import DescentPhase, Phase, Work
-from twophase.record import ADAM, SECOND, TRIAL, Record
+from twophase.record import ADAM, SECOND, TRIAL, Record, read_record
 from twophase.second_phase import Status
 from twophase.switching import Action, Course, Fallback, Race, SwitchRule, Told, course
 from twophase.watch import Begun, Watch
@@ -228,15 +228,25 @@ class Loop:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; switch rule and fallback are replayed over its records.
 
-        Raises `InputError` where the records' phases are not those that these settings would take.
+        Raises `InputError` where the state is damaged or of other parameters, or the records'
+        phases are not those that these settings would take; all is then as it was.
         """
+        before = self.state_dict()
+        try:
+            with loading():
+                self._load(state)
+        except InputError:
+            self._load(before)
+            raise
+
+    def _load(self, state: dict[str, Any]) -> None:
         self._reset()
-        x = state["x"].to(self.watch.device)
+        x = self.objective.vector.taken(state["x"])
         moves: dict[int, list[tuple[float, float]]] = {}
         for epochs, *losses in state.get("moves", ()):
             moves.setdefault(epochs, []).append(tuple(losses))
-        for fields in state["history"]:
-            record = Record(**fields)
+        for number, fields in enumerate(state["history"], 1):
+            record = read_record(fields, number)
             for move in moves.pop(len(self.history), ()):
                 self._move(*move)
             if record.phase != self.label:
@@ -251,15 +261,17 @@ class Loop:
             self._move(*move)
             self._at = move[1]
         self.status, self.message = Status(state["status"]), state["message"]
-        self.weights.load_state_dict(state["aside"], len(self.history), self.watch.device)
+        self.weights.load_state_dict(state["aside"], len(self.history))
         self.objective.vector.write(x)
-        for name, phase in state["phases"].items():
-            if name in self.phases:
-                # torch's optimizers keep the tensors they are given, and change them in place
-                self.phases[name].load_state_dict(deepcopy(phase))
+        used = {ADAM if record.phase == ADAM else SECOND for record in self.history}
+        for name in self.phases.keys() & (used | state["phases"].keys()):
+            # torch's optimizers keep the tensors they are given, and change them in place
+            self.phases[name].load_state_dict(deepcopy(state["phases"][name]))
         self._keep_preconditioner()
         if state.get("begun"):
-            self._begun = Begun(Work(x), None, *state["begun"])
+            checking, introduction, seconds = state["begun"]
+            checking, seconds = check_integer("begun", checking, 0), check_number("begun", seconds)
+            self._begun = Begun(Work(x), None, checking, str(introduction), seconds)
 
     def _record(self, work: Work, seen: Measured, monitor_passes: int, seconds: float) -> Record:
         validation = self.watch.validate(work.x)
@@ -296,20 +308,12 @@ class Loop:
             self.reason = move.reason
         else:
             move = self.course.second(told)
-        return self._moves[move.action](here, move.reason)
+        if move.action is Action.STAY:
+            return ""
+        change: Callable[[Kept, str], str] = getattr(self, f"_{move.action.name.lower()}")
+        return change(here, move.reason)
 
-    @property
-    def _moves(self) -> dict[Action, Callable[[Kept, str], str]]:
-        return {
-            Action.STAY: lambda here, reason: "",
-            Action.LINE: self._draw_line,
-            Action.SWITCH: self._switch,
-            Action.TRY: self._try,
-            Action.ADOPT: self._adopt,
-            Action.RETURN: self._return,
-        }
-
-    def _draw_line(self, here: Kept, reason: str) -> str:
+    def _line(self, here: Kept, reason: str) -> str:
         self.weights.put(LINE, here)
         return reason
 

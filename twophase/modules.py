@@ -62,4 +62,3 @@ def repeats_itself(model: nn.Module) -> bool:
     except InputError:
         return False
     return True
-

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from twophase.errors import InputError
 
@@ -12,14 +14,17 @@ from twophase.errors import InputError
 class ParameterVector:
     """The parameters that require a gradient, as one flat vector [P] to read and to write.
 
-    Raises `InputError` where there is none, dtypes or devices are mixed, or the dtype is neither
-    float32 nor float64 (a line search cannot resolve a minimum in half precision).
+    Raises `InputError` where there is none, one has no shape yet, dtypes or devices are mixed, or
+    the dtype is neither float32 nor float64 (a line search cannot resolve a minimum in half
+    precision).
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
         self.parameters = [p for p in parameters if p.requires_grad]
         if not self.parameters:
             raise InputError("params", [], "at least one parameter that requires a gradient")
+        if any(map(is_lazy, self.parameters)):
+            raise InputError("params", "those of a lazy module", "a model that was called once")
         kinds = sorted({f"{p.dtype} on {p.device}" for p in self.parameters})
         if len(kinds) > 1:
             raise InputError("params", ", ".join(kinds), "parameters of one dtype on one device")
@@ -40,6 +45,16 @@ class ParameterVector:
         """Set the parameters to the vector `x` [P]."""
         for parameter, part in zip(self.parameters, self._split(x), strict=True):
             parameter.copy_(part.view_as(parameter))
+
+    def taken(self, saved: Any) -> Tensor:
+        """A vector [P] from a state, on the parameters' device; `InputError` for anything else."""
+        size, first = sum(p.numel() for p in self.parameters), self.parameters[0]
+        if not isinstance(saved, Tensor) or (saved.dtype, saved.shape) != (self.dtype, (size,)):
+            found = type(saved).__name__
+            if isinstance(saved, Tensor):
+                found = f"{saved.dtype} {list(saved.shape)}"
+            raise InputError("state", found, f"a vector of {self.dtype} [{size}]")
+        return saved.to(first.device)
 
     def write_gradient(self, gradient: Tensor) -> None:
         """Set the parameters' `grad` to the parts of a vector [P], as `backward` would."""

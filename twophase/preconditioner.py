@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from twophase.errors import InputError, check_integer, check_number
+from twophase.errors import InputError, check_integer, check_number, check_type
 from twophase.settings import Settings
 
 
@@ -73,6 +73,7 @@ def from_moments(
     second moments, has not stepped, or a parameter is not among its own.
     """
     check_number("damping", damping, minimum=0)
+    check_type("preconditioner", optimizer, Optimizer)
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     if not all("betas" in groups.get(parameter, {}) for parameter in wanted):
