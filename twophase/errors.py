@@ -10,7 +10,12 @@ from typing import Any
 
 
 class TwoPhaseError(Exception):
-    """Base of every error that the command line turns into one line and exit code 2."""
+    """Base of every error that the command line turns into one line and exit code 2.
+
+    Where it ended a `fit`, `records` are those of the epochs that were run.
+    """
+
+    records: tuple[Any, ...] = ()
 
 
 class InputError(TwoPhaseError, ValueError):

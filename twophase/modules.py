@@ -50,9 +50,11 @@ def check_modules(model: nn.Module) -> None:
     """Raise `InputError` when a module of the model is dropout or BatchNorm in training mode."""
     for module in model.modules():
         drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        inside = isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0
         batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if module.training and (drops or batch_norm):
-            raise InputError("model", f"{type(module).__name__} in training mode", ALLOWED)
+        if module.training and (drops or inside or batch_norm):
+            found = f"{type(module).__name__}{' with dropout' * inside} in training mode"
+            raise InputError("model", found, ALLOWED)
 
 
 def repeats_itself(model: nn.Module) -> bool:

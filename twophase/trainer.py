@@ -12,8 +12,10 @@ from twophase.loop import Loop
 from twophase.losses import Loss, mse
 from twophase.modules import check_modules
 from twophase.monitor import Exact, Monitor
+from twophase.objectives.mean_loss import MeanLoss
 from twophase.phases import AdamPhase, DescentPhase, Phase, check_phases
 from twophase.record import ADAM, SECOND
+from twophase.rehearsal import rehearse
 from twophase.second_phase import Minimizer
 from twophase.switching import Fallback, Race, SwitchRule
 
@@ -22,7 +24,8 @@ class Trainer(Loop):
     """Two-phase training, epoch by epoch; `twophase.fit` runs one to its end.
 
     The model is trained in place, in the mode (train or eval) it comes in; losses and norms are
-    measured in eval mode. `InputError` where an argument is out of range or both phases are None.
+    measured in eval mode. `InputError` where an argument is out of range, both phases are None, or
+    model, loss and data do not go together, which a few examples show (see `rehearse`).
 
     Args:
         model: any module with float32 or float64 parameters of one dtype. A second phase needs one
@@ -81,6 +84,10 @@ class Trainer(Loop):
         self.device = objective.vector.parameters[0].device
         if second is not None and not freeze:
             check_modules(self.model)
+        if isinstance(objective, MeanLoss):
+            rehearse(objective, adam is not None, second is not None, freeze or second is None)
+        if isinstance(self.validation, MeanLoss):
+            rehearse(self.validation, False, False, True)
         phases: dict[str, Phase] = {}
         first = None
         if adam is not None:

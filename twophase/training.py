@@ -106,7 +106,8 @@ def fit(
     that are compared get `passes=` instead of or beside `epochs=`, and end with the epoch in which
     these are spent, what the switch needs to know included (see `Trainer.spent`). `on_epoch` is
     called with each record; `progress`, such as `tqdm.tqdm`, shows how far it is. For the other
-    arguments and errors see `Trainer`.
+    arguments and errors see `Trainer`. An exception that ends a training, Ctrl-C too, has what was
+    reached as `records`.
 
     >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
     >>> result = fit(nn.Linear(1, 1), (inputs, 3 * inputs), epochs=8, switch=3, fallback=None)
@@ -146,9 +147,14 @@ def run(
     records: Iterable[Record] = _epochs(trainer, epochs, passes)
     if progress is not None:
         records = progress(records, total=epochs and epochs - len(trainer.history))
-    for record in records:
-        if on_epoch is not None:
-            on_epoch(record)
+    try:
+        for record in records:
+            if on_epoch is not None:
+                on_epoch(record)
+    except BaseException as error:
+        # what was reached is the caller's
+        vars(error)["records"] = tuple(trainer.history)
+        raise
     return _outcome(trainer, epochs)
 
 
