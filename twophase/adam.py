@@ -65,9 +65,9 @@ class Adam:
         parameters = [p for p in parameters if p.requires_grad]
         self.optimizer = torch.optim.Adam(
             parameters,
-            lr=settings.learning_rate,
+            lr=float(settings.learning_rate),
             betas=settings.betas,
-            eps=settings.eps,
+            eps=float(settings.eps),
             fused=parameters[0].device.type == "cuda",
         )
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from twophase.device import resolve_device
-from twophase.errors import InputError
+from twophase.errors import InputError, check_type
 from twophase.examples import Dataset, Examples
 from twophase.least_squares import LeastSquares
 from twophase.losses import Loss
@@ -43,6 +43,7 @@ def data_objectives(
         if data is not None:
             raise InputError("data", type(data).__name__, "None: a LeastSquares has its own")
         return model, _over(model.model, validation, loss, chunk_size, "validation")
+    check_type("model", model, nn.Module, " or a LeastSquares")
     if data is None:
         raise InputError("data", None, ALLOWED)
     model.to(resolve_device(device))

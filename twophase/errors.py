@@ -82,12 +82,17 @@ def check_call(field: str, value: object, allowed: str) -> None:
     raise InputError(field, value, allowed)
 
 
-def check_integer(field: str, value: object, minimum: int) -> int:
-    """Return `value` if it is a whole number of at least `minimum`; raise `InputError` if not."""
-    # no generator, tensor or file could hold a number beyond 64 bits
-    if isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**63:
-        return value
-    raise InputError(field, value, f"a whole number of at least {minimum}")
+def check_integer(field: str, value: object, minimum: int, maximum: int = 2**63 - 1) -> int:
+    """Return `value` if it is a whole number of at least `minimum`; raise `InputError` if not.
+
+    No generator, tensor or file could hold a number beyond 64 bits.
+    """
+    allowed = f"a whole number of at least {minimum}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        if minimum <= value <= maximum:
+            return value
+        allowed += f" and at most {maximum}" * (value > maximum)
+    raise InputError(field, value, allowed)
 
 
 def check_number(

@@ -21,7 +21,7 @@ class Preconditioner(Protocol):
 
 def check_preconditioner(value: object) -> None:
     """Raise `InputError` unless a value is a preconditioner."""
-    if not callable(getattr(value, "inverse", None)):
+    if isinstance(value, Tensor) or not callable(getattr(value, "inverse", None)):
         raise InputError("preconditioner", value, "AdamMoments() or Identity()")
 
 

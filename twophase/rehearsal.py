@@ -17,13 +17,13 @@ from twophase.objectives.mean_loss import MeanLoss
 LOSS = "a function of outputs and targets that returns their mean loss, a real scalar with a graph"
 
 
-def rehearse(objective: MeanLoss, adam: bool, second: bool, eval_mode: bool) -> None:
+def rehearse(objective: MeanLoss, second: bool, eval_mode: bool) -> None:
     """Raise `InputError` where model, loss and examples do not go together.
 
     That is a loss that is no scalar, has no graph or does not take such targets, shapes that would
-    be broadcast, inputs of a kind that the model does not take, sparse gradients where there is
-    `adam`, and a loss that does not repeat itself where there is a `second` phase. It takes three
-    passes over up to 4 examples; the model's mode and random numbers are afterwards as before.
+    be broadcast, inputs of a kind that the model does not take, sparse gradients, and a loss that
+    does not repeat itself where there is a `second` phase. It takes three passes over up to 4
+    examples; the model's mode and random numbers are afterwards as before.
     """
     inputs, targets = objective.sample()
     cuda = [inputs.device] if inputs.device.type == "cuda" else []
@@ -36,7 +36,7 @@ def rehearse(objective: MeanLoss, adam: bool, second: bool, eval_mode: bool) -> 
         _check_loss(loss)
         parameters = objective.vector.parameters
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        if adam and any(g is not None and g.is_sparse for g in gradients):
+        if any(g is not None and g.is_sparse for g in gradients):
             raise InputError("model", "one with sparse gradients", "dense ones (sparse=False)")
         with _explained(outputs, targets):
             first, again = (objective.part(inputs, targets)[0].item() for _ in range(2))

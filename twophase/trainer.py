@@ -6,7 +6,7 @@ from torch import nn
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.data_objectives import Data, data_objectives
-from twophase.errors import check_integer, check_type
+from twophase.errors import check_call, check_integer, check_type
 from twophase.least_squares import LeastSquares
 from twophase.loop import Loop
 from twophase.losses import Loss, mse
@@ -77,6 +77,8 @@ class Trainer(Loop):
         check_integer("seed", seed, 0)
         check_phases(adam, second)
         check_type("monitor", monitor, Monitor)
+        check_type("freeze", freeze, bool)
+        check_call("loss", loss, "a function: (outputs, targets)")
         objective, self.validation = data_objectives(
             model, data, validation, loss, device, chunk_size
         )
@@ -85,9 +87,9 @@ class Trainer(Loop):
         if second is not None and not freeze:
             check_modules(self.model)
         if isinstance(objective, MeanLoss):
-            rehearse(objective, adam is not None, second is not None, freeze or second is None)
+            rehearse(objective, second is not None, freeze or second is None)
         if isinstance(self.validation, MeanLoss):
-            rehearse(self.validation, False, False, True)
+            rehearse(self.validation, second=False, eval_mode=True)
         phases: dict[str, Phase] = {}
         first = None
         if adam is not None:

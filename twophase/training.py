@@ -12,7 +12,7 @@ from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.data_objectives import Data
 from twophase.directions import ConjugateDirection
-from twophase.errors import InputError, check_integer
+from twophase.errors import InputError, check_call, check_integer
 from twophase.least_squares import LeastSquares
 from twophase.line_search import GoldenSection
 from twophase.loop import KEEP, Loop
@@ -115,7 +115,7 @@ def fit(
     (3, 3)
     """
     _check_length(epochs, passes)
-    _check_swap(switch, epochs if adam and second else None)
+    _check_swap(switch, epochs if adam is not None and second is not None else None)
     trainer = Trainer(
         model,
         data,
@@ -144,6 +144,10 @@ def run(
 ) -> Fit:
     """Train until there are `epochs` records, `passes` are spent, or no more can be done."""
     _check_length(epochs, passes)
+    if on_epoch is not None:
+        check_call("on_epoch", on_epoch, "a function: (record)")
+    if progress is not None and not callable(progress):
+        raise InputError("progress", progress, "such as tqdm.tqdm")
     records: Iterable[Record] = _epochs(trainer, epochs, passes)
     if progress is not None:
         records = progress(records, total=epochs and epochs - len(trainer.history))

@@ -57,6 +57,15 @@ class StepResult:
     restarted: bool = False
 
 
+class _Group(dict[str, Any]):
+    """A group of parameters, which has no learning rate, and says so to a scheduler."""
+
+    def __missing__(self, option: str) -> Any:
+        if option != "lr":
+            raise KeyError(option)
+        raise InputError("optimizer", "one without a learning rate", "no scheduler of it")
+
+
 class SecondPhase(Optimizer):
     """The library's second phase, or any other `Descent`, over ALL parameters as one vector.
 
@@ -117,7 +126,7 @@ class SecondPhase(Optimizer):
         if options:
             allowed = "groups without options: one direction serves all"
             raise InputError("params", ", ".join(options), allowed)
-        super().add_param_group(param_group)
+        super().add_param_group(_Group(param_group))
         self.state.clear()
 
     def restart(self) -> None:
@@ -138,6 +147,7 @@ class SecondPhase(Optimizer):
         try:
             with loading():
                 super().load_state_dict(state_dict)
+                self.param_groups = [_Group(group) for group in self.param_groups]
                 # torch has made all of it the parameters' dtype, also what is float64 for good
                 # reason
                 self.state = defaultdict(dict)
@@ -185,6 +195,10 @@ class SecondPhase(Optimizer):
 
     def _iterations(self, objective: ClosureObjective, x: Tensor) -> Iteration:
         saved = self._saved()
+        inverse = saved.get("inverse")
+        if inverse is not None and len(inverse) != len(x):
+            found = f"{len(x)} numbers that require a gradient"
+            raise InputError("params", found, f"the {len(inverse)} of the preconditioner")
         state, point, restarted = self._look(objective, x)
         if self.result is None or restarted:
             check_repeats(objective, point)
@@ -193,7 +207,7 @@ class SecondPhase(Optimizer):
                 check_slope(objective, point)
         before, evaluations = norm(point.gradient), 0
         for count in range(1, self.max_iter + 1):
-            done = self.second.iterate(objective, point, state, saved.get("inverse"))
+            done = self.second.iterate(objective, point, state, inverse)
             state, evaluations = done.state, evaluations + done.evaluations
             if done.status is not Status.MOVED or count == self.max_iter:
                 break
