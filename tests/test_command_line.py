@@ -245,9 +245,10 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path, capsys):
     assert str(tmp_path / "file") in errors[0]
 
 
-def test_a_damaged_config_is_another_run(tmp_path):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="^out: .* without another run"):
+@pytest.mark.parametrize("damage", ["{", "", "[" * 100_000, "\ufeff{}"])
+def test_a_damaged_config_is_named(tmp_path, damage):
+    (tmp_path / "config.json").write_text(damage, encoding="utf-8")
+    with pytest.raises(InputError, match="^out: .* its config.json is damaged"):
         run(RunConfig(epochs=1), tmp_path)
 
 

@@ -291,10 +291,15 @@ def test_a_model_that_does_not_repeat_is_refused_before_training(network, rings,
 
 
 def test_a_loss_that_does_not_repeat_is_found_before_the_second_phase(network, rings, adam):
+    noise = [0.0]
+
     def noisy(outputs, targets):
-        return twophase.mse(outputs, targets) * (1 + 0.01 * torch.rand(()))
+        return twophase.mse(outputs, targets) * (1 + noise[0] * torch.rand(()))
 
     trainer = Trainer(network(), rings(), switch=2, adam=adam, loss=noisy)
+    noise[0] = 0.01
+    with pytest.raises(InputError, match="at the same parameters"):
+        Trainer(network(), rings(), switch=2, adam=adam, loss=noisy)
     run(trainer, 2)
     with pytest.raises(InputError, match="^model: .* at the same parameters"):
         trainer.epoch()

@@ -1,11 +1,13 @@
 """Phase 1: Adam over the mini-batches of an objective."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from twophase.errors import InputError, check_integer, check_number
 from twophase.monitor import EpochMeans
@@ -63,9 +65,9 @@ class Adam:
         parameters = [p for p in parameters if p.requires_grad]
         self.optimizer = torch.optim.Adam(
             parameters,
-            lr=settings.learning_rate,
+            lr=float(settings.learning_rate),
             betas=settings.betas,
-            eps=settings.eps,
+            eps=float(settings.eps),
             fused=parameters[0].device.type == "cuda",
         )
 
@@ -80,14 +82,27 @@ class Adam:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        load(self.optimizer, state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
+
+
+def load(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state; an exception where one of torch's own could not step from it."""
+    optimizer.load_state_dict(state)
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return
+    # torch looks at no shape, so a copy makes a step
+    copies: dict[int, Any] = {}
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        copies[id(parameter)] = copied = parameter.detach().clone()
+        copied.grad = torch.zeros_like(copied)
+    deepcopy(optimizer, copies).step()
 
 
 @torch.enable_grad()
 def sweep(
     objective: Trainable,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     batches: Iterable[Any],
     means: EpochMeans | None = None,
 ) -> None:

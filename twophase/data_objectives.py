@@ -9,11 +9,11 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from twophase.device import resolve_device
-from twophase.errors import InputError
+from twophase.errors import InputError, check_type
 from twophase.examples import Dataset, Examples
 from twophase.least_squares import LeastSquares
 from twophase.losses import Loss
-from twophase.objectives.closure import ClosureObjective
+from twophase.objectives.closure import ClosureObjective, check_closure
 from twophase.objectives.full_batch import FullBatch
 from twophase.objectives.mean_loss import MeanLoss
 from twophase.objectives.streamed import Source, Streamed
@@ -43,6 +43,7 @@ def data_objectives(
         if data is not None:
             raise InputError("data", type(data).__name__, "None: a LeastSquares has its own")
         return model, _over(model.model, validation, loss, chunk_size, "validation")
+    check_type("model", model, nn.Module, " or a LeastSquares")
     if data is None:
         raise InputError("data", None, ALLOWED)
     model.to(resolve_device(device))
@@ -64,7 +65,8 @@ def _over(
     if isinstance(data, DataLoader | TorchDataset):
         return Streamed(model, loss, data, chunk_size)
     if callable(data) and not isinstance(data, type):
-        return ClosureObjective(ParameterVector(model.parameters(), model.buffers()), data)
+        vector = ParameterVector(model.parameters(), model.buffers())
+        return ClosureObjective(vector, check_closure(data))
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
         data = Examples(*data)
     if not isinstance(data, Examples):

@@ -2,14 +2,20 @@
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
 
 class TwoPhaseError(Exception):
-    """Base of every error that the command line turns into one line and exit code 2."""
+    """Base of every error that the command line turns into one line and exit code 2.
+
+    Where it ended a `fit`, `records` are those of the epochs that were run.
+    """
+
+    records: tuple[Any, ...] = ()
 
 
 class InputError(TwoPhaseError, ValueError):
@@ -30,6 +36,17 @@ class DataError(TwoPhaseError):
 
 class NonFiniteError(TwoPhaseError, ArithmeticError):
     """A loss or gradient is not-a-number or infinite where training cannot go on."""
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """While a state is loaded: `InputError` for whatever a damaged one provokes."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError("state", f"damaged ({error!r})", "one that is whole") from error
 
 
 def check_choice(field: str, value: Any, choices: Iterable[str]) -> str:
@@ -65,12 +82,17 @@ def check_call(field: str, value: object, allowed: str) -> None:
     raise InputError(field, value, allowed)
 
 
-def check_integer(field: str, value: object, minimum: int) -> int:
-    """Return `value` if it is a whole number of at least `minimum`; raise `InputError` if not."""
-    # no generator, tensor or file could hold a number beyond 64 bits
-    if isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**63:
-        return value
-    raise InputError(field, value, f"a whole number of at least {minimum}")
+def check_integer(field: str, value: object, minimum: int, maximum: int = 2**63 - 1) -> int:
+    """Return `value` if it is a whole number of at least `minimum`; raise `InputError` if not.
+
+    No generator, tensor or file could hold a number beyond 64 bits.
+    """
+    allowed = f"a whole number of at least {minimum}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        if minimum <= value <= maximum:
+            return value
+        allowed += f" and at most {maximum}" * (value > maximum)
+    raise InputError(field, value, allowed)
 
 
 def check_number(

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from twophase.data_objectives import TrainingLoss
 from twophase.device import clock
-from twophase.errors import InputError, check_choice
+from twophase.errors import InputError, check_choice, loading
 from twophase.monitor import Exact, Measured, Monitor
 from twophase.objective import GRADIENT_PASSES, agree, check_finite
 from twophase.parameters import unharmed
 from twophase.phases import DescentPhase, Phase, Work
-from twophase.record import ADAM, SECOND, TRIAL, Record
+from twophase.record import ADAM, SECOND, TRIAL, Record, read_record
 from twophase.second_phase import Status
 from twophase.switching import Action, Course, Fallback, Race, SwitchRule, Told, course
-from twophase.watch import Begun, Watch
+from twophase.watch import Begun, Watch, begun
 from twophase.weights import LINE, SWAP, Kept, Weights
 
 # by which loss weights are kept, and how a message says so
@@ -229,15 +229,26 @@ class Loop:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; switch rule and fallback are replayed over its records.
 
-        Raises `InputError` where the records' phases are not those that these settings would take.
+        Raises `InputError` where the state is damaged or of other parameters, or the records'
+        phases are not those that these settings would take; all is then as it was.
         """
+        before = self.state_dict()
+        try:
+            with loading():
+                self._load(state)
+        except InputError:
+            self._load(before)
+            raise
+
+    def _load(self, state: dict[str, Any]) -> None:
         self._reset()
-        x = state["x"].to(self.watch.device)
+        vector = self.objective.vector
+        x, buffers = vector.taken(state["x"]), vector.taken_buffers(state.get("buffers", ()))
         moves: dict[int, list[tuple[float, float]]] = {}
         for epochs, *losses in state.get("moves", ()):
             moves.setdefault(epochs, []).append(tuple(losses))
-        for fields in state["history"]:
-            record = Record(**fields)
+        for number, fields in enumerate(state["history"], 1):
+            record = read_record(fields, number)
             for move in moves.pop(len(self.history), ()):
                 self._move(*move)
             if record.phase != self.label:
@@ -252,23 +263,23 @@ class Loop:
             self._move(*move)
             self._at = move[1]
         self.status, self.message = Status(state["status"]), state["message"]
-        self.weights.load_state_dict(state["aside"], len(self.history), self.watch.device)
-        self.objective.vector.write(x)
-        self.objective.vector.write_buffers(state.get("buffers", ()))
-        for name, phase in state["phases"].items():
-            if name in self.phases:
-                # torch's optimizers keep the tensors they are given, and change them in place
-                self.phases[name].load_state_dict(deepcopy(phase))
+        self.weights.load_state_dict(state["aside"], len(self.history))
+        vector.write(x)
+        vector.write_buffers(buffers)
+        used = {ADAM if record.phase == ADAM else SECOND for record in self.history}
+        for name in self.phases.keys() & (used | state["phases"].keys()):
+            # torch's optimizers keep the tensors they are given, and change them in place
+            self.phases[name].load_state_dict(deepcopy(state["phases"][name]))
         self._keep_preconditioner()
         if state.get("begun"):
-            self._begun = Begun(Work(x), None, *state["begun"])
+            self._begun = begun(x, state["begun"])
 
     def _record(self, work: Work, seen: Measured, monitor_passes: int, seconds: float) -> Record:
         validation = self.watch.validate(work.x)
         measured = seen.loss, seen.accuracy, *validation, seen.grad_norm
         cost = work.step_size, work.evaluations, work.passes, monitor_passes, seconds
-        number, status = len(self.history) + 1, str(work.status)
-        return Record(number, self.label, *measured, *cost, status, note="")
+        number = len(self.history) + 1
+        return Record(number, self.label, *measured, *cost, str(work.status), note="")
 
     @property
     def label(self) -> str:
@@ -299,20 +310,12 @@ class Loop:
             self.reason = move.reason
         else:
             move = self.course.second(told)
-        return self._moves[move.action](here, move.reason)
+        if move.action is Action.STAY:
+            return ""
+        change: Callable[[Kept, str], str] = getattr(self, f"_{move.action.name.lower()}")
+        return change(here, move.reason)
 
-    @property
-    def _moves(self) -> dict[Action, Callable[[Kept, str], str]]:
-        return {
-            Action.STAY: lambda here, reason: "",
-            Action.LINE: self._draw_line,
-            Action.SWITCH: self._switch,
-            Action.TRY: self._try,
-            Action.ADOPT: self._adopt,
-            Action.RETURN: self._return,
-        }
-
-    def _draw_line(self, here: Kept, reason: str) -> str:
+    def _line(self, here: Kept, reason: str) -> str:
         self.weights.put(LINE, here)
         return reason
 

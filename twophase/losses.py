@@ -20,7 +20,11 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     class labels [B] (int64), or real [B, M]; of another shape they raise `InputError`.
     """
     if not targets.is_floating_point():
-        targets = functional.one_hot(targets.long(), outputs.shape[1]).to(outputs.dtype)
+        try:
+            targets = functional.one_hot(targets.long(), outputs.shape[1]).to(outputs.dtype)
+        except RuntimeError as error:
+            found = f"labels from {targets.min().item()} to {targets.max().item()}"
+            raise InputError("targets", found, f"0 to {outputs.shape[1] - 1}") from error
     if targets.shape != outputs.shape:
         shape = f"the outputs' shape {list(outputs.shape)}"
         raise InputError("targets", list(targets.shape), shape)

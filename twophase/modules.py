@@ -2,10 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from twophase.errors import InputError
+
+ALLOWED = (
+    "a model without dropout and BatchNorm in training mode in the second phase "
+    "(call model.eval(), or freeze=True in `fit`)"
+)
 
 
 @contextmanager
@@ -20,21 +27,34 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def reject_unrepeatable_modules() -> Iterator[None]:
-    """While active, raise `InputError` when dropout or BatchNorm runs in training mode."""
-    # a hook on all modules sees what a closure calls, where no model is at hand to inspect
-    handle = nn.modules.module.register_module_forward_pre_hook(_reject_if_unrepeatable)
-    try:
-        yield
-    finally:
-        handle.remove()
+class RejectBatchStatistics(TorchDispatchMode):
+    """While active, in this thread, raise `InputError` where BatchNorm gathers its statistics.
+
+    The loss repeats itself meanwhile, but it is not that of eval mode, and each evaluation counts
+    in the statistics. Operations are seen where no model is at hand to inspect, as in a closure;
+    what was compiled runs, this once, as it is written.
+    """
+
+    supports_higher_order_operators = True
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = op.name()
+        # input, weight, bias, running mean and variance, training
+        if "batch_norm" in name and "backward" not in name and args[3] is not None:
+            if args[5] is True or "with_update" in name:
+                raise InputError("model", "BatchNorm in training mode", ALLOWED)
+        return op(*args, **(kwargs or {}))
 
 
 def check_modules(model: nn.Module) -> None:
     """Raise `InputError` when a module of the model is dropout or BatchNorm in training mode."""
     for module in model.modules():
-        _reject_if_unrepeatable(module)
+        drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        inside = isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0
+        batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if module.training and (drops or inside or batch_norm):
+            found = f"{type(module).__name__}{' with dropout' * inside} in training mode"
+            raise InputError("model", found, ALLOWED)
 
 
 def repeats_itself(model: nn.Module) -> bool:
@@ -44,12 +64,3 @@ def repeats_itself(model: nn.Module) -> bool:
     except InputError:
         return False
     return True
-
-
-def _reject_if_unrepeatable(module: nn.Module, _inputs: object = None) -> None:
-    drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    if module.training and (drops or batch_norm):
-        found = f"{type(module).__name__} in training mode"
-        allowed = "a model without dropout and BatchNorm in training mode in the second phase"
-        raise InputError("model", found, f"{allowed} (call model.eval(), or freeze=True in `fit`)")

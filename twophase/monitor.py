@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from twophase.errors import InputError
 from twophase.settings import Settings
 
 
@@ -74,3 +75,10 @@ class EpochMeans:
         """The mean loss and the norm of the mean gradient."""
         squares = torch.stack([total.double().square().sum() for total in self.gradient])
         return self.loss.item(), squares.sum().sqrt().item()
+
+    def read_state(self, loss: Tensor, *gradient: Tensor) -> None:
+        """Go on from sums of a state; `InputError` where they are not of these parameters."""
+        for given, own in zip((loss, *gradient), (self.loss, *self.gradient), strict=True):
+            if (given.dtype, given.shape) != (own.dtype, own.shape):
+                raise InputError("means", list(given.shape), f"{own.dtype} {list(own.shape)}")
+            own.copy_(given)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from twophase.errors import InputError, NonFiniteError
-from twophase.modules import reject_unrepeatable_modules
+from twophase.modules import RejectBatchStatistics
 from twophase.parameters import ParameterVector
 
 # Full-batch loss and gradient: a forward pass counts 1, a backward pass 2.
@@ -118,10 +118,21 @@ def start(objective: Objective, x: Tensor) -> Point:
 
 
 def check_repeats(objective: Objective, point: Point) -> None:
-    """Raise `InputError` when a second evaluation at a point disagrees; one forward pass."""
-    again = objective.value(point.x)
-    if not agree(point.value, again, objective.resolution):
-        found = f"one with the losses {point.value:.9g} and {again:.9g} at the same parameters"
+    """Raise `InputError` when a second evaluation at a point disagrees; one forward pass.
+
+    It is found by comparison, and BatchNorm in training mode by its operations: hooks on modules
+    would be those of the whole process, and make what is compiled compile again.
+    """
+    with RejectBatchStatistics():
+        again = objective.value(point.x)
+    check_same(point.value, again, objective.resolution)
+
+
+def check_same(first: float, again: float, resolution: float) -> None:
+    """Raise `InputError` unless two losses of the same data and parameters agree."""
+    both_nan = first != first and again != again
+    if not both_nan and not agree(first, again, resolution):
+        found = f"one with the losses {first:.9g} and {again:.9g} at the same parameters"
         allowed = "one that repeats itself: no dropout, no augmentation (call model.eval())"
         raise InputError("model", found, allowed)
 
@@ -139,9 +150,8 @@ def evaluate(objective: Objective, x: Tensor) -> Point:
 
 
 def observe(objective: Objective, x: Tensor) -> Point:
-    """Loss and gradient at `x` [P]; `InputError` for dropout or BatchNorm in training mode."""
-    with reject_unrepeatable_modules():
-        value, gradient = objective.value_and_gradient(x)
+    """Loss and gradient at `x` [P], finite or not."""
+    value, gradient = objective.value_and_gradient(x)
     return Point(x, value, gradient, objective.resolution)
 
 

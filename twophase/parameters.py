@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from twophase.errors import InputError
 
@@ -15,8 +17,9 @@ class ParameterVector:
     Beside them the model's buffers, such as the statistics of BatchNorm, which no optimizer sees
     but a loss depends on.
 
-    Raises `InputError` where there is none, dtypes or devices are mixed, or the dtype is neither
-    float32 nor float64 (a line search cannot resolve a minimum in half precision).
+    Raises `InputError` where there is none, one has no shape yet, dtypes or devices are mixed, or
+    the dtype is neither float32 nor float64 (a line search cannot resolve a minimum in half
+    precision).
     """
 
     def __init__(self, parameters: Iterable[Tensor], buffers: Iterable[Tensor] = ()):
@@ -24,6 +27,8 @@ class ParameterVector:
         self.buffers = list(buffers)
         if not self.parameters:
             raise InputError("params", [], "at least one parameter that requires a gradient")
+        if any(map(is_lazy, self.parameters)):
+            raise InputError("params", "those of a lazy module", "a model that was called once")
         kinds = sorted({f"{p.dtype} on {p.device}" for p in self.parameters})
         if len(kinds) > 1:
             raise InputError("params", ", ".join(kinds), "parameters of one dtype on one device")
@@ -54,6 +59,27 @@ class ParameterVector:
         """Set the buffers to what `read_buffers` has returned; none leave them as they are."""
         for buffer, value in zip(self.buffers, values or self.buffers, strict=True):
             buffer.copy_(value)
+
+    def taken(self, saved: Any) -> Tensor:
+        """A vector [P] from a state, on the parameters' device; `InputError` for anything else."""
+        size, first = sum(p.numel() for p in self.parameters), self.parameters[0]
+        if not isinstance(saved, Tensor) or (saved.dtype, saved.shape) != (self.dtype, (size,)):
+            found = type(saved).__name__
+            if isinstance(saved, Tensor):
+                found = f"{saved.dtype} {list(saved.shape)}"
+            raise InputError("state", found, f"a vector of {self.dtype} [{size}]")
+        return saved.to(first.device)
+
+    def taken_buffers(self, saved: Any) -> list[Tensor]:
+        """Buffers from a state, on their device; `InputError` for others than the model has."""
+        shapes = [(buffer.dtype, buffer.shape) for buffer in self.buffers]
+        found = [
+            (value.dtype, value.shape) if isinstance(value, Tensor) else type(value).__name__
+            for value in saved
+        ]
+        if found and found != shapes:
+            raise InputError("state", f"buffers {found}", f"those of the model, {shapes}")
+        return [value.to(own.device) for value, own in zip(saved, self.buffers, strict=False)]
 
     def write_gradient(self, gradient: Tensor) -> None:
         """Set the parameters' `grad` to the parts of a vector [P], as `backward` would."""

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from twophase.adam import Adam, AdamSettings
+from twophase.adam import Adam, AdamSettings, load
 from twophase.data_objectives import TrainingLoss
 from twophase.directions import State
-from twophase.errors import InputError, check_type
+from twophase.errors import InputError, check_integer, check_type
 from twophase.modules import evaluating, repeats_itself
 from twophase.monitor import Exact, Monitor
 from twophase.objective import GRADIENT_PASSES, Point, check_finite, check_repeats, norm
 from twophase.objectives.closure import Closure, ClosureObjective
 from twophase.parameters import unharmed
 from twophase.preconditioner import Preconditioner
-from twophase.second_phase import Minimizer, Status, check_minimizer
+from twophase.second_phase import Minimizer, Status, check_minimizer, read_inverse, read_state
 
 
 class Work(NamedTuple):
@@ -135,7 +135,7 @@ class AdamPhase(FirstPhase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.adam.load_state_dict(state)
-        self.uses_gradient, self.compared = state["at_hand"], state["compared"]
+        self.uses_gradient, self.compared = bool(state["at_hand"]), bool(state["compared"])
 
 
 class UsersPhase(FirstPhase):
@@ -193,10 +193,10 @@ class UsersPhase(FirstPhase):
         return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "means": means}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.steps = state["steps"]
+        load(self.optimizer, state["optimizer"])
+        self.steps = check_integer("steps", state["steps"], 0)
         if self._means is not None and state["means"] is not None:
-            self._means.loss, *self._means.gradient = state["means"]
+            self._means.read_state(*state["means"])
 
 
 class DescentPhase(Phase):
@@ -234,10 +234,11 @@ class DescentPhase(Phase):
 
     def enter(self) -> None:
         self.entering = True
-        self.restart()
+        self.state, self.handed_on = None, False
 
     def restart(self) -> None:
-        self.state, self.handed_on = None, False
+        # another loss can be that of another mode
+        self.state, self.handed_on, self.checked = None, False, False
 
     def goes_on_from(self, x: Tensor) -> bool:
         return self.state is None or torch.equal(self.state.x, x)
@@ -287,10 +288,12 @@ class DescentPhase(Phase):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.state = State(**state["state"]) if state["state"] else None
-        self.entering = state.get("entering", self.state is None)
-        self.handed_on, self.checked = state["handed_on"], state["checked"]
-        self.inverse, self.line = state["inverse"], dict(state["line"])
+        vector = self.data.vector
+        self.inverse = read_inverse(state["inverse"], vector)
+        self.line = {n: read_inverse(state["line"][n], vector) for n in state["line"]}
+        self.state = read_state(state["state"], self.minimizer, vector, self.inverse)
+        self.entering = bool(state.get("entering", self.state is None))
+        self.handed_on, self.checked = bool(state["handed_on"]), bool(state["checked"])
 
 
 def check_phases(adam: AdamSettings | None, second: Minimizer | None) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from twophase.errors import InputError, check_integer, check_number
+from twophase.errors import InputError, check_integer, check_number, check_type
 from twophase.settings import Settings
 
 
@@ -21,7 +21,7 @@ class Preconditioner(Protocol):
 
 def check_preconditioner(value: object) -> None:
     """Raise `InputError` unless a value is a preconditioner."""
-    if not callable(getattr(value, "inverse", None)):
+    if isinstance(value, Tensor) or not callable(getattr(value, "inverse", None)):
         raise InputError("preconditioner", value, "AdamMoments() or Identity()")
 
 
@@ -73,6 +73,7 @@ def from_moments(
     second moments, has not stepped, or a parameter is not among its own.
     """
     check_number("damping", damping, minimum=0)
+    check_type("preconditioner", optimizer, Optimizer)
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     if not all("betas" in groups.get(parameter, {}) for parameter in wanted):

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from twophase.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +41,19 @@ class Record:
     seconds: float
     status: str
     note: str
+
+
+def read_record(content: dict[str, Any], number: int) -> Record:
+    """The record of an epoch from a state; `InputError` where a field is not what it should be."""
+    record = Record(**content)
+    for part in fields(Record):
+        kind: Any = part.type
+        value = getattr(record, part.name)
+        if not isinstance(value, kind):
+            raise InputError(part.name, value, f"what is of {kind}")
+    if record.epoch != number:
+        raise InputError("epoch", record.epoch, str(number))
+    return record
 
 
 def table(records: Iterable[Record]) -> "pd.DataFrame":

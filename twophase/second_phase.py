@@ -10,9 +10,10 @@ from torch import Tensor
 
 from twophase.directions import DirectionRule, SelfScaledBFGSDirection, State
 from twophase.directions.direction import Direction, expected_step, steepest_descent
-from twophase.errors import InputError, check_call, check_number
+from twophase.errors import InputError, check_call, check_integer, check_number
 from twophase.line_search import Line, LineSearch, SearchResult, SearchStatus, StrongWolfe
 from twophase.objective import Objective, Point, norm
+from twophase.parameters import ParameterVector
 from twophase.preconditioner import AdamMoments, Identity, Preconditioner, check_preconditioner
 from twophase.settings import Settings
 
@@ -46,6 +47,10 @@ class Minimizer(Settings):
         """
         return Prepared(self, objective)
 
+    def check_state(self, state: State, inverse: Tensor | None = None) -> None:
+        """Raise whatever going on from a state would raise that another minimizer has left."""
+        return
+
     @property
     def label(self) -> str:
         """What it is in a word or two, without its settings."""
@@ -56,6 +61,29 @@ class Minimizer(Settings):
         self, objective: Objective, point: Point, state: State | None, inverse: Tensor | None = None
     ) -> "Iteration":
         """One iteration; see the function `iterate`."""
+
+
+def read_state(
+    content: Any, second: Minimizer, vector: ParameterVector, inverse: Tensor | None
+) -> State | None:
+    """What an iteration has left, from a file; an exception unless the phase can go on from it."""
+    if content is None:
+        return None
+    state = State(**content)
+    x, gradient, direction = map(vector.taken, state[:3])
+    state = state._replace(x=x, gradient=gradient, direction=direction)
+    for name in ("step", "slope", "scale", "mark", "mark_norm"):
+        if not isinstance(getattr(state, name), float | int):
+            raise InputError(name, getattr(state, name), "a number")
+    for name in ("age", "stalled"):
+        check_integer(name, getattr(state, name), 0)
+    second.check_state(state, inverse)
+    return state
+
+
+def read_inverse(saved: Any, vector: ParameterVector) -> Tensor | None:
+    """The diagonal [P] of a preconditioner from a file, or None."""
+    return None if saved is None else vector.taken(saved)
 
 
 def check_minimizer(value: object, also: str = "") -> None:
@@ -92,6 +120,11 @@ class Descent(Minimizer):
     @property
     def label(self) -> str:
         return f"{type(self.direction).__name__} with {type(self.line_search).__name__}"
+
+    def check_state(self, state: State, inverse: Tensor | None = None) -> None:
+        # a direction from somewhere else, with positive curvature on the way
+        gradient = state.gradient + state.step * state.direction
+        self.direction(Point(state.x, state.mark, gradient, 0.0), state, inverse)
 
     def iterate(
         self, objective: Objective, point: Point, state: State | None, inverse: Tensor | None = None

@@ -6,14 +6,16 @@ from torch import nn
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.data_objectives import Data, data_objectives
-from twophase.errors import check_integer, check_type
+from twophase.errors import check_call, check_integer, check_type
 from twophase.least_squares import LeastSquares
 from twophase.loop import Loop
 from twophase.losses import Loss, mse
 from twophase.modules import check_modules
 from twophase.monitor import Exact, Monitor
+from twophase.objectives.mean_loss import MeanLoss
 from twophase.phases import AdamPhase, DescentPhase, Phase, check_phases
 from twophase.record import ADAM, SECOND
+from twophase.rehearsal import rehearse
 from twophase.second_phase import Minimizer
 from twophase.switching import Fallback, Race, SwitchRule
 
@@ -22,7 +24,8 @@ class Trainer(Loop):
     """Two-phase training, epoch by epoch; `twophase.fit` runs one to its end.
 
     The model is trained in place, in the mode (train or eval) it comes in; losses and norms are
-    measured in eval mode. `InputError` where an argument is out of range or both phases are None.
+    measured in eval mode. `InputError` where an argument is out of range, both phases are None, or
+    model, loss and data do not go together, which a few examples show (see `rehearse`).
 
     Args:
         model: any module with float32 or float64 parameters of one dtype. A second phase needs one
@@ -74,6 +77,8 @@ class Trainer(Loop):
         check_integer("seed", seed, 0)
         check_phases(adam, second)
         check_type("monitor", monitor, Monitor)
+        check_type("freeze", freeze, bool)
+        check_call("loss", loss, "a function: (outputs, targets)")
         objective, self.validation = data_objectives(
             model, data, validation, loss, device, chunk_size
         )
@@ -81,6 +86,10 @@ class Trainer(Loop):
         self.device = objective.vector.parameters[0].device
         if second is not None and not freeze:
             check_modules(self.model)
+        if isinstance(objective, MeanLoss):
+            rehearse(objective, second is not None, freeze or second is None)
+        if isinstance(self.validation, MeanLoss):
+            rehearse(self.validation, second=False, eval_mode=True)
         phases: dict[str, Phase] = {}
         first = None
         if adam is not None:

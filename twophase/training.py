@@ -12,7 +12,7 @@ from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.data_objectives import Data
 from twophase.directions import ConjugateDirection
-from twophase.errors import InputError, check_integer
+from twophase.errors import InputError, check_call, check_integer
 from twophase.least_squares import LeastSquares
 from twophase.line_search import GoldenSection
 from twophase.loop import KEEP, Loop
@@ -106,7 +106,8 @@ def fit(
     that are compared get `passes=` instead of or beside `epochs=`, and end with the epoch in which
     these are spent, what the switch needs to know included (see `Trainer.spent`). `on_epoch` is
     called with each record; `progress`, such as `tqdm.tqdm`, shows how far it is. For the other
-    arguments and errors see `Trainer`.
+    arguments and errors see `Trainer`. An exception that ends a training, Ctrl-C too, has what was
+    reached as `records`.
 
     >>> inputs = torch.linspace(-1, 1, 32).reshape(-1, 1)
     >>> result = fit(nn.Linear(1, 1), (inputs, 3 * inputs), epochs=8, switch=3, fallback=None)
@@ -114,7 +115,7 @@ def fit(
     (3, 3)
     """
     _check_length(epochs, passes)
-    _check_swap(switch, epochs if adam and second else None)
+    _check_swap(switch, epochs if adam is not None and second is not None else None)
     trainer = Trainer(
         model,
         data,
@@ -143,12 +144,21 @@ def run(
 ) -> Fit:
     """Train until there are `epochs` records, `passes` are spent, or no more can be done."""
     _check_length(epochs, passes)
+    if on_epoch is not None:
+        check_call("on_epoch", on_epoch, "a function: (record)")
+    if progress is not None and not callable(progress):
+        raise InputError("progress", progress, "such as tqdm.tqdm")
     records: Iterable[Record] = _epochs(trainer, epochs, passes)
     if progress is not None:
         records = progress(records, total=epochs and epochs - len(trainer.history))
-    for record in records:
-        if on_epoch is not None:
-            on_epoch(record)
+    try:
+        for record in records:
+            if on_epoch is not None:
+                on_epoch(record)
+    except BaseException as error:
+        # what was reached is the caller's
+        vars(error)["records"] = tuple(trainer.history)
+        raise
     return _outcome(trainer, epochs)
 
 

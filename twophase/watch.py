@@ -1,13 +1,13 @@
 """Where a training stands: the current point, and what is known at the end of an epoch."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from twophase.data_objectives import TrainingLoss
 from twophase.device import clock
-from twophase.errors import NonFiniteError
+from twophase.errors import NonFiniteError, check_integer, check_number
 from twophase.monitor import Measured
 from twophase.objective import GRADIENT_PASSES, Point, agree, check_finite, norm
 from twophase.objectives.mean_loss import Score
@@ -23,6 +23,13 @@ class Begun(NamedTuple):
     checking: int  # passes
     introduction: str
     seconds: float
+
+
+def begun(x: Tensor, saved: Any) -> Begun:
+    """An epoch that had begun, and led to `x` [P], from a state; `InputError` for what is none."""
+    checking, introduction, seconds = saved
+    checking, seconds = check_integer("begun", checking, 0), check_number("begun", seconds)
+    return Begun(Work(x), None, checking, str(introduction), seconds)
 
 
 class Watch:

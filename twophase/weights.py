@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from twophase.errors import InputError
+from twophase.errors import InputError, check_choice, check_integer, check_number
 from twophase.parameters import ParameterVector
 from twophase.switching.rules import moved
 
-LINE, SWAP, BEST = "line", "swap", "best"
+NAMES = LINE, SWAP, BEST = "line", "swap", "best"
 
 
 class Kept(NamedTuple):
@@ -79,9 +78,7 @@ class Weights:
         coming = None if self.coming is None else self.coming._asdict()
         return {"kept": {name: k._asdict() for name, k in self.kept.items()}, "coming": coming}
 
-    def load_state_dict(
-        self, state: Mapping[str, Any], last_epoch: int, device: torch.device
-    ) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], last_epoch: int) -> None:
         """Take the weights of a state in place of those of a replay of its records.
 
         A replay has the last epoch's weights under every name. `InputError` where that is wrong
@@ -89,12 +86,17 @@ class Weights:
         """
 
         def there(fields: Mapping[str, Any]) -> Kept:
-            buffers = [buffer.to(device) for buffer in fields.get("buffers", ())]
-            return Kept(fields["x"].to(device), fields["loss"], fields["epoch"], buffers)
+            loss = check_number("loss", fields["loss"])
+            epoch = check_integer("epoch", fields["epoch"], 1)
+            if epoch > last_epoch:
+                raise InputError("epoch", epoch, f"at most {last_epoch}")
+            buffers = self.vector.taken_buffers(fields.get("buffers", ()))
+            return Kept(self.vector.taken(fields["x"]), loss, epoch, buffers)
 
         for name, kept in self.kept.items():
             if name not in state["kept"] and kept.epoch != last_epoch:
-                found = f"without the weights of epoch {kept.epoch}"
-                raise InputError("state", found, "one of a training with this switch and keep")
-        self.kept |= {name: there(fields) for name, fields in state["kept"].items()}
+                lacks = f"without the weights of epoch {kept.epoch}"
+                raise InputError("state", lacks, "one of a training with this switch and keep")
+        found = {check_choice("state", name, NAMES): there(k) for name, k in state["kept"].items()}
+        self.kept |= found
         self.coming = None if state["coming"] is None else there(state["coming"])

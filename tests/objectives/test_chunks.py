@@ -29,7 +29,7 @@ def test_bytes_per_example_are_those_of_the_tensors_of_a_forward_pass():
     full = FullBatch(
         model, lambda o, t: (o - t).square().mean(), torch.ones(9, 4), torch.ones(9, 3)
     )
-    found = bytes_per_example(model, full._part, full.inputs, full.targets)
+    found = bytes_per_example(model, full.part, full.inputs, full.targets)
     assert found == 4 * (7 + 7 + 3) + 8 * (3 + 3) + 8 * (3 + 3)
 
 
@@ -59,7 +59,7 @@ def test_the_chosen_chunk_lies_between_one_and_all(monkeypatch, count, budget, e
 def test_the_chosen_chunks_fit_and_are_equal(monkeypatch):
     model, (inputs, targets) = classifier(), labelled(1000)
     full = FullBatch(model, mse, inputs, targets)
-    size = bytes_per_example(model, full._part, inputs, targets)
+    size = bytes_per_example(model, full.part, inputs, targets)
     monkeypatch.setattr(chunks, "CPU_CHUNK_BYTES", 300.5 * size)
     assert full.chunk_size == 250
     assert FullBatch(model, mse, inputs, targets, 300).chunk_size == 300

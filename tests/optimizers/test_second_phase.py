@@ -475,12 +475,17 @@ def test_at_the_resolution_of_float32_it_says_so_and_stays(optimizer_of):
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Dropout(0.1), nn.BatchNorm1d(8, dtype=torch.float64)], ids=["dropout", "batchnorm"]
+    ("layer", "found"),
+    [
+        (nn.Dropout(0.1), "no dropout"),
+        (nn.BatchNorm1d(8, dtype=torch.float64), "BatchNorm in training mode"),
+    ],
+    ids=["dropout", "batchnorm"],
 )
-def test_modules_that_do_not_repeat_are_named(layer):
+def test_modules_that_do_not_repeat_are_named(layer, found):
     model = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2)).double()
     before = flat(model)
-    with pytest.raises(InputError, match=f"{type(layer).__name__} in training mode"):
+    with pytest.raises(InputError, match=found):
         train(model, 1)
     assert torch.equal(flat(model), before)
     train(model.eval(), 1)
@@ -578,7 +583,7 @@ def test_training_mode_is_found_at_any_step():
     inputs, targets = samples()
     _, optimizer = train(model, 2)
     model.train()
-    with pytest.raises(InputError, match="Dropout in training mode"):
+    with pytest.raises(InputError, match="no dropout"):
         optimizer.step(lambda: mse_loss(model(inputs), targets))
 
 

@@ -4,12 +4,13 @@ import hashlib
 import io
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from twophase.errors import DataError
-from twophase.experiments.files import write_atomically
+from twophase.experiments.files import clear_unfinished, write_atomically
 
 _MAGIC = b"twophase checkpoint 1\n"
 _KEPT = 2  # the newest, and the one before it in case that is damaged
@@ -20,14 +21,17 @@ log = logging.getLogger("twophase")
 def save(folder: Path, epoch: int, state: dict) -> Path:
     """Write a state as the newest checkpoint of a run, and drop all but the one before it.
 
+    What there is of later epochs could not be used, or the run would be there by now; it goes, too.
     The state after `epoch` epochs holds tensors, numbers, strings, lists and dicts of them. Where
     it cannot be written (`OSError`), older ones are intact.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"epoch-{epoch:06d}.ckpt"
     write(path, state)
-    for old in _numbered(folder)[:-_KEPT]:
-        old.unlink(missing_ok=True)
+    numbered = _numbered(folder)
+    last = numbered.index(path) + 1
+    for other in numbered[: max(0, last - _KEPT)] + numbered[last:]:
+        other.unlink(missing_ok=True)
     return path
 
 
@@ -53,23 +57,35 @@ def load(path: Path) -> dict:
     whole = hashlib.sha256(payload).hexdigest().encode() == digest
     if not content.startswith(_MAGIC) or not separator or not whole:
         raise DataError(f"checkpoint {path} is damaged or of another version; delete it")
-    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a forged content provokes
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"checkpoint {path} holds no state ({reason}); delete it") from error
+    if not isinstance(state, dict):
+        raise DataError(f"checkpoint {path} holds no state; delete it")
+    return state
+
+
+def whole(folder: Path) -> Iterator[tuple[Path, dict]]:
+    """The states that are whole, the newest first; a damaged one is named in the log."""
+    for path in reversed(_numbered(folder)):
+        try:
+            yield path, load(path)
+        except DataError as error:
+            log.warning("%s; it is passed over", error)
 
 
 def latest(folder: Path) -> dict | None:
-    """The newest state that is whole; None if there is none. A damaged one is named in the log."""
-    for path in reversed(_numbered(folder)):
-        try:
-            return load(path)
-        except DataError as error:
-            log.warning("%s; the one before it is used", error)
-    return None
+    """The newest state that is whole; None if there is none."""
+    return next((state for _, state in whole(folder)), None)
 
 
 def clear(folder: Path) -> None:
     """Drop the checkpoints of a finished run, and their folder if nothing else is in it."""
     for path in _numbered(folder):
         path.unlink(missing_ok=True)
+    clear_unfinished(folder, age=0)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 

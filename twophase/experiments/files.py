@@ -1,21 +1,33 @@
 """Files that are either whole or not there; the source tree, and what lies in it."""
 
+import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from twophase.errors import InputError
+
+# What is being written, with the number of the process that does: a file, or a report's folder.
+_UNFINISHED = re.compile(r"\..+\.(\d+)\.tmp|\.unfinished-(\d*)\b.*")
+_MINUTE, _DAY = 60.0, 86400.0
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that whatever happens there is the old file or the new one, whole.
 
     Text is encoded as UTF-8. The content goes to a temporary file beside it, which is flushed to
-    the disk and renamed. `OSError` where the folder is missing or full; the old file is intact.
+    the disk and renamed. `OSError`, which names the file, where the folder is missing or full; the
+    old file is intact. What killed processes have left in the folder is removed.
     """
+    clear_unfinished(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -23,8 +35,70 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_unfinished(folder: Path, age: float = _MINUTE) -> None:
+    """Remove what killed processes have left half written in a folder.
+
+    That is what was not touched for `age` seconds and whose process is none of this machine's, or
+    what is a day old.
+    """
+    with suppress(OSError):
+        for path in folder.iterdir():
+            found = _UNFINISHED.fullmatch(path.name)
+            if found is None:
+                continue
+            old = time.time() - path.lstat().st_mtime
+            dead = not _is_running(int(found[1] or found[2] or 0))
+            if old > _DAY or (old >= age and dead):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process of this machine has that number; True where that is not known."""
+    if process == 0 or os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def digest_of(path: Path) -> str | None:
+    """The SHA-256 of a file; None where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def write_sealed(path: Path, content: dict) -> None:
+    """As `write_json`, with a digest by which `read_json` knows that all of it is there."""
+    write_json(path, content | {"sha256": _digest(content)})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file without its digest; empty where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    seal = content.pop("sha256", None)
+    return content if seal in (None, _digest(content)) else {}
+
+
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -6,9 +6,10 @@ last and marks a finished run; until then the history so far is in `history.part
 """
 
 import io
-import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,16 +20,22 @@ import torch
 from filelock import FileLock, Timeout
 
 from twophase.device import device_name, resolve_device
-from twophase.errors import InputError
+from twophase.errors import InputError, TwoPhaseError
 from twophase.experiments import checkpoints
 from twophase.experiments.competitors import Progress, go_on
 from twophase.experiments.config import RunConfig
-from twophase.experiments.files import write_atomically, write_json
+from twophase.experiments.files import (
+    digest_of,
+    read_json,
+    write_atomically,
+    write_json,
+    write_sealed,
+)
 from twophase.experiments.progress import track
 from twophase.experiments.provenance import git_revision, now, versions
 from twophase.problems import networks
 from twophase.problems.problem import Task
-from twophase.record import Record
+from twophase.record import ADAM, SECOND, TRIAL, Record
 from twophase.switching.rules import SwitchRule
 from twophase.trainer import Trainer
 from twophase.training import Fit
@@ -38,8 +45,15 @@ FORMAT = 7
 CHECKPOINTS = "checkpoints"
 # Where epochs are short, a checkpoint is written after so many times as long as writing took.
 TIMES_WRITING = 9
-HISTORY, CURVE = "history.csv", "curve.csv"
-WRITTEN = ("summary.json", HISTORY, CURVE, "history.partial.csv", "weights.pt", CHECKPOINTS)
+HISTORY, CURVE, PARTIAL, WEIGHTS = "history.csv", "curve.csv", "history.partial.csv", "weights.pt"
+# why a run failed; while it is there, another configuration may have the folder
+FAILED = "failed.txt"
+WRITTEN = ("summary.json", HISTORY, CURVE, PARTIAL, WEIGHTS, CHECKPOINTS)
+# What summaries and tables tell in any case, as numbers.
+NUMBERS = ("passes", "seconds", "train_loss")
+COLUMNS = {HISTORY: ("epoch", "train_loss", "grad_norm", "passes"), CURVE: Progress._fields}
+
+log = logging.getLogger("twophase")
 
 
 def run(
@@ -68,8 +82,8 @@ def run(
             `config.passes` is given.
 
     Raises:
-        InputError: the folder holds another run or is in use by another process, or the
-            configuration does not fit the data.
+        InputError: the folder holds another run, that has not failed, or is in use by another
+            process, or the configuration does not fit the data.
         DataError: a data file is missing or damaged.
         NonFiniteError: the loss is no longer finite; the folder has no history.csv or summary.json.
         OSError: the folder cannot be written to or the disk is full; what was there is intact.
@@ -83,19 +97,39 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
-            finished = _finished(config, out)
-            if finished is not None:
-                return finished
-            write_json(out / "config.json", {"format": FORMAT, **config.to_dict()})
-            if config.passes is not None:
-                return _measure(config, out, trainer, task, branch_from)
-            _resume(trainer, out, branch_from)
-            keep = _keeper(trainer, out, branches or {})
-            shown = partial(track, label=f"epochs of {config.strategy}")
-            outcome = train(trainer, config.epochs, keep, shown, config.budget)
-            return _finish(config, out, trainer, task, outcome)
+            return _run(config, out, trainer, task, branches or {}, branch_from)
     except Timeout:
         raise InputError("out", str(out), "a folder that no other process is training in") from None
+
+
+def _run(
+    config: RunConfig,
+    out: Path,
+    trainer: Trainer,
+    task: Task,
+    branches: Mapping[str, SwitchRule],
+    branch_from: Path | None,
+) -> dict[str, Any]:
+    """The run itself, in a folder that no other process is in."""
+    finished = _finished(config, out)
+    if finished is not None:
+        return finished
+    if (out / CHECKPOINTS).is_symlink():
+        raise InputError("out", str(out), f"a folder in which {CHECKPOINTS} is no link")
+    if (out / FAILED).exists():
+        _start_anew(config, out)
+    write_json(out / "config.json", {"format": FORMAT, **config.to_dict()})
+    try:
+        if config.passes is not None:
+            return _measure(config, out, trainer, task, branch_from)
+        _resume(trainer, out, branch_from)
+        keep = _keeper(trainer, out, branches)
+        shown = partial(track, label=f"epochs of {config.strategy}")
+        outcome = train(trainer, config.epochs, keep, shown, config.budget)
+        return _finish(config, out, trainer, task, outcome)
+    except TwoPhaseError as error:
+        write_atomically(out / FAILED, f"{error}\n")
+        raise
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -106,7 +140,10 @@ def read(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """
     allowed = "the folder of a finished run, with history and summary"
     history, summary = _read_finished(folder, HISTORY, allowed)
-    return history.replace({"phase": {"cg": "second"}}), summary
+    history = history.replace({"phase": {"cg": "second"}})
+    if "phase" not in history or not history.phase.isin((ADAM, SECOND, TRIAL)).all():
+        raise InputError("run", str(folder), allowed)
+    return history, summary
 
 
 def read_curve(folder: Path) -> pd.DataFrame:
@@ -141,11 +178,22 @@ def branch_file(out: Path, name: str) -> Path:
 
 def _resume(trainer: Trainer, out: Path, branch_from: Path | None) -> None:
     """Put the trainer where the run was stopped, or where it branches off another run."""
-    state = checkpoints.latest(out / CHECKPOINTS)
-    if state is None and branch_from is not None:
-        state = checkpoints.load(branch_from)
-    if state is not None:
-        trainer.load_state_dict(state)
+    for path, state in checkpoints.whole(out / CHECKPOINTS):
+        try:
+            return trainer.load_state_dict(state)
+        except InputError as error:
+            log.warning("checkpoint %s is not of this run (%s); it is passed over", path, error)
+    if branch_from is not None:
+        trainer.load_state_dict(checkpoints.load(branch_from))
+
+
+def _start_anew(config: RunConfig, out: Path) -> None:
+    """Drop what is left of a run of another configuration that has failed."""
+    (out / FAILED).unlink()
+    if _difference(config, out):
+        checkpoints.clear(out / CHECKPOINTS)
+        for path in (out / PARTIAL, *out.glob("branch-*.ckpt")):
+            path.unlink(missing_ok=True)
 
 
 def _keeper(
@@ -177,7 +225,7 @@ def _keeper(
         for name in branching:
             checkpoints.write(branch_file(out, name), state)
         checkpoints.save(out / CHECKPOINTS, record.epoch, state)
-        write_atomically(out / "history.partial.csv", _csv(trainer.history))
+        write_atomically(out / PARTIAL, _csv(trainer.history))
         ended = time.monotonic()
         due = ended + TIMES_WRITING * (ended - began)
 
@@ -190,11 +238,12 @@ def _finish(
     write_atomically(out / HISTORY, _csv(outcome.records))
     weights = io.BytesIO()
     torch.save(trainer.model.state_dict(), weights)
-    write_atomically(out / "weights.pt", weights.getvalue())
+    write_atomically(out / WEIGHTS, weights.getvalue())
     summary = _facts(config, trainer, task) | _summary(trainer, task, outcome)
-    write_json(out / "summary.json", summary)
+    summary["files"] = {name: digest_of(out / name) for name in (HISTORY, WEIGHTS)}
+    write_sealed(out / "summary.json", summary)
     # only now: until the summary is there, these are what a stopped run goes on from
-    (out / "history.partial.csv").unlink(missing_ok=True)
+    (out / PARTIAL).unlink(missing_ok=True)
     checkpoints.clear(out / CHECKPOINTS)
     return summary
 
@@ -214,8 +263,9 @@ def _measure(
         "passes": int(last.passes),
         "seconds": float(last.seconds),
         "train_loss": float(last.loss),
+        "files": {CURVE: digest_of(out / CURVE)},
     }
-    write_json(out / "summary.json", summary)
+    write_sealed(out / "summary.json", summary)
     return summary
 
 
@@ -226,35 +276,57 @@ def _finished(config: RunConfig, out: Path) -> dict[str, Any] | None:
             if (out / name).exists():
                 raise InputError("out", str(out), f"a folder without a foreign {name}")
         return None
-    there = _read_json(out / "config.json")
+    differs = _difference(config, out)
+    if differs and not (out / FAILED).exists():
+        raise InputError("out", str(out), differs)
+    summary = None if differs else _summary_of(out, HISTORY if config.passes is None else CURVE)
+    damaged = [
+        name for name in (summary or {}).get("files", {}) if not _is_whole(out, name, summary)
+    ]
+    if damaged:
+        log.warning("%s is damaged; the run is made again", out / damaged[0])
+    return None if damaged else summary
+
+
+def _difference(config: RunConfig, out: Path) -> str:
+    """What to use in place of a folder that holds another configuration; else empty."""
+    there = read_json(out / "config.json")
+    if not there:
+        return "another folder: its config.json is damaged"
     for name, wanted in {"format": FORMAT, **config.to_dict()}.items():
         found = there.get(name, "missing")
         if found != wanted:
-            differs = f"there {name} is {found}, here {wanted}"
-            raise InputError("out", str(out), f"a folder without another run ({differs})")
-    results = out / (HISTORY if config.passes is None else CURVE)
-    finished = (out / "summary.json").exists() and results.exists()
-    return (_read_json(out / "summary.json") or None) if finished else None
+            return f"a folder without another run (there {name} is {found}, here {wanted})"
+    return ""
 
 
-def _read_finished(folder: Path, table: str, allowed: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _summary_of(out: Path, table: str) -> dict[str, Any] | None:
+    """The summary of a finished run whose history or curve is there; None where it is damaged."""
+    summary = {"status": "", "files": {}} | read_json(out / "summary.json")
+    numbers = all(isinstance(summary.get(name), int | float) for name in NUMBERS)
+    ended = table == CURVE or isinstance(summary.get("epochs"), int)
+    known = isinstance(summary.get("status", ""), str) and isinstance(
+        summary.get("files", {}), dict
+    )
+    return summary if numbers and ended and known and (out / table).exists() else None
+
+
+def _is_whole(out: Path, name: str, summary: Mapping[str, Any]) -> bool:
+    """Whether a file is as the run has left it, where the summary says how (older ones do not)."""
+    found = summary["files"].get(name)
+    return found is None or found == digest_of(out / name)
+
+
+def _read_finished(folder: Path, name: str, allowed: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """A finished run's table and summary."""
-    try:
-        found, summary = pd.read_csv(folder / table), _read_json(folder / "summary.json")
-    except (FileNotFoundError, NotADirectoryError, pd.errors.ParserError, pd.errors.EmptyDataError):
-        summary = {}
-    if not summary:
+    summary, found = _summary_of(folder, name), pd.DataFrame()
+    if summary is not None and _is_whole(folder, name, summary):
+        with suppress(OSError, ValueError):
+            found = pd.read_csv(folder / name)
+    numbers = set(found.select_dtypes("number"))
+    if summary is None or found.empty or not set(COLUMNS[name]) <= numbers:
         raise InputError("run", str(folder), allowed)
     return found, summary
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty where it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = {}
-    return content if isinstance(content, dict) else {}
 
 
 def _csv(records: Sequence[Record]) -> str:

@@ -68,6 +68,9 @@ class LevenbergMarquardt(Minimizer):
     def prepare(self, objective: Objective, size: int) -> Prepared:
         return Prepared(self, self._squares(objective))
 
+    def check_state(self, state: State, inverse: Tensor | None = None) -> None:
+        check_number("damping", state.memory, above=0)
+
     def iterate(
         self,
         objective: Objective,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +16,34 @@ from twophase.parameters import ParameterVector
 Closure = Callable[[], Any]
 INDEPENDENT = "one whose loss does not depend on the parameters"
 ALLOWED = "one that returns their loss, after one backward pass or none"
+# What a step must be given.
+CLOSURE = (
+    "a function without arguments that returns the loss (AMP's GradScaler and "
+    "precision='16-mixed' hand on none: train in float32 or float64)"
+)
 # Parts of the loss by which it should change, either way, to see whether a gradient is its own;
 # AMP begins with gradients 65,536 times as large.
 SMALLEST_CHANGE, LARGEST_CHANGE = 1e-3, 1e5
 # A gradient is not its loss's where two distances say the same factor, beyond this one.
 WRONG_SLOPE = 1.5
+
+
+def check_closure(closure: Any) -> Closure:
+    """Return a closure; `InputError` for what cannot be called without arguments."""
+    try:
+        if callable(closure) and not isinstance(closure, type):
+            signature(closure).bind()
+            return closure
+    except TypeError:
+        pass
+    except ValueError:  # a builtin, which tells nothing
+        return closure
+    raise InputError("closure", closure, CLOSURE)
+
+
+def none() -> Tensor:
+    """What stands for a closure while there is none."""
+    raise AssertionError("no closure outside a step")
 
 
 class Habits(NamedTuple):
@@ -145,7 +169,11 @@ def _explained() -> Iterator[None]:
     except RuntimeError as error:
         text = str(error)
         if "backward through the graph a second time" in text:
-            raise InputError("closure", "one that calls backward twice", ALLOWED) from error
+            found = "one that calls backward twice, or uses outputs computed before it was called"
+            raise InputError("closure", found, ALLOWED) from error
+        if "modified by an inplace operation" in text:
+            found = "one that uses outputs computed before it was called"
+            raise InputError("closure", found, "one that computes all of them anew") from error
         if "does not require grad" in text:
             raise NoGraphError("closure", INDEPENDENT, ALLOWED) from error
         raise

@@ -43,7 +43,7 @@ class FullBatch(Shuffled, MeanLoss):
         count = len(self.inputs)
         if count <= LARGEST_PROBE:
             return max(1, count)
-        needed = count * bytes_per_example(self.model, self._part, self.inputs, self.targets)
+        needed = count * bytes_per_example(self.model, self.part, self.inputs, self.targets)
         chunks = max(1, math.ceil(needed / chunk_bytes(self.inputs.device)))
         # equal chunks: a short last one would use a processor badly
         return math.ceil(count / chunks)
@@ -56,6 +56,14 @@ class FullBatch(Shuffled, MeanLoss):
     def batch_loss(self, batch: Tensor) -> Tensor:
         """The mean loss of the examples with indices [B], in the model's dtype, with its graph."""
         return self.loss(self.model(self.inputs[batch]), self.targets[batch])
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """The first examples, and of labels those with the smallest and the largest one."""
+        chosen = {0, self.count - 1}
+        if self.classes:
+            chosen |= {int(self.targets.argmin()), int(self.targets.argmax())}
+        found = sorted(chosen)
+        return self.inputs[found], self.targets[found]
 
     def _examples(self, part: float = 1) -> Iterable[tuple[Tensor, Tensor]]:
         size = max(1, int(self.chunk_size * part))

@@ -89,6 +89,10 @@ class MeanLoss(ABC):
         """The mean loss of a mini-batch, in the model's dtype, with its graph."""
 
     @abstractmethod
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a few examples, on the model's device."""
+
+    @abstractmethod
     def _examples(self, part: float = 1) -> Iterable[tuple[Tensor, Tensor]]:
         """Inputs and targets in chunks, or in such a part of a chunk, on the model's device."""
 
@@ -171,7 +175,7 @@ class MeanLoss(ABC):
         """Each chunk's contribution to the mean loss, a float64 scalar, and its outputs."""
         seen = 0
         for inputs, targets in self._examples() if examples is None else examples:
-            loss, outputs = self._part(inputs, targets)
+            loss, outputs = self.part(inputs, targets)
             if hits is not None:
                 hits(outputs, targets)
             seen += len(inputs)
@@ -180,7 +184,7 @@ class MeanLoss(ABC):
             allowed = f"all {self.count} in each, the first dimension of inputs"
             raise InputError("data", f"{seen} examples in a pass", allowed)
 
-    def _part(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Any]:
+    def part(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Any]:
         """The mean loss of some examples in float64, and their outputs."""
         outputs = self.model(inputs)
         return self._loss64(_float64(outputs), _float64(targets)), outputs

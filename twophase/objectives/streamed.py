@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from twophase.errors import InputError
 from twophase.examples import Examples
 from twophase.losses import Loss
+from twophase.objectives.chunks import LARGEST_PROBE
 from twophase.objectives.mean_loss import MeanLoss
 
 # Examples a chunk, where neither a loader nor the user says how many.
@@ -39,7 +40,8 @@ class Streamed(MeanLoss):
     def __init__(self, model: nn.Module, loss: Loss, source: Source, chunk_size: int | None = None):
         super().__init__(model, loss)
         self.source, self._all = source, in_order(source, chunk_size)
-        self.classes = self._pair(_first(self._all)).has_labels
+        self._begin = self._pair(_first(self._all))
+        self.classes = self._begin.has_labels
 
     @cached_property
     def count(self) -> int:
@@ -65,6 +67,10 @@ class Streamed(MeanLoss):
     def batch_loss(self, batch: Examples) -> Tensor:
         """The mean loss of some examples, in the model's dtype, with its graph."""
         return self.loss(self.model(batch.inputs), batch.targets)
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """The first examples of the first batch."""
+        return self._begin.inputs[:LARGEST_PROBE], self._begin.targets[:LARGEST_PROBE]
 
     def _examples(self, part: float = 1) -> Iterable[tuple[Tensor, Tensor]]:
         for chunk in map(self._pair, self._all):

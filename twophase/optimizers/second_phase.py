@@ -1,5 +1,6 @@
 """The second phase as `torch.optim.Optimizer`s, for any model and training code."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from twophase.automatic import DEFAULT
 from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBFGSDirection, State
-from twophase.errors import InputError, check_integer
+from twophase.errors import InputError, check_choice, check_integer, check_number, loading
 from twophase.line_search import LineSearch, ParabolaFirst, StrongWolfe
 from twophase.objective import Point, agree, check_repeats, evaluate, norm
 from twophase.objectives.closure import (
@@ -19,17 +20,24 @@ from twophase.objectives.closure import (
     Closure,
     ClosureObjective,
     Habits,
+    check_closure,
     check_slope,
+    none,
 )
 from twophase.parameters import ParameterVector, unharmed
 from twophase.preconditioner import from_moments
-from twophase.second_phase import Descent, Iteration, Minimizer, Status, check_minimizer
-
-# What `step` must be given.
-CLOSURE = (
-    "a function that returns the loss (AMP's GradScaler and precision='16-mixed' hand on none: "
-    "train in float32 or float64)"
+from twophase.second_phase import (
+    Descent,
+    Iteration,
+    Minimizer,
+    Status,
+    check_minimizer,
+    read_inverse,
+    read_state,
 )
+
+# What is saved, with the first parameter.
+KNOWN = ("state", "point", "inverse", "habits", "loss", "iterations")
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,15 @@ class StepResult:
     evaluations: int
     passes: int
     restarted: bool = False
+
+
+class _Group(dict[str, Any]):
+    """A group of parameters, which has no learning rate, and says so to a scheduler."""
+
+    def __missing__(self, option: str) -> Any:
+        if option != "lr":
+            raise KeyError(option)
+        raise InputError("optimizer", "one without a learning rate", "no scheduler of it")
 
 
 class SecondPhase(Optimizer):
@@ -109,7 +126,7 @@ class SecondPhase(Optimizer):
         if options:
             allowed = "groups without options: one direction serves all"
             raise InputError("params", ", ".join(options), allowed)
-        super().add_param_group(param_group)
+        super().add_param_group(_Group(param_group))
         self.state.clear()
 
     def restart(self) -> None:
@@ -121,13 +138,46 @@ class SecondPhase(Optimizer):
         return super().__getstate__() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
-        super().load_state_dict(state_dict)
-        # torch has made all of it the parameters' dtype, also what is float64 for good reason
-        first = self._parameters()[0]
-        there = partial(torch.Tensor.to, device=first.device, copy=True)
-        for saved in state_dict["state"].values():
-            self.state[first] = tree_map_only(Tensor, there, saved)
+        """Continue from what `state_dict` returned.
+
+        `InputError` for a damaged state, or one of something else or other parameters; all is then
+        as it was.
+        """
+        before = self.state, self.param_groups
+        try:
+            with loading():
+                super().load_state_dict(state_dict)
+                self.param_groups = [_Group(group) for group in self.param_groups]
+                # torch has made all of it the parameters' dtype, also what is float64 for good
+                # reason
+                self.state = defaultdict(dict)
+                for number, saved in state_dict["state"].items():
+                    self.state[self._parameters()[number]] = self._read(saved)
+                if set(self.state) - {self._parameters()[0]}:
+                    raise InputError("state", "one for each parameter", "a SecondPhase's")
+        except InputError:
+            self.state, self.param_groups = before
+            raise
+
+    def _read(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """What was saved, checked and on the parameters' device."""
+        vector = ParameterVector(self._parameters())
+        there: dict[str, Any] = tree_map_only(
+            Tensor, partial(Tensor.to, device=vector.parameters[0].device, copy=True), saved
+        )
+        for name in there:
+            check_choice("state", name, KNOWN)
+        inverse = read_inverse(there.get("inverse"), vector)
+        chosen = self.second.prepare(ClosureObjective(vector, none), len(vector.read())).minimizer
+        read_state(there.get("state"), chosen, vector, inverse)
+        if there.get("point"):
+            value, gradient, resolution = there["point"]
+            there["point"] = check_number("loss", value), vector.taken(gradient), float(resolution)
+        if there.get("state"):
+            check_number("loss", there["loss"])
+        Habits(*there.get("habits", UNKNOWN))
+        check_integer("iterations", there.get("iterations", 0), 0)
+        return there
 
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """`max_iter` iterations, or fewer; returns the loss AFTER them, a float64 scalar tensor.
@@ -135,8 +185,7 @@ class SecondPhase(Optimizer):
         The first step of an optimizer calls the closure a few times more, to check that it repeats
         itself and, where it calls backward, that the gradient is that of its loss.
         """
-        if not callable(closure):
-            raise InputError("closure", closure, CLOSURE)
+        closure = check_closure(closure)
         habits = Habits(*self._saved().get("habits", UNKNOWN))
         objective = ClosureObjective(ParameterVector(self._parameters()), closure, habits)
         with unharmed(objective.vector) as x:
@@ -146,14 +195,19 @@ class SecondPhase(Optimizer):
 
     def _iterations(self, objective: ClosureObjective, x: Tensor) -> Iteration:
         saved = self._saved()
+        inverse = saved.get("inverse")
+        if inverse is not None and len(inverse) != len(x):
+            found = f"{len(x)} numbers that require a gradient"
+            raise InputError("params", found, f"the {len(inverse)} of the preconditioner")
         state, point, restarted = self._look(objective, x)
-        if self.result is None:
+        if self.result is None or restarted:
             check_repeats(objective, point)
+        if self.result is None:
             if objective.habits.calls_backward:
                 check_slope(objective, point)
         before, evaluations = norm(point.gradient), 0
         for count in range(1, self.max_iter + 1):
-            done = self.second.iterate(objective, point, state, saved.get("inverse"))
+            done = self.second.iterate(objective, point, state, inverse)
             state, evaluations = done.state, evaluations + done.evaluations
             if done.status is not Status.MOVED or count == self.max_iter:
                 break

@@ -8,11 +8,18 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from twophase.automatic import DEFAULT
-from twophase.errors import InputError, check_integer, check_number, check_type
+from twophase.errors import InputError, check_integer, check_number, check_type, loading
 from twophase.loop import Loop
 from twophase.monitor import Exact, Monitor
-from twophase.objectives.closure import Closure, ClosureObjective, Habits, check_slope
-from twophase.optimizers.second_phase import CLOSURE, SecondPhase
+from twophase.objectives.closure import (
+    Closure,
+    ClosureObjective,
+    Habits,
+    check_closure,
+    check_slope,
+    none,
+)
+from twophase.optimizers.second_phase import SecondPhase
 from twophase.parameters import ParameterVector, unharmed
 from twophase.payoff import payoffs
 from twophase.phases import DescentPhase, UsersPhase
@@ -25,8 +32,8 @@ if TYPE_CHECKING:
 
 # Of a state; one more when its content changes.
 VERSION = 1
-# Optimizers that evaluate closures at several points.
-CLOSED = (torch.optim.LBFGS, SecondPhase)
+# Optimizers that evaluate closures at several points, or take no dense gradients.
+OTHERS = (torch.optim.LBFGS, SecondPhase, torch.optim.SparseAdam)
 
 
 class TwoPhase(Optimizer):
@@ -93,7 +100,7 @@ class TwoPhase(Optimizer):
         self.first = torch.optim.Adam(given, lr) if first is None else first
         vector = ParameterVector(self._parameters_of_first())
         self._share()
-        self.objective = ClosureObjective(vector, _none)
+        self.objective = ClosureObjective(vector, none)
         self.steps = UsersPhase(self.objective, self.first, batches, monitor)
         phases = {ADAM: self.steps, SECOND: DescentPhase(self.objective, second, self.steps)}
         self.loop = Loop(self.objective, phases, switch, fallback, monitor)
@@ -102,7 +109,7 @@ class TwoPhase(Optimizer):
 
     def _parameters_of_first(self) -> list[Tensor]:
         """The parameters in the order of the first phase, which has all of them and no others."""
-        if not isinstance(self.first, Optimizer) or isinstance(self.first, CLOSED):
+        if not isinstance(self.first, Optimizer) or isinstance(self.first, (TwoPhase, *OTHERS)):
             allowed = "a torch optimizer that steps along gradients, such as AdamW"
             raise InputError("first", type(self.first).__name__, allowed)
         own, its = _parameters(self.param_groups), _parameters(self.first.param_groups)
@@ -156,8 +163,7 @@ class TwoPhase(Optimizer):
         phase the loss after it. With mini-batches the second phase returns the loss after the last
         epoch, and does not call the closure.
         """
-        if not callable(closure):
-            raise InputError("closure", closure, CLOSURE)
+        closure = check_closure(closure)
         self._check_parameters()
         if self.batches == 1:
             return self._value(self._full_step, closure)
@@ -179,8 +185,7 @@ class TwoPhase(Optimizer):
             raise InputError("batches", 1, allowed)
         if self.phase == ADAM and self.steps.steps == 0:
             raise InputError("end_epoch", "an epoch without a step", "step(closure) for each batch")
-        if not callable(closure):
-            raise InputError("closure", closure, CLOSURE)
+        closure = check_closure(closure)
         self._check_parameters()
         self._value(self._epoch, closure)
         return self.loop.history[-1]
@@ -194,7 +199,7 @@ class TwoPhase(Optimizer):
             found = f"after {self.steps.steps} steps of an epoch"
             raise InputError("finish", found, "end_epoch(closure) before")
         if self.loop.open:
-            self._value(self._see_step, closure)
+            self._value(self._see_step, check_closure(closure))
         return self.loop.finish()
 
     def _check_parameters(self) -> None:
@@ -214,7 +219,7 @@ class TwoPhase(Optimizer):
                 point = self.loop.watch.point
         finally:
             # nothing of the user's is kept
-            self.objective.closure = _none
+            self.objective.closure = none
         if point is None:
             return torch.tensor(self.loop.history[-1].train_loss, dtype=torch.float64)
         self.objective.write_gradient(point.gradient)
@@ -306,21 +311,13 @@ class TwoPhase(Optimizer):
 
         `InputError` for a state of something else, of another version or other parameters.
         """
-        own, before = self._own(state_dict), self.state_dict()["twophase"]
-        try:
-            self._load(own)
-        except InputError:
-            self._load(before)
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            self._load(before)
-            raise InputError("state", f"damaged ({error!r})", "one that is whole") from error
-
-    def _load(self, own: dict[str, Any]) -> None:
-        self.loop.load_state_dict(own["loop"])
+        with loading():
+            own = self._own(state_dict)
+            looks, checked = check_integer("looks", own["looks"], 0), bool(own["checked"])
+            habits = Habits(*own["habits"])
+            self.loop.load_state_dict(own["loop"])
         self._share()
-        self.looks, self._checked = own["looks"], own["checked"]
-        self.objective.habits = Habits(*own["habits"])
+        self.looks, self._checked, self.objective.habits = looks, checked, habits
 
     def _own(self, state: dict[str, Any]) -> dict[str, Any]:
         own = state.get("twophase") if isinstance(state, dict) else None
@@ -342,8 +339,3 @@ class TwoPhase(Optimizer):
 
 def _parameters(groups: list[dict[str, Any]]) -> list[Tensor]:
     return [parameter for group in groups for parameter in group["params"]]
-
-
-def _none() -> Tensor:
-    """What stands for the user's closure between two steps."""
-    raise AssertionError("no closure outside a step")
