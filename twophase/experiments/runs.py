@@ -75,17 +75,17 @@ def run(
         OSError: the folder cannot be written to or the disk is full; what was there is intact.
     """
     chosen = resolve_device(device)
-    finished = _finished(config, out)
-    if finished is not None:
-        return finished
+    found = finished(config, out)
+    if found is not None:
+        return found
     task = config.problem.load(config.seed, config.dtype, chosen, root)
     trainer = config.trainer(task, chosen)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
-            finished = _finished(config, out)
-            if finished is not None:
-                return finished
+            found = finished(config, out)
+            if found is not None:
+                return found
             write_json(out / "config.json", {"format": FORMAT, **config.to_dict()})
             if config.passes is not None:
                 return _measure(config, out, trainer, task, branch_from)
@@ -96,6 +96,24 @@ def run(
             return _finish(config, out, trainer, task, outcome)
     except Timeout:
         raise InputError("out", str(out), "a folder that no other process is training in") from None
+
+
+def finished(config: RunConfig, out: Path) -> dict[str, Any] | None:
+    """The summary of this run if `out` holds it whole, else None; `InputError` for another run."""
+    if not (out / "config.json").exists():
+        for name in WRITTEN:
+            if (out / name).exists():
+                raise InputError("out", str(out), f"a folder without a foreign {name}")
+        return None
+    there = _read_json(out / "config.json")
+    for name, wanted in {"format": FORMAT, **config.to_dict()}.items():
+        found = there.get(name, "missing")
+        if found != wanted:
+            differs = f"there {name} is {found}, here {wanted}"
+            raise InputError("out", str(out), f"a folder without another run ({differs})")
+    results = out / (HISTORY if config.passes is None else CURVE)
+    whole = (out / "summary.json").exists() and results.exists()
+    return (_read_json(out / "summary.json") or None) if whole else None
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -217,24 +235,6 @@ def _measure(
     }
     write_json(out / "summary.json", summary)
     return summary
-
-
-def _finished(config: RunConfig, out: Path) -> dict[str, Any] | None:
-    """The summary of the same run if `out` holds it; an error if it holds another run."""
-    if not (out / "config.json").exists():
-        for name in WRITTEN:
-            if (out / name).exists():
-                raise InputError("out", str(out), f"a folder without a foreign {name}")
-        return None
-    there = _read_json(out / "config.json")
-    for name, wanted in {"format": FORMAT, **config.to_dict()}.items():
-        found = there.get(name, "missing")
-        if found != wanted:
-            differs = f"there {name} is {found}, here {wanted}"
-            raise InputError("out", str(out), f"a folder without another run ({differs})")
-    results = out / (HISTORY if config.passes is None else CURVE)
-    finished = (out / "summary.json").exists() and results.exists()
-    return (_read_json(out / "summary.json") or None) if finished else None
 
 
 def _read_finished(folder: Path, table: str, allowed: str) -> tuple[pd.DataFrame, dict[str, Any]]:
