@@ -35,6 +35,7 @@ from twophase.experiments.comparison import (
     tuning_entries,
 )
 from twophase.experiments.competitors import SGD, AdamGoesOn, TorchLBFGS
+from twophase.experiments.executors import Local
 from twophase.experiments.files import project_folder
 from twophase.line_search import StrongWolfe
 from twophase.problems.problem import ImageProblem, PhysicsProblem

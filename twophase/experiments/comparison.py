@@ -268,9 +268,7 @@ def compare(
     return run([*entries(plan.prefixes(), methods, plan.passes, numbers), *tried], place, executor)
 
 
-def run(
-    todo: Sequence[Entry], place: branches.Place, executor: Executor = ALONE
-) -> pd.DataFrame:
+def run(todo: Sequence[Entry], place: branches.Place, executor: Executor = ALONE) -> pd.DataFrame:
     """The curves of some entries, of which those that are not done are run, each prefix once.
 
     A row for each point: the keys of the entry, and `passes_spent` and `seconds` since the prefix,

@@ -61,6 +61,8 @@ class Slots(Protocol):
 class Executor(Settings):
     """Base of the places where jobs run; each opens its `slots`."""
 
+    shared = False  # whether other machines read and write the folders of runs
+
     def slots(self, folder: Path) -> Slots:
         raise NotImplementedError
 
@@ -94,7 +96,9 @@ class Executor(Settings):
             while waiting or slots.busy:
                 slots.start([waiting.popleft() for _ in range(min(slots.free, len(waiting)))])
                 on_running(slots.running)
-                for outcome in slots.finished():
+                outcomes = slots.finished()
+                on_running(slots.running)
+                for outcome in outcomes:
                     if outcome.fatal is not None:
                         raise outcome.fatal
                     waiting.extendleft(reversed(list(then(outcome))))
@@ -157,6 +161,8 @@ class Slurm(Executor):
     memory: int = 4
     gpus: int = 0
     parallel: int = 100
+
+    shared = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.partition, str):
@@ -265,11 +271,10 @@ class _Processes:
         return [self._outcome(each) for each in wait(self._jobs, None, FIRST_COMPLETED).done]
 
     def close(self) -> None:
-        if self._jobs:
-            self._alive.close()
+        # also where all are idle: they would take seconds to end by themselves
+        self._alive.close()
         for pool in self._pools.values():
             pool.shutdown(cancel_futures=True)
-        self._alive.close()
         self._ended.close()
 
     def _pool(self, number: int) -> ProcessPoolExecutor:

@@ -132,6 +132,11 @@ def read_curve(folder: Path) -> pd.DataFrame:
     return _read_finished(folder, CURVE, "the folder of a finished measurement, with its curve")[0]
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run of either kind; empty where it is damaged."""
+    return _read_json(folder / "summary.json")
+
+
 def restore(
     config: RunConfig,
     state: Path,

@@ -35,6 +35,7 @@ class _Work:
         # submitit ignores the signal of scancel, so that a job would live on for half a minute
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(self.threads)
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)
         return attempt(self.job)
 
     def checkpoint(self) -> DelayedSubmission:
