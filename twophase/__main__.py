@@ -88,11 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from twophase.experiments import executors
     from twophase.reporting import report
 
-    if options.executor is not None:
-        executors.named(options.executor)
+    _executor(options)
     index = report.build(
         *(options.preset, options.out, options.notebooks),
         parameters={"executor": options.executor} if options.executor else None,
@@ -331,11 +329,13 @@ def _executor(options: argparse.Namespace):
     from twophase.experiments.executors import ALONE, Local, named
 
     processes = getattr(options, "processes", None)
-    if processes is None:
-        return ALONE if options.executor is None else named(options.executor)
-    if options.executor is not None:
-        raise InputError("processes", processes, "nothing with --executor")
-    return Local(processes)
+    if processes is not None:
+        if options.executor is not None:
+            raise InputError("processes", processes, "nothing with --executor")
+        return Local(processes)
+    executor = ALONE if options.executor is None else named(options.executor)
+    executor.check()
+    return executor
 
 
 def _place_options(parser: argparse.ArgumentParser, out: str, required: bool = True) -> None:

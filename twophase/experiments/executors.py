@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -62,6 +63,9 @@ class Executor(Settings):
     """Base of the places where jobs run; each opens its `slots`."""
 
     shared = False  # whether other machines read and write the folders of runs
+
+    def check(self) -> None:
+        """Raise `InputError` where it cannot be used here."""
 
     def slots(self, folder: Path) -> Slots:
         raise NotImplementedError
@@ -171,10 +175,15 @@ class Slurm(Executor):
         for name in ("minutes", "cpus", "memory", "parallel"):
             check_integer(name, getattr(self, name), 1)
 
-    def slots(self, folder: Path) -> Slots:
+    def check(self) -> None:
         if find_spec("submitit") is None:
             allowed = 'local, or install the package submitit: python -m pip install -e ".[slurm]"'
             raise InputError("executor", str(self), allowed)
+        if shutil.which("sbatch") is None:
+            raise InputError("executor", str(self), "local: there is no Slurm here")
+
+    def slots(self, folder: Path) -> Slots:
+        self.check()
         from twophase.experiments.slurm import Cluster
 
         return Cluster(self, folder)

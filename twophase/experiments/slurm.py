@@ -46,7 +46,7 @@ class _Work:
 class Cluster:
     """The jobs of one folder, which also holds those that an earlier process has submitted.
 
-    `InputError` where another process submits from that folder, `TwoPhaseError` without Slurm.
+    `InputError` where another process submits from that folder.
     """
 
     def __init__(self, settings: Slurm, folder: Path):
@@ -100,10 +100,7 @@ class Cluster:
 
     def _submitter(self) -> submitit.SlurmExecutor:
         wanted = self._settings
-        try:
-            executor = submitit.SlurmExecutor(self._folder, max_num_timeout=_MOST_ALLOTMENTS)
-        except RuntimeError:
-            raise InputError("executor", str(wanted), "local: there is no Slurm here") from None
+        executor = submitit.SlurmExecutor(self._folder, max_num_timeout=_MOST_ALLOTMENTS)
         executor.update_parameters(
             job_name="twophase",
             time=wanted.minutes,

@@ -29,6 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"epochs": 1000, "second": "paper"},
 }
 _OPTIONS = {field.name: field for field in fields(Options)}
+_FIELDS = (*_OPTIONS, *(field.name for field in fields(RunConfig) if field.name not in _OPTIONS))
 # texts that stand for objects; null is one of them
 _OBJECTS = ("direction", "line_search", "preconditioner", "switch", "fallback", "monitor")
 _TEXTS = ("problem", "model", "strategy", "dtype", "second", "keep")
@@ -176,7 +177,8 @@ def _watched(
     finally:
         # what was asked for is not replaced by what the summary calls by the same name
         ordered = [points[i] | rows[i] | points[i] for i in sorted(rows)]
-        table = pd.DataFrame(ordered)
+        # objects: a whole number stays one beside others and missing ones
+        table = pd.DataFrame(ordered, dtype=object)
         write_atomically(out / "sweep.csv", table.to_csv(index=False))
     return table
 
@@ -198,6 +200,7 @@ def _config(given: Mapping[str, Any]) -> RunConfig:
     config = Options(**options).config()
     for name, value in given.items():
         if name not in _OPTIONS:
+            check_choice("field", name.partition(".")[0], _FIELDS)
             config = changed(config, name, value)
     return config
 
