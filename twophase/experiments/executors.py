@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from tqdm import tqdm
 
 from twophase.errors import InputError, TwoPhaseError, check_integer
 from twophase.settings import Settings, from_text
@@ -305,6 +306,8 @@ def _enter(ended: Connection, environment: dict[str, str], threads: int) -> None
     """What a process does first."""
     os.environ.update(environment)
     torch.set_num_threads(threads)
+    # a lock between processes, tqdm's own choice, would be left over
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_with, args=(ended,), daemon=True).start()
 
 

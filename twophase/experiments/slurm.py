@@ -124,17 +124,24 @@ class Cluster:
             raise TwoPhaseError(f"Slurm takes no job: {said[-1]}") from None
 
     def _found(self) -> dict[Job, submitit.SlurmJob]:
-        """The jobs of this folder that are in the queue; those of other settings are cancelled."""
-        found = {}
-        for name in self._queue():
+        """The jobs of this folder that are in the queue; what others have left is removed."""
+        found, queued = {}, self._queue()
+        for path in self._folder.glob("*_submitted.pkl"):
+            name = path.name.removesuffix("_submitted.pkl")
             each = submitit.SlurmJob(self._folder, name)
-            if each.paths.submitted_pickle.exists():
-                try:
-                    found[each.submission().function.job] = each
-                # of another version of this package
-                except Exception:
-                    each.cancel(check=False)
+            if name not in queued:
+                self._remove(name)
+                continue
+            try:
+                found[each.submission().function.job] = each
+            # of another version of this package
+            except Exception:
+                each.cancel(check=False)
         return found
+
+    def _remove(self, name: str) -> None:
+        for path in self._folder.glob(f"{name}_*"):
+            path.unlink(missing_ok=True)
 
     def _queue(self) -> dict[str, str]:
         """The state of each of the user's jobs; those submitted here are "?" if nobody says."""
@@ -160,8 +167,7 @@ class Cluster:
             except FailedJobError:
                 pass
             else:
-                for path in self._folder.glob(f"{name}_*"):
-                    path.unlink()
+                self._remove(name)
                 return outcome._replace(job=job)
         written = (each.stderr() or "").strip().splitlines()[-1:]
         said = f": {written[0]}" if written else ""
