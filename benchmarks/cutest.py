@@ -8,14 +8,12 @@ forward (1), a gradient 2 more.
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -29,6 +27,7 @@ import torch
 
 import twophase
 from twophase.experiments import provenance
+from twophase.experiments.executors import Job, Local
 from twophase.second_phase import Status
 
 LISTED = tuple(
@@ -236,10 +235,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     revision = provenance.git_revision()  # before the results change the tree
     methods = {name: METHODS[name] for name in chosen.methods or METHODS}
     kept, earlier = _kept(chosen.out, names, methods) if chosen.methods else (None, [])
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(chosen.processes, spawn, torch.set_num_threads, (1,)) as pool:
-        found = list(pool.map(partial(run, methods=methods), names))
-    table = pd.concat([pd.DataFrame([row for rows in found for row in rows]), kept])
+    torch.set_num_threads(1)
+    jobs = [Job(run, (name, methods)) for name in names]
+    found = []
+    for outcome in Local(chosen.processes).run(jobs, chosen.out):
+        if outcome.error:
+            raise SystemExit(f"{outcome.job.arguments[0]}: {outcome.error}")
+        found += outcome.value
+    table = pd.concat([pd.DataFrame(found), kept])
     order = dict.fromkeys([*names, *table.problem, *METHODS])
     places = {name: place for place, name in enumerate(order)}
     table = table.sort_values(["problem", "method"], key=lambda column: column.map(places))

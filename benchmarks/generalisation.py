@@ -33,7 +33,7 @@ def main() -> None:
     began = time.perf_counter()
     problems = generalisation.problems(chosen.dataset, chosen.model)
     table = generalisation.run(problems, chosen.passes, chosen.seeds, place)
-    facts = comparison.facts(sys.argv[1:], "cpu", 1, time.perf_counter() - began)
+    facts = comparison.facts([], "cpu", seconds=time.perf_counter() - began)
     facts["command"] = " ".join(["python benchmarks/generalisation.py", *sys.argv[1:]])
     chosen.out.mkdir(parents=True, exist_ok=True)
     write_atomically(

@@ -4,13 +4,14 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
-from twophase.errors import InputError, TwoPhaseError, check_choice
+from twophase.errors import InputError, TwoPhaseError
 
-EXIT_USER_ERROR = 2
+EXIT_RUNS_FAILED, EXIT_USER_ERROR = 1, 2
+EXECUTORS = 'local, slurm, or such as "Local(4)" and "Slurm(partition=\'gpu\', gpus=1)"'
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -26,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('twophase')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
 
-    def add(name: str, text: str, command: Callable[[argparse.Namespace], None]):
+    def add(name: str, text: str, command: Callable[[argparse.Namespace], int | None]):
         added = commands.add_parser(name, help=text)
         added.set_defaults(command=command)
         return added
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="folder; default: reports/")
     report.add_argument("--notebooks", nargs="+", help="their numbers; default: all")
     report.add_argument("--jobs", type=_number("jobs", int), help="how many notebooks at a time")
+    report.add_argument("--executor", help=f"of the ablations' runs: {EXECUTORS}")
     _device_option(report)
     _run_options(add("run", "train one model; leave a folder with its history", _run))
     plot = add("plot", "draw a run's gradient norm over its loss", _plot)
@@ -45,6 +47,10 @@ def build_parser() -> argparse.ArgumentParser:
     _compare_options(add("compare", "second phases and their competitors, resumable", _compare))
     _regret_options(add("regret", "switch rules against the best fixed swap, resumable", _regret))
     _pattern_options(add("pattern", "does the paper's pattern hold? resumable", _pattern))
+    sweep = add("sweep", "the runs of a YAML file, resumable", _sweep)
+    sweep.add_argument("spec", type=Path, help="fields, each with a value or a list of them")
+    _executor_options(sweep, "local")
+    _place_options(sweep, "folder of the runs and of sweep.csv")
     traces = add("traces", "record gradient norms of Adam alone, resumable", _traces)
     _preset_options(traces, seeds=3)
     _place_options(traces, "folder of the runs")
@@ -62,13 +68,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command; what a user can put right is one line on stderr and exit code 2.
 
-    `arguments` are without the program's name; None: those of this process. The exit code is 0, 2
-    after a user's error or one of files and disks, 130 if interrupted.
+    `arguments` are without the program's name; None: those of this process. The exit code is 0, 1
+    where runs of a sweep failed, 2 after a user's error or one of files and disks, 130 if
+    interrupted.
     """
     given = sys.argv[1:] if arguments is None else arguments
     try:
         options = build_parser().parse_args(given, argparse.Namespace(arguments=given))
-        options.command(options)
+        return options.command(options) or 0
     except TwoPhaseError as error:
         print(f"twophase: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -79,14 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("twophase: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
 def _report(options: argparse.Namespace) -> None:
     from twophase.reporting import report
 
+    _executor(options)
     index = report.build(
-        options.preset, options.out, options.notebooks, device=options.device, jobs=options.jobs
+        *(options.preset, options.out, options.notebooks),
+        parameters={"executor": options.executor} if options.executor else None,
+        device=options.device,
+        jobs=options.jobs,
     )
     print(f"reports: {index}")
 
@@ -139,60 +149,11 @@ def _run(options: argparse.Namespace) -> None:
 
 def _config(options: argparse.Namespace):
     """The configuration of a run: the library's defaults or the paper's, and what was given."""
-    import twophase as tp
-    from twophase.experiments.config import RunConfig
-    from twophase.second_phase import Descent, check_minimizer
-    from twophase.settings import Settings, from_text
+    from twophase.experiments.options import Options
 
-    defaults = {"second": tp.DEFAULT, "switch": tp.Race(), "fallback": tp.Fallback()}
-    known = {"default": defaults, "paper": dict(tp.PAPER)}
-    settings = dict(known.get(options.second, defaults))
-    if options.second not in known:
-        if options.second.partition("(")[0] not in Settings.kinds:
-            allowed = "default, paper, or a second phase such as LevenbergMarquardt"
-            raise InputError("second", options.second, allowed)
-        settings["second"] = from_text(options.second, "second")
-        check_minimizer(settings["second"])
-    for name in ("direction", "line_search", "preconditioner"):
-        if getattr(options, name) is not None:
-            part = from_text(getattr(options, name), name)
-            whole = settings["second"]
-            # what is not given is that of the default for large networks
-            whole = tp.SELF_SCALED_BFGS if whole == tp.DEFAULT else whole
-            if not isinstance(whole, Descent):
-                raise InputError(name, part, f"nothing with --second {options.second}")
-            settings["second"] = replace(whole, **{name: part})
-    for name in ("switch", "fallback"):
-        if getattr(options, name) is not None:
-            settings[name] = from_text(getattr(options, name), name)
-    if isinstance(settings["switch"], int):
-        settings["switch"] = tp.FixedEpoch(settings["switch"])
-    check_choice("strategy", options.strategy, ("adam", "second", "adam+second"))
-    if options.strategy == "adam":
-        settings["second"] = None
-    problem, adam = _problem_and_adam(options)
-    return RunConfig(
-        problem,
-        options.epochs,
-        None if options.strategy == "second" else adam,
-        keep=options.keep,
-        monitor=from_text(options.monitor, "monitor"),
-        freeze=options.freeze,
-        seed=options.seed,
-        dtype=options.dtype,
-        **settings,
-    )
-
-
-def _problem_and_adam(options: argparse.Namespace):
-    from twophase.adam import AdamSettings
-    from twophase.problems.problem import PhysicsProblem, named
-
-    problem = named(options.problem, options.model, options.train_examples)
-    if not isinstance(problem, PhysicsProblem):
-        problem = replace(problem, validation_examples=options.validation_examples)
-    batch_size = None if problem.full_batch else options.batch_size
-    return problem, AdamSettings(options.learning_rate, batch_size)
+    return Options(
+        **{field.name: getattr(options, field.name) for field in fields(Options)}
+    ).config()
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -213,6 +174,7 @@ def _table1_options(parser: argparse.ArgumentParser) -> None:
         *(parser, "epochs", "swap-epoch", "train-examples"),
         help="for all networks; default: the preset's",
     )
+    _executor_options(parser)
     _place_options(parser, "folder; default: reports/table1/PRESET", required=False)
 
 
@@ -228,7 +190,8 @@ def _table1(options: argparse.Namespace) -> None:
         return
     reports = (project_folder() or Path()) / "reports"
     out = options.out or reports / "table1" / options.preset
-    print(table1.as_text(table1.run(chosen, table1.place(out, options.data, options.device))))
+    place = table1.place(out, options.data, options.device)
+    print(table1.as_text(table1.run(chosen, place, _executor(options))))
     print(f"table: {out / 'table1.csv'}")
 
 
@@ -245,7 +208,8 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", help="of networks for images: float32 (default) or float64")
     parser.add_argument("--no-tuning", action="store_true", help="all methods as shipped")
-    _number_options(parser, "processes", default=1)
+    _executor_options(parser)
+    _number_options(parser, "processes", help="the same as --executor 'Local(N)'")
     parser.add_argument("--work", type=Path, help="folder to resume from; default: OUT/runs")
     _place_options(parser, "folder of the tables")
 
@@ -262,9 +226,10 @@ def _compare(options: argparse.Namespace) -> None:
     methods = list(dict.fromkeys(["adam", *(options.method or comparison.METHODS)]))
     place = branches.Place(options.work or options.out / "runs", options.data, options.device)
     began = time.perf_counter()
-    curves = comparison.compare(plan, methods, place, not options.no_tuning, options.processes)
+    executor = _executor(options)
+    curves = comparison.compare(plan, methods, place, not options.no_tuning, executor)
     seconds = time.perf_counter() - began
-    facts = comparison.facts(options.arguments, options.device, options.processes, seconds)
+    facts = comparison.facts(options.arguments, options.device, executor, seconds)
     comparison.save(curves, options.out, facts)
     found = profiles.costs(curves[curves.seed != comparison.TUNING_SEED], plan.passes)
     shown = profiles.ratios(found, ["problem", "model", "method"]).drop(columns="text")
@@ -276,7 +241,8 @@ def _regret_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", nargs="+", help="of twophase.experiments.regret; default: all")
     parser.add_argument("--rule", nargs="+", help="beside all fixed swaps; default: all")
     _number_options(parser, "seeds", default=3)
-    _number_options(parser, "processes", default=1)
+    _executor_options(parser)
+    _number_options(parser, "processes", help="the same as --executor 'Local(N)'")
     parser.add_argument("--work", type=Path, help="folder to resume from; default: OUT/runs")
     _place_options(parser, "folder of the table")
 
@@ -287,11 +253,12 @@ def _regret(options: argparse.Namespace) -> None:
 
     place = branches.Place(options.work or options.out / "runs", options.data, options.device)
     began = time.perf_counter()
-    table = regret.run(options.case, options.rule, options.seeds, place, options.processes)
+    executor = _executor(options)
+    table = regret.run(options.case, options.rule, options.seeds, place, executor)
     seconds = time.perf_counter() - began
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "regret.csv", table.to_csv(index=False, float_format="%.6g"))
-    facts = comparison.facts(options.arguments, options.device, options.processes, seconds)
+    facts = comparison.facts(options.arguments, options.device, executor, seconds)
     write_json(options.out / "provenance.json", facts)
     print(regret.summary(table).to_string(float_format="{:.2f}".format))
     print(f"table: {options.out / 'regret.csv'}")
@@ -307,7 +274,7 @@ def _pattern_options(parser: argparse.ArgumentParser) -> None:
     _number_options(parser, "batch-size", default=64)
     _number_options(parser, "learning-rate", kind=float, default=1e-3)
     parser.add_argument("--freeze", action="store_true", help=FREEZE)
-    _number_options(parser, "processes", default=1)
+    _executor_options(parser)
     parser.add_argument("--work", type=Path, help="folder to resume from; default: OUT/runs")
     _place_options(parser, "folder of the tables")
 
@@ -315,18 +282,46 @@ def _pattern_options(parser: argparse.ArgumentParser) -> None:
 def _pattern(options: argparse.Namespace) -> None:
     from twophase.experiments import branches, comparison, pattern
     from twophase.experiments.files import write_json
+    from twophase.experiments.options import Options
 
-    problem, adam = _problem_and_adam(options)
-    config = pattern.config(problem, options.passes, adam, options.freeze)
+    names = ("problem", "model", "train_examples", "validation_examples", "batch_size")
+    names += ("learning_rate", "freeze")
+    asked = Options(**{name: getattr(options, name) for name in names}).config()
+    config = pattern.config(asked.problem, options.passes, asked.adam, asked.freeze)
     place = branches.Place(options.work or options.out / "runs", options.data, options.device)
-    began = time.perf_counter()
-    found = pattern.run(config, options.seeds, place, options.processes)
+    began, executor = time.perf_counter(), _executor(options)
+    found = pattern.run(config, options.seeds, place, executor)
     seconds = time.perf_counter() - began
     pattern.save(found, options.out)
-    facts = comparison.facts(options.arguments, options.device, options.processes, seconds)
+    facts = comparison.facts(options.arguments, options.device, executor, seconds)
     write_json(options.out / "provenance.json", facts)
     print(pattern.single_peak(found), pattern.who_is_ahead(found), pattern.how_convex(found))
     print(f"tables: {options.out}")
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from twophase.experiments import branches, comparison, sweep
+    from twophase.experiments.files import write_json
+    from twophase.reporting import report
+
+    spec, executor = sweep.read(options.spec), _executor(options)
+    began = time.perf_counter()
+    if spec.notebook is None:
+        place = branches.Place(options.out, options.data, options.device)
+        table = sweep.run(spec, place, executor)
+    else:
+        pages = report.pages(spec, options.out, options.device)
+        table = sweep.run_pages(spec, options.out, pages, report.build_page, executor)
+    seconds = time.perf_counter() - began
+    facts = comparison.facts(options.arguments, options.device, executor, seconds)
+    write_json(options.out / "provenance.json", facts)
+    failed = table[table.error != ""]
+    for _, row in failed.iterrows():
+        print(f"failed: {sweep.label(row[list(spec.swept)])}: {row.error}")
+    if spec.notebook is not None:
+        print(f"reports: {options.out / 'index.html'}")
+    print(f"table: {options.out / 'sweep.csv'}, {len(table)} runs, {len(failed)} failed")
+    return EXIT_RUNS_FAILED if len(failed) else 0
 
 
 def _traces(options: argparse.Namespace) -> None:
@@ -360,6 +355,24 @@ def _preset_options(parser: argparse.ArgumentParser, seeds: int) -> None:
     parser.add_argument("--dataset", nargs="+", help="default: the preset's")
     parser.add_argument("--model", nargs="+", help="default: all five")
     _number_options(parser, "seeds", default=seeds)
+
+
+def _executor_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    shown = default or "one run after the other"
+    parser.add_argument("--executor", default=default, help=f"{EXECUTORS}; default: {shown}")
+
+
+def _executor(options: argparse.Namespace):
+    from twophase.experiments.executors import ALONE, Local, named
+
+    processes = getattr(options, "processes", None)
+    if processes is not None:
+        if options.executor is not None:
+            raise InputError("processes", processes, "nothing with --executor")
+        return Local(processes)
+    executor = ALONE if options.executor is None else named(options.executor)
+    executor.check()
+    return executor
 
 
 def _place_options(parser: argparse.ArgumentParser, out: str, required: bool = True) -> None:

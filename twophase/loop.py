@@ -278,8 +278,8 @@ class Loop:
         validation = self.watch.validate(work.x)
         measured = seen.loss, seen.accuracy, *validation, seen.grad_norm
         cost = work.step_size, work.evaluations, work.passes, monitor_passes, seconds
-        number = len(self.history) + 1
-        return Record(number, self.label, *measured, *cost, str(work.status), note="")
+        number, status = len(self.history) + 1, str(work.status)
+        return Record(number, self.label, *measured, *cost, status, note="")
 
     @property
     def label(self) -> str:
@@ -295,8 +295,7 @@ class Loop:
 
     def _decide(self, record: Record, x: Tensor) -> str:
         """After an epoch that ended at x [P]: what the course asks for; the reason of a change."""
-        buffers = self.objective.vector.read_buffers()
-        here = Kept(x, self._judged(record), record.epoch, buffers)
+        here = self.weights.of(x, self._judged(record), record.epoch)
         check_finite(here.loss, record.grad_norm, f" by {self.keep} after epoch {record.epoch}")
         # without validation Adam's weights are kept only where it ends
         if self.keep == "validation" or (self.course is not None and record.phase != ADAM):

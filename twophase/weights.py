@@ -32,6 +32,10 @@ class Weights:
         self.kept: dict[str, Kept] = {}
         self.coming: Kept | None = None
 
+    def of(self, x: Tensor, loss: float, epoch: int) -> Kept:
+        """Weights [P] of the model as it is, with its buffers."""
+        return Kept(x, loss, epoch, self.vector.read_buffers())
+
     def put(self, name: str, kept: Kept) -> None:
         """Set weights aside in place of those of that name."""
         self.kept[name] = kept

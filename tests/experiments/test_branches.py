@@ -19,6 +19,7 @@ from twophase.experiments import branches, runs
 from twophase.experiments.branches import Place
 from twophase.experiments.competitors import AdamGoesOn
 from twophase.experiments.config import RunConfig
+from twophase.experiments.executors import Local
 from twophase.problems.problem import ImageProblem
 from twophase.settings import from_dict
 from twophase.switching.rules import first_switch
@@ -184,7 +185,7 @@ def test_two_processes_give_the_same_and_train_a_trunk_once(tmp_path):
     configs = [ADAM, BOTH, beta("FR"), replace(BOTH, seed=1), MEASURED]
     alone = branches.run(configs, here(tmp_path / "one"))
     told = []
-    both = branches.run(configs, here(tmp_path / "two"), 2, told.append)
+    both = branches.run(configs, here(tmp_path / "two"), Local(2), told.append)
     assert [one.folder.name for one in alone] == [two.folder.name for two in both]
     assert sorted(map(str, told)) == sorted(map(str, both))
     found = histories(tmp_path / "two")
@@ -198,6 +199,7 @@ from pathlib import Path
 import twophase as tp
 from twophase.experiments.branches import Place, run
 from twophase.experiments.config import RunConfig
+from twophase.experiments.executors import Local
 from twophase.problems.problem import ImageProblem
 if __name__ == "__main__":
     config = RunConfig(ImageProblem(train_examples=16, validation_examples=10), 400,
@@ -247,7 +249,7 @@ def test_a_damaged_branch_fails_alone(tmp_path):
 
 def test_no_process_is_refused(tmp_path):
     with pytest.raises(InputError, match="^processes: 0 "):
-        branches.run([ADAM], here(tmp_path), processes=0)
+        branches.run([ADAM], here(tmp_path), Local(0))
 
 
 def test_a_second_process_waits_for_the_trunk(tmp_path):

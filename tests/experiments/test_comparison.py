@@ -35,6 +35,7 @@ from twophase.experiments.comparison import (
     tuning_entries,
 )
 from twophase.experiments.competitors import SGD, AdamGoesOn, TorchLBFGS
+from twophase.experiments.executors import Local
 from twophase.experiments.files import project_folder
 from twophase.line_search import StrongWolfe
 from twophase.problems.problem import ImageProblem, PhysicsProblem
@@ -209,7 +210,7 @@ def test_several_processes_find_what_one_finds(done, tmp_path):
     _, curves = done
     both = entries(SMOKE.prefixes(), ["default", "adam-tuned"], SMOKE.passes, {"adam-tuned": 2})
     both += tuning_entries(SMOKE.tuning(), ["adam-tuned"], SMOKE.passes)
-    found = comparison.run(both, here(tmp_path), processes=2)
+    found = comparison.run(both, here(tmp_path), executor=Local(2))
     histories = list(tmp_path.glob("*/history.csv"))
     assert len(histories) == 2  # one prefix for each seed, trained once
     keys = ["method", "candidate", "seed"]

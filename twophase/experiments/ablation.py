@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 
 from twophase.errors import InputError, TwoPhaseError
-from twophase.experiments import branches, runs
+from twophase.experiments import branches, executors, runs
 from twophase.experiments.config import RunConfig
+from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import work_folder
 from twophase.experiments.statistics import Estimate, by_group, mean_of, ratio
 from twophase.objective import GRADIENT_PASSES
@@ -30,13 +31,14 @@ def run(
     out: str | Path | None = None,
     root: Path | None = None,
     device: str | torch.device = "auto",
-    processes: int = 1,
+    executor: str | Executor = ALONE,
 ) -> pd.DataFrame:
     """Run what is not finished of some configurations, and put them beside Adam alone.
 
     Each row of the table has its labels, such as {"factor": 0.9}, and a configuration that begins
     with Adam. The runs are kept in `out`, see `work_folder`; for the rest see `branches.Place` and
-    `branches.run`. A run that fails is named in the log and in the table; the others still run.
+    `branches.run`; the executor may be a text, see `executors.named`. A run that fails is named in
+    the log and in the table; the others still run.
 
     The columns are the labels; `seed`; `folder` below `out`, which runs of the same course share
     (see `branches.settled`); `status`, `swapped` (the last epoch before the first swap, missing if
@@ -46,8 +48,9 @@ def run(
     see `within`), and that of Adam alone after these (`adam_…`); `error`, the reason why a run
     failed, else empty.
     """
-    place = branches.Place(work_folder(out), root, device)
-    done = branches.run([config for _, config in rows], place, processes)
+    executor = executors.named(executor)
+    place = branches.Place(work_folder(out, executor.shared), root, device)
+    done = branches.run([config for _, config in rows], place, executor)
     return pd.DataFrame(
         [_row(labels, one, place) for (labels, _), one in zip(rows, done, strict=True)]
     )

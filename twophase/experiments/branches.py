@@ -5,9 +5,7 @@ run has a folder named by its configuration, so that many can be made in any num
 """
 
 import logging
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from filelock import FileLock
 
-from twophase.errors import TwoPhaseError, check_integer
+from twophase.errors import TwoPhaseError
 from twophase.experiments import runs
 from twophase.experiments.config import RunConfig, digest
+from twophase.experiments.executors import ALONE, Executor, Job, Outcome
 from twophase.switching.rules import FixedEpoch, SwitchRule, first_switch
 
 log = logging.getLogger("twophase")
@@ -82,7 +81,7 @@ class Done(NamedTuple):
 def run(
     configs: Sequence[RunConfig],
     place: Place,
-    processes: int = 1,
+    executor: Executor = ALONE,
     on_done: Callable[[Done], None] | None = None,
 ) -> list[Done]:
     """Run what is not finished of many configurations, each trajectory of Adam once.
@@ -93,24 +92,34 @@ def run(
 
     Args:
         configs: a configuration that comes twice is run once.
-        processes: that work side by side, at least 1, each on one thread if there are several;
-            seconds are then those of a busy machine.
+        executor: where they run; with several at a time seconds are those of a busy machine.
         on_done: called after each, in the order in which they are done.
     """
-    check_integer("processes", processes, 1)
-    families: dict[RunConfig, list[RunConfig]] = {}
-    for config in dict.fromkeys(configs):
-        families.setdefault(config.trunk() if config.shares_adam else config, []).append(config)
-    found = {}
-    work = _in_turn(families, place) if processes == 1 else _pooled(families, place, processes)
-    for number, done in enumerate(work, 1):
+    total, found = len(dict.fromkeys(configs)), {}
+    for number, done in enumerate(results(configs, place, executor), 1):
         failed = f" failed: {done.error}" if done.error else ""
-        total = sum(map(len, families.values()))
         log.warning("[%d/%d] %s%s", number, total, done.label, failed)
         found[done.config] = done
         if on_done is not None:
             on_done(done)
     return [found[config] for config in configs]
+
+
+def results(
+    configs: Iterable[RunConfig],
+    place: Place,
+    executor: Executor = ALONE,
+    on_running: Callable[[int], None] = lambda running: None,
+) -> Iterator[Done]:
+    """Run as `run` does; yield each configuration once, when it is done.
+
+    `on_running` is told how many jobs are being computed.
+    """
+    work = _Work(configs, place)
+    jobs = work.first()
+    yield from work.told()
+    for _ in executor.run(jobs, place.out, work.then, on_running):
+        yield from work.told()
 
 
 def check(done: Iterable[Done]) -> None:
@@ -184,55 +193,85 @@ def trace(history: Any) -> list[tuple[float, float]]:
     return list(zip(history.train_loss, history.grad_norm, strict=True))
 
 
-def _in_turn(families: dict[RunConfig, list[RunConfig]], place: Place) -> Iterator[Done]:
-    for trunk, members in families.items():
-        error = _run_first(trunk, members, place)
-        for member in members:
-            yield _run_member(member, place, error)
+class _Work:
+    """The jobs of some configurations: trunks first, each one's members as soon as it is there."""
+
+    def __init__(self, configs: Iterable[RunConfig], place: Place):
+        self._place = place
+        self._families: dict[RunConfig, list[RunConfig]] = {}
+        for config in dict.fromkeys(configs):
+            trunk = config.trunk() if config.shares_adam else config
+            self._families.setdefault(trunk, []).append(config)
+        # for each run under way those whose course it is
+        self._standing: dict[RunConfig, list[RunConfig]] = {}
+        self._done: list[Done] = []
+
+    def told(self) -> list[Done]:
+        """What is done and was not told before."""
+        done, self._done = self._done, []
+        return done
+
+    def first(self) -> list[Job]:
+        """The jobs that wait for no other."""
+        jobs = []
+        for trunk, members in self._families.items():
+            if not trunk.shares_adam or self._is_there(trunk):
+                jobs += self._members(trunk)
+            else:
+                jobs.append(Job(_run_first, (trunk, tuple(members), self._place)))
+        return jobs
+
+    def then(self, outcome: Outcome) -> list[Job]:
+        """The jobs that waited for an outcome."""
+        config = outcome.job.arguments[0]
+        if outcome.job.function is _run_first:
+            if not outcome.error:
+                return self._members(config)
+            self._tell(self._families[config], outcome.error)
+        else:
+            folder = self._place.folder(config)
+            self._tell(self._standing.pop(config), outcome.error, folder)
+        return []
+
+    def _members(self, trunk: RunConfig) -> list[Job]:
+        """A job for each course that is still to be run from a trunk."""
+        jobs = []
+        for member in self._families[trunk]:
+            try:
+                same = self._place.standing_for(member)
+                folder = self._place.folder(same)
+                if same.second is None or runs.finished(same, folder):
+                    self._tell([member], "", folder)
+                    continue
+            except TwoPhaseError as error:
+                self._tell([member], str(error))
+                continue
+            if same not in self._standing:
+                jobs.append(Job(_run_member, (same, member, self._place)))
+            self._standing.setdefault(same, []).append(member)
+        return jobs
+
+    def _is_there(self, trunk: RunConfig) -> bool:
+        try:
+            return runs.finished(trunk, self._place.folder(trunk)) is not None
+        # its job will say why
+        except TwoPhaseError:
+            return False
+
+    def _tell(self, configs: Iterable[RunConfig], error: str, folder: Path | None = None) -> None:
+        self._done += [Done(each, folder or self._place.folder(each), error) for each in configs]
 
 
-def _pooled(
-    families: dict[RunConfig, list[RunConfig]], place: Place, processes: int
-) -> Iterator[Done]:
-    """Trunks first, each one's members as soon as it is there."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
-        trunks = {pool.submit(_run_first, t, m, place): m for t, m in families.items()}
-        members = [
-            pool.submit(_run_member, member, place, future.result())
-            for future in as_completed(trunks)
-            for member in trunks[future]
-        ]
-        for future in as_completed(members):
-            yield future.result()
+def _run_first(trunk: RunConfig, members: Sequence[RunConfig], place: Place) -> None:
+    run_trunk(trunk, [member for member in members if member.second is not None], place)
 
 
-def _run_first(trunk: RunConfig, members: Sequence[RunConfig], place: Place) -> str:
-    """Train a trunk; why it failed, else empty."""
-    if not trunk.shares_adam:
-        return ""
-    try:
-        run_trunk(trunk, [member for member in members if member.second is not None], place)
-    except TwoPhaseError as error:
-        return str(error)
-    return ""
-
-
-def _run_member(config: RunConfig, place: Place, error: str) -> Done:
-    """A configuration whose trunk is finished, or has failed for a reason."""
-    folder = place.folder(config)
-    if error:
-        return Done(config, folder, error)
-    try:
-        same = place.standing_for(config)
-        folder = place.folder(same)
-        if not same.shares_adam:
-            place.run(same)
-        elif same.second is not None:
-            place.run(same, branch_from=state_for(config, place))
-    except TwoPhaseError as failed:
-        return Done(config, folder, str(failed))
-    return Done(config, folder)
+def _run_member(same: RunConfig, config: RunConfig, place: Place) -> None:
+    """A run that stands for a configuration, whose trunk is finished."""
+    if same.shares_adam:
+        place.run(same, branch_from=state_for(config, place))
+    else:
+        place.run(same)
 
 
 def _branch_name(config: RunConfig) -> str:

@@ -32,6 +32,7 @@ from twophase.experiments.competitors import (
     TorchminCG,
 )
 from twophase.experiments.config import RunConfig
+from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import write_atomically, write_json
 from twophase.experiments.provenance import git_revision, now, versions
 from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
@@ -253,7 +254,7 @@ def compare(
     methods: Sequence[str],
     place: branches.Place,
     tune: bool = True,
-    processes: int = 1,
+    executor: Executor = ALONE,
 ) -> pd.DataFrame:
     """Tune every method alike, then run all of them from all prefixes.
 
@@ -261,20 +262,20 @@ def compare(
     curves come after the others. Without it all methods are as shipped. Errors as of `run`.
     """
     tried = tuning_entries(plan.tuning(), methods, plan.passes) if tune else []
-    numbers = chosen(run(tried, place, processes)) if tried else {}
+    numbers = chosen(run(tried, place, executor)) if tried else {}
     if tried:
         log.warning("tuning chose %s", numbers)
-    return run([*entries(plan.prefixes(), methods, plan.passes, numbers), *tried], place, processes)
+    return run([*entries(plan.prefixes(), methods, plan.passes, numbers), *tried], place, executor)
 
 
-def run(todo: Sequence[Entry], place: branches.Place, processes: int = 1) -> pd.DataFrame:
+def run(todo: Sequence[Entry], place: branches.Place, executor: Executor = ALONE) -> pd.DataFrame:
     """The curves of some entries, of which those that are not done are run, each prefix once.
 
     A row for each point: the keys of the entry, and `passes_spent` and `seconds` since the prefix,
     with the lowest training `loss` so far. `TwoPhaseError` where an entry failed, once the others
     were run; `OSError` where a file cannot be written.
     """
-    done = branches.run([entry.config for entry in todo], place, processes)
+    done = branches.run([entry.config for entry in todo], place, executor)
     branches.check(done)
     frames = []
     for entry, one in zip(todo, done, strict=True):
@@ -320,7 +321,7 @@ def load(folder: Path) -> pd.DataFrame:
 def facts(
     arguments: Sequence[str],
     device: str | torch.device = "auto",
-    processes: int = 1,
+    executor: Executor = ALONE,
     seconds: float | None = None,
 ) -> dict[str, Any]:
     """Provenance of results made here and now: command, revision, versions, hardware, time.
@@ -333,7 +334,7 @@ def facts(
         "versions": versions(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": device_name(resolve_device(device)),
-        "processes": processes,
+        "executor": str(executor),
         "wall_seconds": None if seconds is None else round(seconds),
         "time": now(),
     }

@@ -123,6 +123,10 @@ def committed_table(path: str) -> pd.DataFrame:
     return pd.read_csv(folder / path)
 
 
-def work_folder(path: str | Path | None) -> Path:
-    """A folder for runs: `path`, from the project's folder; a temporary one for None or ""."""
+def work_folder(path: str | Path | None, shared: bool = False) -> Path:
+    """A folder for runs: `path`, from the project's folder; a temporary one for None or "".
+
+    The nodes of a cluster share no temporary folder: where it is to be `shared` it is reports/runs.
+    """
+    path = path or ("reports/runs" if shared else None)
     return (project_folder() or Path()) / path if path else Path(tempfile.mkdtemp())

@@ -16,6 +16,8 @@ from twophase.adam import AdamSettings
 from twophase.errors import check_integer
 from twophase.experiments import branches, regret, runs
 from twophase.experiments.config import RunConfig
+from twophase.experiments.executors import ALONE as ONE_BY_ONE
+from twophase.experiments.executors import Executor
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import ImageProblem
 from twophase.switching import FixedEpoch
@@ -64,7 +66,7 @@ def run(
     passes: int,
     seeds: int,
     place: branches.Place,
-    processes: int = 1,
+    executor: Executor = ONE_BY_ONE,
 ) -> pd.DataFrame:
     """Train what is not finished, in so many passes each.
 
@@ -79,7 +81,7 @@ def run(
         for problem, seed in product(chosen, range(check_integer("seeds", seeds, 1)))
         for strategy, config in strategies(_config(problem, passes, seed)).items()
     ]
-    done = branches.run([config for _, config in named], place, processes)
+    done = branches.run([config for _, config in named], place, executor)
     branches.check(done)
     rows = []
     for (strategy, config), one in zip(named, done, strict=True):

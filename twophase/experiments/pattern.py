@@ -18,6 +18,8 @@ from twophase.errors import check_integer
 from twophase.experiments import branches, regret, runs, traces
 from twophase.experiments.config import RunConfig
 from twophase.experiments.convexity_audit import clearly_negative
+from twophase.experiments.executors import ALONE as ONE_BY_ONE
+from twophase.experiments.executors import Executor
 from twophase.experiments.files import committed_table, write_atomically
 from twophase.experiments.hessian import Hessian
 from twophase.objective import GRADIENT_PASSES
@@ -91,13 +93,15 @@ def strategies(config: RunConfig) -> dict[str, RunConfig]:
     }
 
 
-def run(chosen: RunConfig, seeds: int, place: branches.Place, processes: int = 1) -> Pattern:
+def run(
+    chosen: RunConfig, seeds: int, place: branches.Place, executor: Executor = ONE_BY_ONE
+) -> Pattern:
     """Train what is not finished, seed by seed, and look; `TwoPhaseError` if a run failed."""
     check_integer("seeds", seeds, 1)
     found = []
     for seed in range(seeds):
         named = strategies(replace(chosen, seed=seed))
-        done = branches.run(list(named.values()), place, processes)
+        done = branches.run(list(named.values()), place, executor)
         branches.check(done)
         found.append(_look(dict(zip(named, done, strict=True)), place))
     return Pattern(*(pd.concat(parts, ignore_index=True) for parts in zip(*found, strict=True)))

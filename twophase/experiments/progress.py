@@ -5,11 +5,14 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from multiprocessing import parent_process
 from pathlib import Path
 from shutil import get_terminal_size
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO, TypeVar
 
 # the plain bar, not tqdm.auto: widgets are lost when a notebook is exported
@@ -57,7 +60,8 @@ def track(items: Iterable[Item], total: int | None = None, label: str = "") -> I
     if path := os.environ.get(PROGRESS_VARIABLE):
         yield from _FileBar(Path(path), items, total=total, desc=label)
     else:
-        terminal = sys.stderr.isatty()
+        # the processes of a pool would write over each other's bars
+        terminal = sys.stderr.isatty() and parent_process() is None
         silent = not (terminal or _in_notebook())
         yield from tqdm(items, label or None, total, disable=silent, dynamic_ncols=terminal)
 
@@ -128,3 +132,77 @@ def show_status(status: Callable[[], str], stream: TextIO) -> Iterator[Callable[
         thread.join()
         if terminal:
             write(_REWRITE)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """No loop shows a bar within, neither here nor in processes that are started here."""
+    with TemporaryDirectory() as folder:
+        given = os.environ.get(PROGRESS_VARIABLE)
+        os.environ[PROGRESS_VARIABLE] = given or str(Path(folder) / "progress.json")
+        try:
+            yield
+        finally:
+            del os.environ[PROGRESS_VARIABLE]
+            if given is not None:
+                os.environ[PROGRESS_VARIABLE] = given
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a reader, such as "1 min 05 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class Tally:
+    """How many of `total` runs are done, as rows of a table: one changes, one stays for each run.
+
+    The time left is that of the runs left at the pace of those that have ended since `on_running`
+    was called first; those that were done before do not count for the pace.
+    """
+
+    _COLUMNS = ("time", "done", "running", "failed", "left", "time left")
+
+    def __init__(self, total: int):
+        self._total, self._done, self._failed, self._running = total, 0, 0, 0
+        self._before, self._began = 0, 0.0
+
+    def on_running(self, running: int) -> None:
+        """Note how many jobs are being computed; the first call is the beginning."""
+        if not self._began:
+            self._before, self._began = self._done + self._failed, time.monotonic()
+        self._running = running
+
+    def count(self, failed: bool) -> None:
+        """Note the end of a run."""
+        self._failed += failed
+        self._done += not failed
+
+    def __str__(self) -> str:
+        elapsed = time.monotonic() - self._began if self._began else 0.0
+        ended = self._done + self._failed
+        left = self._total - ended
+        pace = elapsed / (ended - self._before) if ended > self._before else None
+        time_left = "not known" if pace is None and left else duration((pace or 0) * left)
+        counts = (self._done, self._running, self._failed, left)
+        return self._row([duration(elapsed), *map(str, counts), time_left])
+
+    @contextmanager
+    def shown(self, stream: TextIO) -> Iterator[Callable[[str], None]]:
+        """Show the table while the block runs; yields a function that adds a row with a remark."""
+        stream.write(self._row(self._COLUMNS) + "  run\n")
+        with show_status(lambda: str(self), stream) as write:
+
+            def say(remark: str) -> None:
+                # a long list of what was there before says nothing
+                if self._began:
+                    write(f"{self}  {remark}")
+
+            yield say
+            write(str(self))
+
+    def _row(self, cells: Sequence[str]) -> str:
+        widths = (11, 6, 8, 7, 6, 12)
+        return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))

@@ -30,6 +30,7 @@ from twophase.adam import AdamSettings
 from twophase.errors import check_choice, check_integer
 from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
+from twophase.experiments.executors import ALONE, Executor
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import ImageProblem, PhysicsProblem, Problem
 from twophase.record import ADAM, TRIAL
@@ -252,7 +253,7 @@ def run(
     rules: Sequence[str] | None,
     seeds: int,
     place: branches.Place,
-    processes: int = 1,
+    executor: Executor = ALONE,
 ) -> pd.DataFrame:
     """Train what is not finished; a row for each case, seed and training, with its regret.
 
@@ -266,7 +267,7 @@ def run(
     for (name, case), seed in product(chosen.items(), range(seeds)):
         for rule, config in entries(case, seed, RULES if rules is None else rules).items():
             todo[name, seed, rule] = config
-    done = branches.run(list(todo.values()), place, processes)
+    done = branches.run(list(todo.values()), place, executor)
     rows = [
         {"case": name, "held_out": chosen[name].held_out, "seed": seed, "rule": rule}
         | {"floor": FLOORS[chosen[name].dtype]}

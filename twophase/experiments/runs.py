@@ -89,9 +89,9 @@ def run(
         OSError: the folder cannot be written to or the disk is full; what was there is intact.
     """
     chosen = resolve_device(device)
-    finished = _finished(config, out)
-    if finished is not None:
-        return finished
+    found = finished(config, out)
+    if found is not None:
+        return found
     task = config.problem.load(config.seed, config.dtype, chosen, root)
     trainer = config.trainer(task, chosen)
     out.mkdir(parents=True, exist_ok=True)
@@ -111,9 +111,9 @@ def _run(
     branch_from: Path | None,
 ) -> dict[str, Any]:
     """The run itself, in a folder that no other process is in."""
-    finished = _finished(config, out)
-    if finished is not None:
-        return finished
+    found = finished(config, out)
+    if found is not None:
+        return found
     if (out / CHECKPOINTS).is_symlink():
         raise InputError("out", str(out), f"a folder in which {CHECKPOINTS} is no link")
     if (out / FAILED).exists():
@@ -149,6 +149,11 @@ def read(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 def read_curve(folder: Path) -> pd.DataFrame:
     """The passes, seconds and lowest losses of a finished measurement; else `InputError`."""
     return _read_finished(folder, CURVE, "the folder of a finished measurement, with its curve")[0]
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run of either kind; empty where it is damaged."""
+    return read_json(folder / "summary.json")
 
 
 def restore(
@@ -269,7 +274,7 @@ def _measure(
     return summary
 
 
-def _finished(config: RunConfig, out: Path) -> dict[str, Any] | None:
+def finished(config: RunConfig, out: Path) -> dict[str, Any] | None:
     """The summary of the same run if `out` holds it; an error if it holds another run."""
     if not (out / "config.json").exists():
         for name in WRITTEN:

@@ -15,6 +15,7 @@ from twophase.adam import AdamSettings
 from twophase.errors import check_choice, check_integer
 from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
+from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import committed_table, write_atomically
 from twophase.experiments.statistics import interval
 from twophase.problems import networks
@@ -154,7 +155,9 @@ def listing(chosen: Sequence[RunConfig]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["dataset", "model", "parameters", "q"])
 
 
-def run(chosen: Sequence[RunConfig], place: branches.Place, processes: int = 1) -> pd.DataFrame:
+def run(
+    chosen: Sequence[RunConfig], place: branches.Place, executor: Executor = ALONE
+) -> pd.DataFrame:
     """Run what is not finished, and write `table1.csv` after each; return that table.
 
     `chosen` and `place` are from `configs` and `place`. `TwoPhaseError` where at least one run
@@ -166,7 +169,7 @@ def run(chosen: Sequence[RunConfig], place: branches.Place, processes: int = 1) 
     def write(_: branches.Done | None = None) -> None:
         write_atomically(place.out / "table1.csv", table(chosen, place.out).to_csv(index=False))
 
-    done = branches.run(chosen, place, processes, write)
+    done = branches.run(chosen, place, executor, write)
     write()
     branches.check(done)
     return table(chosen, place.out)

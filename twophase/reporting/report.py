@@ -1,5 +1,6 @@
 """Runs every numbered notebook and leaves one HTML report for each, with an index."""
 
+import hashlib
 import json
 import logging
 import os
@@ -10,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import nbformat
 from filelock import FileLock
@@ -22,7 +24,7 @@ from twophase.device import device_name, resolve_device
 from twophase.errors import InputError, TwoPhaseError, check_choice, check_integer
 from twophase.experiments import provenance
 from twophase.experiments.files import project_folder, write_atomically, write_json
-from twophase.experiments.progress import read_progress, show_status
+from twophase.experiments.progress import duration, read_progress, show_status
 from twophase.reporting.execution import PROGRESS, UNFINISHED, Kernels, one_line
 from twophase.reporting.html import contents_html, opening, page_html
 from twophase.reporting.notebook import assigned, resolve_preset
@@ -46,24 +48,30 @@ class _Source:
     question: str
     parameters: frozenset[str]
     expected: Mapping[str, float]
+    page: str = ""  # the page's name where it is not the notebook's
 
     @property
     def name(self) -> str:
-        return self.path.stem
+        return self.page or self.path.stem
 
 
 @dataclass(frozen=True)
 class _Record:
-    """A notebook's last good report, and a failure since, with `when`, `preset` and `error`."""
+    """A notebook's last good report, and a failure since, with `when`, `preset` and `error`.
+
+    Pages of a sweep, which no folder of notebooks lists, have title and question here.
+    """
 
     finished: str = ""
     preset: str = ""
     seconds: float = 0.0
     failure: dict[str, str] | None = None
+    title: str = ""
+    question: str = ""
 
     @property
     def took(self) -> str:
-        return _duration(self.seconds)
+        return duration(self.seconds)
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,7 @@ def build(
     # several kernels share the cores; a single one takes what torch takes
     threads = max(1, _CORES // jobs) if jobs > 1 else None
     # a person's own choice stands
-    threads = int(given) if (given := os.environ.get("OMP_NUM_THREADS", "")).isdigit() else threads
+    threads = _own_threads() or threads
     job = _Job(
         folder, preset, wanted, provenance.words(device_name(place, threads)), threads, sources
     )
@@ -160,6 +168,70 @@ def build(
         reasons = "; ".join(f"{name}, {error}" for name, error in failed.items())
         raise ReportError(f"{len(failed)} of {len(chosen)} notebooks failed: {reasons}")
     return folder / "index.html"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A notebook with parameters of its own, whose page in `out` stands beside those of others.
+
+    `parameters` are JSON. The name tells apart notebooks as they are now, presets and parameters.
+    """
+
+    path: Path
+    preset: str
+    parameters: str
+    swept: str  # those that differ from page to page, in words
+    out: Path
+    device: str
+
+    @cached_property
+    def name(self) -> str:
+        code = [cell.source for cell in nbformat.read(self.path, as_version=4).cells]
+        content = json.dumps([*code, self.preset, self.parameters]).encode()
+        return f"{self.path.stem}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+    def seconds(self) -> float | None:
+        """How long it took, where the page is there."""
+        record = _load_records(self.out).get(self.name, _Record())
+        there = record.finished and not record.failure and (self.out / f"{self.name}.html").exists()
+        return record.seconds if there else None
+
+
+def pages(spec: Any, out: Path, device: str = "auto") -> list[Page]:
+    """The pages of a sweep of a notebook, see `twophase.experiments.sweep.Spec`.
+
+    `InputError` for a notebook that cannot be read and a parameter that it does not have.
+    """
+    source = _read(spec.notebook)
+    for name in (*spec.shared, *spec.swept):
+        check_choice("parameter", name, sorted(source.parameters - {"preset"}))
+    resolve_device(device)
+    more = {"device": device} if "device" in source.parameters and device != "auto" else {}
+    preset, found = resolve_preset(spec.preset or "auto"), []
+    for point in spec.points():
+        words = ", ".join(f"`{name} = {value}`" for name, value in point.items())
+        given = json.dumps(more | dict(spec.shared) | point)
+        found.append(Page(spec.notebook, preset, given, words, out.resolve(), device))
+    return found
+
+
+def build_page(page: Page) -> float:
+    """Execute a notebook, put its page and its row in the index; return the seconds it took.
+
+    `ReportError` where it fails; the index says so, and an older page stays.
+    """
+    source = _read(page.path)
+    source = replace(source, title=f"{source.title} ({page.swept})", page=page.name)
+    (page.out / "notebooks").mkdir(parents=True, exist_ok=True)
+    logging.getLogger("papermill").addHandler(logging.NullHandler())
+    place, threads = resolve_device(page.device), _own_threads()
+    words = provenance.words(device_name(place, threads))
+    job = _Job(page.out, page.preset, json.loads(page.parameters), words, threads, [source])
+    began = time.monotonic()
+    error = _Build(job, [source], 1).publish(source)
+    if error:
+        raise ReportError(error)
+    return time.monotonic() - began
 
 
 def _read(path: Path) -> _Source:
@@ -177,6 +249,11 @@ def _read(path: Path) -> _Source:
     # the number is what other notebooks name it by
     title = f"{path.stem[:2]} · {title}"
     return _Source(path, title, question, declared, expected)
+
+
+def _own_threads() -> int | None:
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() else None
 
 
 def _choose(sources: list[_Source], names: Sequence[str] | None) -> list[_Source]:
@@ -205,7 +282,7 @@ class _Build:
         """Run them all; return what went wrong with which, in one line each."""
         with show_status(self.status, sys.stderr) as say, ThreadPoolExecutor(self._jobs) as pool:
             try:
-                errors = list(pool.map(partial(self._run, say=say), self._order))
+                errors = list(pool.map(partial(self.publish, say=say), self._order))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._kernels.stop()
@@ -213,7 +290,9 @@ class _Build:
         by_name = {source.name: error for source, error in zip(self._order, errors, strict=True)}
         return {name: by_name[name] for name in self._expected if by_name[name]}
 
-    def _run(self, source: _Source, say: Callable[[str], None]) -> str | None:
+    def publish(
+        self, source: _Source, say: Callable[[str], None] = lambda text: None
+    ) -> str | None:
         """Run one notebook and put its page in place; return what went wrong, in one line."""
         job, began, error = self._job, time.monotonic(), None
         with TemporaryDirectory(prefix=".unfinished-", dir=job.folder) as folder:
@@ -251,12 +330,12 @@ class _Build:
             left.append(expected and max(expected - (now - began), step_lefts[-1] or 0.0))
         finished = len(self._expected) - len(self._waiting) - len(words)
         words = [f"{finished} of {len(self._expected)} done", *words]
-        words.append(f"{_duration(now - self._began)} so far")
+        words.append(f"{duration(now - self._began)} so far")
         if None not in left:
             longest = max(left, default=0.0)
-            words.append(f"about {_duration(max(longest, sum(left) / self._jobs))} left")
+            words.append(f"about {duration(max(longest, sum(left) / self._jobs))} left")
         elif step_lefts and None not in step_lefts:
-            words.append(f"about {_duration(max(step_lefts))} left in this step")
+            words.append(f"about {duration(max(step_lefts))} left in this step")
         return " · ".join(words)
 
 
@@ -277,14 +356,14 @@ def _publish(job: _Job, source: _Source, record: _Record, notebook: NotebookNode
         "Versions": ", ".join(" ".join(pair) for pair in provenance.versions().items()),
         "Revision": provenance.git_revision() or "not known",
     }
-    pages = {other.path.stem[:2]: f"{other.name}.html" for other in job.sources}
-    page = page_html(notebook, source.title, source.path.parent, summary, facts, pages)
+    links = {each.path.stem[:2]: f"{each.name}.html" for each in job.sources if not each.page}
+    page = page_html(notebook, source.title, source.path.parent, summary, facts, links)
     for part in (notebook, *notebook.cells):
         # names of temporary files, and times that differ from run to run
         part.metadata.pop("papermill", None)
     executed = nbformat.writes(notebook) + "\n"
     write_atomically(job.folder / f"{source.name}.html", page)
-    write_atomically(job.folder / "notebooks" / source.path.name, executed)
+    write_atomically(job.folder / "notebooks" / f"{source.name}.ipynb", executed)
 
 
 def _load_records(folder: Path) -> dict[str, _Record]:
@@ -298,20 +377,20 @@ def _load_records(folder: Path) -> dict[str, _Record]:
 
 def _update_index(job: _Job, source: _Source, **changes: object) -> None:
     """Note what became of a notebook; other calls of `build` may write to the same folder."""
+    if source.page:
+        changes |= {"title": source.title, "question": source.question}
     with FileLock(job.folder / ".lock"):
         records = _load_records(job.folder)
         records[source.name] = replace(records.get(source.name, _Record()), **changes)
         stored = {name: asdict(record) for name, record in records.items()}
         write_json(job.folder / _RECORDS, stored)
-        rows = [(each, records.get(each.name, _Record())) for each in job.sources]
+        listed = {each.name: each for each in job.sources if not each.page}
+        for name, record in records.items():
+            if record.title:
+                path = Path(f"{name}.ipynb")
+                listed[name] = _Source(path, record.title, record.question, frozenset(), {})
+        rows = [(each, records.get(name, _Record())) for name, each in listed.items()]
         write_atomically(job.folder / "index.html", contents_html(rows, _now()))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _now() -> str:

@@ -1,0 +1,359 @@
+"""Sweeps: what YAML stands for, errors in one line, and nothing that was killed runs twice."""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+import twophase as tp
+from twophase.__main__ import main
+from twophase.experiments import runs, sweep
+from twophase.experiments.branches import Place, digest_name
+from twophase.experiments.config import RunConfig
+from twophase.experiments.executors import ALONE
+from twophase.problems.problem import ImageProblem
+
+EIGHT = """
+preset: smoke
+model: [vit-nomlp-wkewq-wvwo1, vit-nomlp-wkewq]
+seed: [0, 1]
+switch: [GradientNormPeak(0.8), GradientNormPeak(0.95)]  # the paper's gn_fact
+"""
+# two runs of half a dozen epochs on a few digits
+TWO = "preset: smoke\ntrain_examples: 32\nepochs: 5\nsecond: paper\nswitch: [1, 3]\n"
+
+
+def write(folder, text):
+    path = folder / "spec.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def spec(folder, text):
+    return sweep.read(write(folder, text))
+
+
+# -- what a file stands for
+
+
+def test_two_networks_two_seeds_and_two_factors_are_eight_runs(tmp_path):
+    found = spec(tmp_path, EIGHT).configs()
+    smoke = RunConfig(
+        ImageProblem(train_examples=48, validation_examples=90), 8, tp.AdamSettings(batch_size=16)
+    )
+    assert found == [
+        replace(smoke, problem=replace(smoke.problem, model=model), seed=seed, switch=switch)
+        for model in ("vit-nomlp-wkewq-wvwo1", "vit-nomlp-wkewq")
+        for seed in (0, 1)
+        for switch in (tp.GradientNormPeak(0.8), tp.GradientNormPeak(0.95))
+    ]
+
+
+FIELDS = {
+    "seed": st.integers(0, 10**9),
+    "epochs": st.integers(1, 10**6),
+    "learning_rate": st.floats(1e-300, 1e300),
+    "train_examples": st.none() | st.integers(1, 1000),
+    "freeze": st.booleans(),
+    "keep": st.sampled_from(["train", "validation"]),
+    "switch.confidence": st.floats(0.1, 9.0),
+}
+
+
+@st.composite
+def mappings(draw):
+    names = draw(st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=4, unique=True))
+    several = {n: st.lists(FIELDS[n], min_size=1, max_size=3, unique_by=repr) for n in names}
+    return {n: draw(st.one_of(FIELDS[n], several[n])) for n in names}
+
+
+@given(mappings())
+def test_the_runs_are_the_product_of_all_lists(tmp_path_factory, mapping):
+    """The oracle is itertools on what was written, whatever YAML makes of the numbers."""
+    folder = tmp_path_factory.mktemp("spec", numbered=True)
+    found = spec(folder, yaml.safe_dump(mapping, sort_keys=False))
+    lists = [value if isinstance(value, list) else [value] for value in mapping.values()]
+    expected = [dict(zip(mapping, values, strict=True)) for values in itertools.product(*lists)]
+    assert [dict(found.shared) | point for point in found.points()] == expected
+    assert list(found.swept) == [name for name, value in mapping.items() if isinstance(value, list)]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_is_a_number_as_python_and_yaml_1_2_write_it(number):
+    """In YAML 1.1 "1e-3" is a text."""
+    for text in (repr(number), f"{number:.17e}", f"{number:.17E}".replace("E+", "e")):
+        assert yaml.load(text, sweep._Loader) == number
+        assert isinstance(yaml.load(text, sweep._Loader), float)
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "1e-3x", "-e3", "1.e.5", "0x1e5", "e-3"])
+def test_what_only_looks_like_a_number_is_none(text):
+    assert not isinstance(yaml.load(text, sweep._Loader), float)
+
+
+RUNS = {
+    "learning_rate: 1e-2": {"adam": tp.AdamSettings(1e-2)},
+    "switch: 20": {"switch": tp.FixedEpoch(20)},
+    "fallback: null": {"fallback": None},
+    "second: paper\nswitch.factor: 0.8": tp.PAPER | {"switch": tp.GradientNormPeak(0.8)},
+    "budget: 3000": {"budget": 3000},
+    "problem.loss: cross-entropy": {"problem": ImageProblem(loss="cross-entropy")},
+    "strategy: adam\nadam: AdamSettings(0.01)": {"adam": tp.AdamSettings(0.01), "second": None},
+    "adam.betas: [[0.8, 0.9]]": {"adam": tp.AdamSettings(betas=(0.8, 0.9))},
+    "line_search: StrongWolfe(c2=0.2)": {
+        "second": replace(tp.SELF_SCALED_BFGS, line_search=tp.StrongWolfe(c2=0.2))
+    },
+}
+
+
+@pytest.mark.parametrize("text", RUNS)
+def test_fields_are_those_of_a_run(tmp_path, text):
+    assert spec(tmp_path, text).configs() == [RunConfig(**RUNS[text])]
+
+
+# -- errors
+
+ABLATION = "notebook: notebooks/08-ablation-gn-fact.ipynb\nparameters: "
+TOO_MANY = f"seed: {list(range(101))}\nepochs: {list(range(1, 101))}"
+BAD = {
+    "epcohs: 3": "did you mean 'epochs'?",
+    "swtch.factor: 3": "did you mean 'switch'?",
+    "switch.facto: 3": "field: 'facto' is not allowed; use fields of Race",
+    "seed.x: 3": "field: 'x' is not allowed; use fields of int: none",
+    "epochs: ten": "epochs: 'ten' is not allowed; use a whole number",
+    "epochs: 1.5": "epochs: 1.5 is not allowed",
+    "epochs: true": "epochs: True is not allowed",
+    "seed: [0, one]": "seed: 'one' is not allowed",
+    "seed: []": "seed: 'a list of 0' is not allowed; use 1 to",
+    "seed: [1, 1]": "seed: 1 is not allowed; use each value once",
+    "seed: {a: 1}": "seed: 'dict' is not allowed",
+    "seed: 2020-01-01": "seed: 'date' is not allowed",
+    "seed: [[[1]]]": "seed: 'list' is not allowed",
+    "seed: [[1, 2]]": "seed: [1, 2] is not allowed; use one value in each run",
+    "model: 3": "model: 3 is not allowed; use a text",
+    "model: vit-mpl": "did you mean 'vit-mlp'?",
+    "freeze: maybe": "freeze: 'maybe' is not allowed; use True or False",
+    "learning_rate: fast": "learning_rate: 'fast' is not allowed",
+    "learning_rate: .inf": "learning_rate: inf is not allowed",
+    "switch: Armijo": "switch: 'Armijo' is not allowed",
+    "direction: null": "a direction",
+    "preset: huge": "preset: 'huge' is not allowed; use one of smoke, quick, paper",
+    "preset: [smoke, quick]": "preset: ['smoke', 'quick'] is not allowed",
+    "1: 2": "field: 1 is not allowed",
+    "seed: 0\nseed: 1": "line 1: the key 'seed' comes twice",
+    "seed: [0": "(line 1: ",
+    "seed: !!python/object/apply:os.system [exit]": "could not determine a constructor",
+    "- seed": "a YAML file that maps fields to values",
+    "": "a YAML file that maps fields to values",
+    "seed: &a [*a]": "seed: 'list' is not allowed",
+    "a: " + "[" * 5000: "a YAML file that maps",
+    "seed: \x00": "a YAML file that maps",
+    "seed: " + "9" * 5000: "a YAML file that maps",
+    TOO_MANY: "spec: '10100 runs' is not allowed; use at most 10000",
+    f"seed: {list(range(10001))}": "seed: 'a list of 10001'",
+    "notebook: nowhere.ipynb": "notebook: 'nowhere.ipynb' is not allowed",
+    "notebook: README.md\nseed: 1": "field: 'seed' is not allowed; use one of notebook, parameters",
+    "notebook: README.md\nparameters: 3": "parameters: 3 is not allowed",
+    "notebook: README.md\nparameters: {x: 1}": "notebook: 'README.md' is not allowed",
+    ABLATION + "{factor: 1}": "parameter: 'factor' is not allowed",
+    ABLATION + "{preset: smoke}": "parameter: 'preset' is not allowed",
+}
+
+
+@pytest.mark.parametrize("text", BAD, ids=lambda text: text[:40])
+def test_what_is_not_allowed_is_one_line_and_nothing_runs(tmp_path, capsys, text):
+    out = tmp_path / "out"
+    assert main(["sweep", str(write(tmp_path, text)), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and len(error) < 1000
+    assert BAD[text] in error
+    assert not out.exists()
+
+
+def test_a_file_that_is_not_there_or_no_text_is_one_line(tmp_path, capsys):
+    assert main(["sweep", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "x")]) == 2
+    assert "none.yaml: No such file" in capsys.readouterr().err
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    assert main(["sweep", str(tmp_path / "binary"), "--out", str(tmp_path / "x")]) == 2
+    assert "spec: " in capsys.readouterr().err
+
+
+# -- what is run
+
+
+def table(out):
+    return pd.read_csv(out / "sweep.csv", keep_default_na=False, na_values=[""])
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_runs_and_a_table(tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["sweep", str(write(tmp_path, TWO)), "--out", str(out), "--executor", "Local(1)"]
+    assert main([*command, "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    assert f"table: {out / 'sweep.csv'}, 2 runs, 0 failed" in printed.out
+    heading, *rows = printed.err.splitlines()
+    assert heading.split() == "time done running failed left time left run".split()
+    assert ["switch=1: done" in row or "switch=3: done" in row for row in rows[-3:-1]] == [True] * 2
+    found = table(out)
+    assert found.switch.tolist() == found.swap_epoch.tolist() == [1, 3]
+    for row, config in zip(found.itertuples(), sweep.read(Path(command[1])).configs(), strict=True):
+        assert row.folder == digest_name(config)
+        summary = runs.read_summary(out / row.folder)
+        assert (row.train_loss, row.passes) == (summary["train_loss"], summary["passes"])
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+    assert main([*command, "--device", "cpu"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/*")} == before
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_listed_and_tried_again(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    command = ["sweep", str(write(tmp_path, TWO)), "--out", str(out), "--executor", "Local(1)"]
+    train = runs.train
+
+    def failing(trainer, *more):
+        if trainer.history and len(trainer.history) == 3:
+            raise RuntimeError("out of memory\nin two lines")
+        return train(trainer, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "train", failing)
+        assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "failed: switch=3: RuntimeError: out of memory\n" in printed.out
+    assert "2 runs, 1 failed" in printed.out
+    assert table(out).error.fillna("").tolist() == ["", "RuntimeError: out of memory"]
+    assert main(command) == 0
+    assert table(out).error.isna().all()
+
+
+@pytest.mark.slow
+def test_runs_of_the_same_course_are_one(tmp_path):
+    """Rules that swap after the same epoch and have no way back: two rows, one folder."""
+    text = TWO.replace("[1, 3]", "[1, GradientNormPeak(1.0), GradientNormPeak(0.999)]")
+    found = sweep.run(spec(tmp_path, text), Place(tmp_path / "out", device="cpu"), ALONE)
+    assert len(found) == 3
+    assert found.folder.nunique() == found.swap_epoch.nunique(dropna=False)
+    assert found.groupby("folder").train_loss.nunique().eq(1).all()
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_runs_nothing_twice(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "twophase", "sweep", str(write(tmp_path, EIGHT))]
+    command += ["--out", str(out), "--executor", "Local(2)"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def finished():
+        return {path: path.stat().st_mtime_ns for path in out.glob("*+second*/summary.json")}
+
+    deadline = time.monotonic() + 300
+    while len(finished()) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(2)  # what its processes wrote last
+    before = finished()
+    assert 2 <= len(before) < 8
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    after = finished()
+    assert len(after) == 8 and before.items() <= after.items()
+    assert len(table(out)) == 8 and table(out).error.isna().all()
+    # the trunks, too, are there once: two networks, two seeds
+    assert len(list(out.glob("digits-*-adam-*/summary.json"))) == 4
+
+
+NOTEBOOK_CELLS = (
+    'preset: str = "auto"\nrate: float = 1e-3\n',
+    "assert rate < 1, 'too fast'\nprint(rate)",
+)
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    cells = [new_markdown_cell("# A title\n\nWhat is asked?")]
+    cells += [new_code_cell(source) for source in NOTEBOOK_CELLS]
+    cells[1].metadata["tags"] = ["parameters"]
+    path = tmp_path / "07-rates.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.mark.slow
+def test_a_notebook_is_swept_into_one_index(tmp_path, notebook, capsys):
+    out = tmp_path / "out"
+    text = f"notebook: {notebook}\npreset: smoke\nparameters:\n  rate: [1e-2, 2]\n"
+    command = ["sweep", str(write(tmp_path, text)), "--out", str(out), "--executor", "Local(1)"]
+    assert main(command) == 1
+    printed = capsys.readouterr().out
+    assert "failed: rate=2: " in printed and "AssertionError: too fast" in printed
+    found = table(out)
+    assert found.rate.tolist() == [0.01, 2.0] and found.seconds.notna().tolist() == [True, False]
+    page = (out / found.page[0]).read_text(encoding="utf-8")
+    assert "rate = 0.01" in page and "0.01" in page
+    made = (out / found.page[0]).stat().st_mtime_ns
+    # another sweep into the same folder: all are in the index, and what is there is not made anew
+    write(tmp_path, text.replace("2]", "0.1]"))
+    assert main(command) == 0
+    assert (out / found.page[0]).stat().st_mtime_ns == made
+    index = (out / "index.html").read_text(encoding="utf-8")
+    assert all(f'href="{name}"' in index for name in table(out).page)
+    assert "too fast" in index and index.count("A title") == 3
+
+
+@pytest.mark.slow
+def test_pages_that_are_made_at_the_same_time_are_all_in_the_index(tmp_path, notebook):
+    text = f"notebook: {notebook}\nparameters: {{rate: [0.1, 0.2, 0.3, 0.4]}}\n"
+    command = ["sweep", str(write(tmp_path, text)), "--out", str(tmp_path / "out")]
+    assert main([*command, "--executor", "Local(2)"]) == 0
+    index = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert sum(f'href="{name}"' in index for name in table(tmp_path / "out").page) == 4
+
+
+# -- Slurm
+
+
+@pytest.mark.slow
+def test_a_job_that_was_cancelled_is_all_that_runs_again(tmp_path):
+    if shutil.which("sinfo") is None:
+        pytest.skip("there is no Slurm here")
+    pytest.importorskip("submitit")
+    if subprocess.run(["sinfo"], capture_output=True).returncode != 0:
+        pytest.skip("Slurm does not answer")
+    out = tmp_path / "out"
+    path = write(tmp_path, TWO.replace("[1, 3]", "2\nseed: [0, 1, 2, 3]"))
+    command = [sys.executable, "-m", "twophase", "sweep", str(path), "--out", str(out)]
+    command += ["--executor", "Slurm(minutes=10, memory=1)"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    # the last of four waits for a core, or begins to import
+    deadline = time.monotonic() + 300
+    while not (waiting := sorted((out / "slurm").glob("*_3_submitted.pkl"))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    name = waiting[0].name.removesuffix("_submitted.pkl")
+    subprocess.run(["scancel", name], check=True)
+    assert b"4 runs, 1 failed" in process.communicate()[0]
+    assert process.returncode == 1
+    (error,) = table(out).error.dropna()
+    assert f"Slurm job {name} ended early" in error
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/history.csv")}
+    assert len(before) == 6, "three of Adam alone, and what branches off each"
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert table(out).error.isna().all()
+    after = {path: path.stat().st_mtime_ns for path in out.glob("*/history.csv")}
+    assert len(after) == 8 and before.items() <= after.items()

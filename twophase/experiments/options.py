@@ -1,0 +1,115 @@
+"""A run as a person names it: by numbers and texts, on the command line and in YAML."""
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import twophase as tp
+from twophase.errors import InputError, check_choice
+from twophase.experiments.config import RunConfig
+from twophase.problems.problem import PhysicsProblem, named
+from twophase.second_phase import Descent, check_minimizer
+from twophase.settings import Settings, from_dict, from_text
+
+_DEFAULTS = {"second": tp.DEFAULT, "switch": tp.Race(), "fallback": tp.Fallback()}
+_KNOWN: dict[str, dict[str, Any]] = {"default": _DEFAULTS, "paper": dict(tp.PAPER)}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `python -m twophase run`, which make a `RunConfig`.
+
+    Args:
+        problem, model, train_examples, validation_examples: see `problem.named`.
+        strategy: adam, second or adam+second.
+        batch_size, learning_rate: of Adam.
+        second: default, paper or a text such as "LevenbergMarquardt".
+        direction, line_search, preconditioner, switch, fallback: texts; None: those of `second`.
+        epochs, seed, dtype, freeze, monitor, keep: as for `RunConfig`, the monitor as a text.
+    """
+
+    problem: str = "digits"
+    model: str | None = None
+    train_examples: int | None = None
+    validation_examples: int | None = None
+    strategy: str = "adam+second"
+    epochs: int = 40
+    seed: int = 0
+    dtype: str = "float32"
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    freeze: bool = False
+    second: str = "default"
+    direction: str | None = None
+    line_search: str | None = None
+    preconditioner: str | None = None
+    switch: str | None = None
+    fallback: str | None = None
+    monitor: str = "Exact"
+    keep: str = "train"
+
+    def config(self) -> RunConfig:
+        """The library's defaults or the paper's, with what was given; `InputError` as there."""
+        settings = self._method()
+        check_choice("strategy", self.strategy, ("adam", "second", "adam+second"))
+        if self.strategy == "adam":
+            settings["second"] = None
+        problem = named(self.problem, self.model, self.train_examples)
+        if not isinstance(problem, PhysicsProblem):
+            problem = replace(problem, validation_examples=self.validation_examples)
+        adam = tp.AdamSettings(self.learning_rate, None if problem.full_batch else self.batch_size)
+        return RunConfig(
+            problem,
+            self.epochs,
+            None if self.strategy == "second" else adam,
+            keep=self.keep,
+            monitor=from_text(self.monitor, "monitor"),
+            freeze=self.freeze,
+            seed=self.seed,
+            dtype=self.dtype,
+            **settings,
+        )
+
+    def _method(self) -> dict[str, Any]:
+        """The second phase, the switch and the way back."""
+        settings = dict(_KNOWN.get(self.second, _DEFAULTS))
+        if self.second not in _KNOWN:
+            if self.second.partition("(")[0] not in Settings.kinds:
+                allowed = "default, paper, or a second phase such as LevenbergMarquardt"
+                raise InputError("second", self.second, allowed)
+            settings["second"] = from_text(self.second, "second")
+            check_minimizer(settings["second"])
+        for name in ("direction", "line_search", "preconditioner"):
+            if getattr(self, name) is not None:
+                part = from_text(getattr(self, name), name)
+                whole = settings["second"]
+                # what is not given is that of the default for large networks
+                whole = tp.SELF_SCALED_BFGS if whole == tp.DEFAULT else whole
+                if not isinstance(whole, Descent):
+                    raise InputError(name, part, f"nothing with --second {self.second}")
+                settings["second"] = replace(whole, **{name: part})
+        for name in ("switch", "fallback"):
+            if getattr(self, name) is not None:
+                settings[name] = from_text(getattr(self, name), name)
+        if isinstance(settings["switch"], int):
+            settings["switch"] = tp.FixedEpoch(settings["switch"])
+        return settings
+
+
+def changed(settings: Any, path: str, value: Any) -> Any:
+    """The settings with another value of a field, or of a part's field, such as "switch.factor".
+
+    A text such as "StrongWolfe(c2=0.1)" stands for that object, a list for a tuple. `InputError`
+    for a field that is not there, and where the new value is not allowed.
+    """
+    name, _, rest = path.partition(".")
+    names = []
+    if is_dataclass(settings):
+        names = [field.name for field in fields(settings) if field.init]
+    if name not in names:
+        there = f"fields of {type(settings).__name__}: {', '.join(names) or 'none'}"
+        raise InputError("field", path, there)
+    if rest:
+        value = changed(getattr(settings, name), rest, value)
+    elif isinstance(value, str) and value.partition("(")[0] in Settings.kinds:
+        value = from_text(value, name)
+    return replace(settings, **{name: from_dict(value)})
