@@ -5,7 +5,7 @@ from torch import nn
 
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
-from twophase.data_objectives import Data, data_objectives
+from twophase.data_objectives import Data, TrainingLoss, data_objectives
 from twophase.errors import check_call, check_integer, check_type
 from twophase.least_squares import LeastSquares
 from twophase.loop import Loop
@@ -86,10 +86,7 @@ class Trainer(Loop):
         self.device = objective.vector.parameters[0].device
         if second is not None and not freeze:
             check_modules(self.model)
-        if isinstance(objective, MeanLoss):
-            rehearse(objective, second is not None, freeze or second is None)
-        if isinstance(self.validation, MeanLoss):
-            rehearse(self.validation, second=False, eval_mode=True)
+        self._rehearse(objective, second is not None, freeze or second is None)
         phases: dict[str, Phase] = {}
         first = None
         if adam is not None:
@@ -97,3 +94,9 @@ class Trainer(Loop):
         if second is not None:
             phases[SECOND] = DescentPhase(objective, second, first, freeze)
         super().__init__(objective, phases, switch, fallback, monitor, self.validation, keep)
+
+    def _rehearse(self, objective: TrainingLoss, second: bool, eval_mode: bool) -> None:
+        if isinstance(objective, MeanLoss):
+            rehearse(objective, second, eval_mode)
+        if isinstance(self.validation, MeanLoss):
+            rehearse(self.validation, second=False, eval_mode=True)
