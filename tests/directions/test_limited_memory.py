@@ -8,7 +8,13 @@ from torch import nn
 
 from twophase.directions import LBFGSDirection, SelfScaledBFGSDirection, State
 from twophase.directions.direction import expected_step, steepest_descent
-from twophase.directions.limited_memory import HISTORY_BOUNDS, HISTORY_BYTES, History, capacity
+from twophase.directions.limited_memory import (
+    HISTORY_BOUNDS,
+    HISTORY_BYTES,
+    History,
+    Pair,
+    capacity,
+)
 from twophase.errors import InputError
 from twophase.line_search import SearchResult, SearchStatus, StrongWolfe
 from twophase.minimization import minimize
@@ -44,7 +50,7 @@ def dense_bfgs(pairs, matrix):
     return matrix
 
 
-@given(seed=st.integers(0, 1000), count=st.integers(1, 7), history=st.integers(1, 8))
+@given(seed=st.integers(0, 1000), count=st.integers(1, 30), history=st.integers(1, 20))
 @settings(max_examples=40)
 def test_the_compact_form_is_the_dense_bfgs_formula(vectors, point_at, seed, count, history):
     dimension = 5
@@ -52,17 +58,19 @@ def test_the_compact_form_is_the_dense_bfgs_formula(vectors, point_at, seed, cou
     steps, gradient = vectors(count, dimension, seed + 1), vectors(1, dimension, seed + 2)[0]
     pairs = tuple((step, matrix @ step, 1.0) for step in steps)
     inverse = vectors(1, dimension, seed + 3)[0].exp()
-    step, difference, _ = pairs[-1]
     kept = pairs[-history:]
     for diagonal in (None, inverse):
+        scale = torch.ones(dimension).double() if diagonal is None else diagonal
         before = History.empty(gradient)
-        for pair in pairs[:-1]:
-            before, *_ = before.after(gradient, pair[:2], pair[2], history, diagonal)
+        for step, change, growth in pairs[:-1]:
+            square = (change @ (scale * change)).item()
+            pair = Pair(step, change, (step @ change).item(), square, growth)
+            before, _ = before.after(gradient, pair, history)
+        step, difference, _ = pairs[-1]
         memory = before._asdict() if before.size else None
         last = State(
             torch.zeros_like(gradient), gradient - difference, step, 1.0, -1.0, memory=memory
         )
-        scale = torch.ones(dimension).double() if diagonal is None else diagonal
         gamma = (step @ difference) / (difference @ (scale * difference))
         dense = dense_bfgs(kept, gamma * torch.diag(scale))
         found = LBFGSDirection(history)(point_at(gradient), last, diagonal)
