@@ -16,8 +16,7 @@ from twophase.directions.limited_memory import (
     capacity,
 )
 from twophase.errors import InputError
-from twophase.line_search import SearchResult, SearchStatus, StrongWolfe
-from twophase.minimization import minimize
+from twophase.line_search import SearchStatus, StrongWolfe
 from twophase.objective import FunctionObjective, evaluate
 from twophase.second_phase import Descent, iterate
 
@@ -79,19 +78,6 @@ def test_the_compact_form_is_the_dense_bfgs_formula(vectors, point_at, seed, cou
         assert History(**found.memory).size == len(kept)
 
 
-def walk(rule, gradients, lengths, inverse, point_at):
-    """Directions of a rule that is shown one gradient after another, and what it saw at each."""
-    found, seen = [steepest_descent(gradients[0], inverse)], []
-    for before, gradient, length in zip(gradients, gradients[1:], lengths, strict=False):
-        last = State(
-            *(torch.zeros_like(gradient), before, found[-1].vector, length, found[-1].slope),
-            *(found[-1].age, 0.0, found[-1].memory),
-        )
-        seen.append((point_at(gradient), last))
-        found.append(rule(*seen[-1], inverse))
-    return found[1:], seen
-
-
 @given(
     seed=st.integers(0, 1000),
     count=st.integers(1, 8),
@@ -100,16 +86,14 @@ def walk(rule, gradients, lengths, inverse, point_at):
 )
 @settings(max_examples=80)
 def test_self_scaled_directions_are_the_dense_formula(
-    vectors, point_at, seed, count, history, preconditioned
+    vectors, walk, seed, count, history, preconditioned
 ):
     """H is built and inverted densely here, where the rule knows s'H⁻¹s from the slope."""
     dimension = 5
     gradients, lengths = vectors(count + 1, dimension, seed), vectors(1, count, seed + 1)[0].exp()
     inverse = vectors(1, dimension, seed + 2)[0].exp() if preconditioned else None
     scales = torch.ones(dimension).double() if inverse is None else inverse
-    found, seen = walk(
-        SelfScaledBFGSDirection(history), gradients, lengths.tolist(), inverse, point_at
-    )
+    found, seen = walk(SelfScaledBFGSDirection(history), gradients, lengths.tolist(), inverse)
     pairs, matrix = [], torch.diag(scales)
     for direction, (point, last) in zip(found, seen, strict=True):
         step, difference = last.step * last.direction, point.gradient - last.gradient
@@ -127,6 +111,20 @@ def test_self_scaled_directions_are_the_dense_formula(
         assert pairs_in(direction) == len(pairs)
         if pairs:
             assert direction.first_step == min(1, expected_step(point, last, direction.slope))
+
+
+@every_rule
+@pytest.mark.parametrize("history", [1, 3, 10])
+def test_what_goes_on_from_a_state_changes_no_other(vectors, walk, point_at, rule, history):
+    """Histories share what they keep: each goes on once more here, with another pair."""
+    dimension, count = 5, 30
+    lengths = vectors(1, count, 1)[0].exp().tolist()
+    direction = rule(history)
+    found, seen = walk(direction, vectors(count + 1, dimension, 0), lengths, None)
+    for point, last in seen:
+        direction(point_at(-2 * point.gradient + last.direction), last, None)
+    for expected, (point, last) in zip(found, seen, strict=True):
+        torch.testing.assert_close(direction(point, last, None).vector, expected.vector)
 
 
 class Every:
@@ -241,20 +239,8 @@ def test_follows_torchs_lbfgs_step_by_step():
 
 @every_rule
 @pytest.mark.parametrize("seed", range(3))
-def test_bfgs_with_exact_steps_ends_a_quadratic_in_n_steps(rule, seed):
-    matrix = hessian(6, seed)
-
-    class Exact:
-        def __call__(self, line, first_step):
-            step = -line.slope / (line.direction @ matrix @ line.direction).item()
-            return SearchResult(step, line.trial(step).value, 1, SearchStatus.MINIMUM)
-
-    objective = FunctionObjective(lambda x: 0.5 * x @ matrix @ x)
-    x = torch.ones(6, dtype=torch.float64)
-    assert (
-        minimize(objective, x, iterations=6, second=Descent(rule(6), Exact())).gradient_norm
-        < 1e-9 * (matrix @ x).norm()
-    )
+def test_bfgs_with_exact_steps_ends_a_quadratic_in_n_steps(ends_a_quadratic, rule, seed):
+    assert ends_a_quadratic(rule(6), hessian(6, seed))
 
 
 @every_rule
