@@ -123,7 +123,7 @@ def test_what_goes_on_from_a_state_changes_no_other(vectors, walk, point_at, rul
     found, seen = walk(direction, vectors(count + 1, dimension, 0), lengths, None)
     for point, last in seen:
         direction(point_at(-2 * point.gradient + last.direction), last, None)
-    for expected, (point, last) in zip(found, seen, strict=True):
+    for expected, (point, last) in zip(found[::-1], seen[::-1], strict=True):
         torch.testing.assert_close(direction(point, last, None).vector, expected.vector)
 
 
