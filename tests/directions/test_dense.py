@@ -11,7 +11,7 @@ from twophase.directions import BroydenDirection, State
 from twophase.directions.dense import GATHERED, UPDATES, Matrix
 from twophase.directions.direction import steepest_descent
 from twophase.errors import InputError
-from twophase.line_search import SearchResult, SearchStatus, StrongWolfe
+from twophase.line_search import StrongWolfe
 from twophase.minimization import minimize
 from twophase.objective import FunctionObjective
 from twophase.second_phase import Descent
@@ -50,28 +50,24 @@ def choice(update, matrix, step, change):
 @given(seed=st.integers(0, 1000), count=st.integers(2, 40), preconditioned=st.booleans())
 @settings(max_examples=30)
 def test_directions_are_those_of_the_dense_formula(
-    vectors, point_at, update, seed, count, preconditioned
+    vectors, walk, update, seed, count, preconditioned
 ):
     dimension = 6
     gradients, lengths = vectors(count + 1, dimension, seed), vectors(1, count, seed + 1)[0].exp()
     inverse = vectors(1, dimension, seed + 2)[0].exp() if preconditioned else None
     scales = torch.ones(dimension).double() if inverse is None else inverse
-    rule, found, matrix = BroydenDirection(update), steepest_descent(gradients[0], inverse), None
-    for before, gradient, length in zip(gradients, gradients[1:], lengths.tolist(), strict=False):
-        last = State(
-            *(torch.zeros(dimension), before, found.vector, length, found.slope, found.age),
-            memory=found.memory,
-        )
-        step, change = length * found.vector, gradient - before
+    found, seen = walk(BroydenDirection(update), gradients, lengths.tolist(), inverse)
+    matrix = None
+    for direction, (point, last) in zip(found, seen, strict=True):
+        step, change = last.step * last.direction, point.gradient - last.gradient
         if step @ change > 0:
             first = matrix is None
             if first:
                 matrix = torch.diag(scales * (step @ change) / (change @ (scales * change)))
             theta, tau = choice(update, matrix, step, change)
             matrix = broyden(matrix, step, change, theta, 1.0 if first else tau)
-        found = rule(point_at(gradient), last, inverse)
-        expected = -(torch.diag(scales) if matrix is None else matrix) @ gradient
-        torch.testing.assert_close(found.vector, expected, rtol=1e-5, atol=1e-8)
+        expected = -(torch.diag(scales) if matrix is None else matrix) @ point.gradient
+        torch.testing.assert_close(direction.vector, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_gathered_updates_are_updates():
@@ -101,20 +97,10 @@ def test_steps_without_curvature_change_nothing(point_at):
 
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("seed", range(3))
-def test_exact_steps_end_a_quadratic_in_n_steps(update, seed):
+def test_exact_steps_end_a_quadratic_in_n_steps(ends_a_quadratic, update, seed):
     torch.manual_seed(seed)
     root = torch.randn(6, 6, dtype=torch.float64)
-    matrix = root @ root.T + torch.eye(6, dtype=torch.float64)
-
-    class Exact:
-        def __call__(self, line, first_step):
-            step = -line.slope / (line.direction @ matrix @ line.direction).item()
-            return SearchResult(step, line.trial(step).value, 1, SearchStatus.MINIMUM)
-
-    objective = FunctionObjective(lambda x: 0.5 * x @ matrix @ x)
-    x = torch.ones(6, dtype=torch.float64)
-    found = minimize(objective, x, iterations=6, second=Descent(BroydenDirection(update), Exact()))
-    assert found.gradient_norm < 1e-9 * (matrix @ x).norm()
+    assert ends_a_quadratic(BroydenDirection(update), root @ root.T + torch.eye(6).double())
 
 
 @pytest.mark.parametrize("update", UPDATES)

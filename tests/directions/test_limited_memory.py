@@ -8,10 +8,15 @@ from torch import nn
 
 from twophase.directions import LBFGSDirection, SelfScaledBFGSDirection, State
 from twophase.directions.direction import expected_step, steepest_descent
-from twophase.directions.limited_memory import HISTORY_BOUNDS, HISTORY_BYTES, History, capacity
+from twophase.directions.limited_memory import (
+    HISTORY_BOUNDS,
+    HISTORY_BYTES,
+    History,
+    Pair,
+    capacity,
+)
 from twophase.errors import InputError
-from twophase.line_search import SearchResult, SearchStatus, StrongWolfe
-from twophase.minimization import minimize
+from twophase.line_search import SearchStatus, StrongWolfe
 from twophase.objective import FunctionObjective, evaluate
 from twophase.second_phase import Descent, iterate
 
@@ -44,7 +49,7 @@ def dense_bfgs(pairs, matrix):
     return matrix
 
 
-@given(seed=st.integers(0, 1000), count=st.integers(1, 7), history=st.integers(1, 8))
+@given(seed=st.integers(0, 1000), count=st.integers(1, 30), history=st.integers(1, 20))
 @settings(max_examples=40)
 def test_the_compact_form_is_the_dense_bfgs_formula(vectors, point_at, seed, count, history):
     dimension = 5
@@ -52,36 +57,25 @@ def test_the_compact_form_is_the_dense_bfgs_formula(vectors, point_at, seed, cou
     steps, gradient = vectors(count, dimension, seed + 1), vectors(1, dimension, seed + 2)[0]
     pairs = tuple((step, matrix @ step, 1.0) for step in steps)
     inverse = vectors(1, dimension, seed + 3)[0].exp()
-    step, difference, _ = pairs[-1]
     kept = pairs[-history:]
     for diagonal in (None, inverse):
+        scale = torch.ones(dimension).double() if diagonal is None else diagonal
         before = History.empty(gradient)
-        for pair in pairs[:-1]:
-            before, *_ = before.after(gradient, pair[:2], pair[2], history, diagonal)
+        for step, change, growth in pairs[:-1]:
+            square = (change @ (scale * change)).item()
+            pair = Pair(step, change, (step @ change).item(), square, growth)
+            before, _ = before.after(gradient, pair, history)
+        step, difference, _ = pairs[-1]
         memory = before._asdict() if before.size else None
         last = State(
             torch.zeros_like(gradient), gradient - difference, step, 1.0, -1.0, memory=memory
         )
-        scale = torch.ones(dimension).double() if diagonal is None else diagonal
         gamma = (step @ difference) / (difference @ (scale * difference))
         dense = dense_bfgs(kept, gamma * torch.diag(scale))
         found = LBFGSDirection(history)(point_at(gradient), last, diagonal)
         torch.testing.assert_close(found.vector, -dense @ gradient, rtol=1e-6, atol=1e-9)
         assert found.first_step == 1.0
         assert History(**found.memory).size == len(kept)
-
-
-def walk(rule, gradients, lengths, inverse, point_at):
-    """Directions of a rule that is shown one gradient after another, and what it saw at each."""
-    found, seen = [steepest_descent(gradients[0], inverse)], []
-    for before, gradient, length in zip(gradients, gradients[1:], lengths, strict=False):
-        last = State(
-            *(torch.zeros_like(gradient), before, found[-1].vector, length, found[-1].slope),
-            *(found[-1].age, 0.0, found[-1].memory),
-        )
-        seen.append((point_at(gradient), last))
-        found.append(rule(*seen[-1], inverse))
-    return found[1:], seen
 
 
 @given(
@@ -92,16 +86,14 @@ def walk(rule, gradients, lengths, inverse, point_at):
 )
 @settings(max_examples=80)
 def test_self_scaled_directions_are_the_dense_formula(
-    vectors, point_at, seed, count, history, preconditioned
+    vectors, walk, seed, count, history, preconditioned
 ):
     """H is built and inverted densely here, where the rule knows s'H⁻¹s from the slope."""
     dimension = 5
     gradients, lengths = vectors(count + 1, dimension, seed), vectors(1, count, seed + 1)[0].exp()
     inverse = vectors(1, dimension, seed + 2)[0].exp() if preconditioned else None
     scales = torch.ones(dimension).double() if inverse is None else inverse
-    found, seen = walk(
-        SelfScaledBFGSDirection(history), gradients, lengths.tolist(), inverse, point_at
-    )
+    found, seen = walk(SelfScaledBFGSDirection(history), gradients, lengths.tolist(), inverse)
     pairs, matrix = [], torch.diag(scales)
     for direction, (point, last) in zip(found, seen, strict=True):
         step, difference = last.step * last.direction, point.gradient - last.gradient
@@ -119,6 +111,20 @@ def test_self_scaled_directions_are_the_dense_formula(
         assert pairs_in(direction) == len(pairs)
         if pairs:
             assert direction.first_step == min(1, expected_step(point, last, direction.slope))
+
+
+@every_rule
+@pytest.mark.parametrize("history", [1, 3, 10])
+def test_what_goes_on_from_a_state_changes_no_other(vectors, walk, point_at, rule, history):
+    """Histories share what they keep: each goes on once more here, with another pair."""
+    dimension, count = 5, 30
+    lengths = vectors(1, count, 1)[0].exp().tolist()
+    direction = rule(history)
+    found, seen = walk(direction, vectors(count + 1, dimension, 0), lengths, None)
+    for point, last in seen:
+        direction(point_at(-2 * point.gradient + last.direction), last, None)
+    for expected, (point, last) in zip(found[::-1], seen[::-1], strict=True):
+        torch.testing.assert_close(direction(point, last, None).vector, expected.vector)
 
 
 class Every:
@@ -233,20 +239,8 @@ def test_follows_torchs_lbfgs_step_by_step():
 
 @every_rule
 @pytest.mark.parametrize("seed", range(3))
-def test_bfgs_with_exact_steps_ends_a_quadratic_in_n_steps(rule, seed):
-    matrix = hessian(6, seed)
-
-    class Exact:
-        def __call__(self, line, first_step):
-            step = -line.slope / (line.direction @ matrix @ line.direction).item()
-            return SearchResult(step, line.trial(step).value, 1, SearchStatus.MINIMUM)
-
-    objective = FunctionObjective(lambda x: 0.5 * x @ matrix @ x)
-    x = torch.ones(6, dtype=torch.float64)
-    assert (
-        minimize(objective, x, iterations=6, second=Descent(rule(6), Exact())).gradient_norm
-        < 1e-9 * (matrix @ x).norm()
-    )
+def test_bfgs_with_exact_steps_ends_a_quadratic_in_n_steps(ends_a_quadratic, rule, seed):
+    assert ends_a_quadratic(rule(6), hessian(6, seed))
 
 
 @every_rule

@@ -128,8 +128,8 @@ class BroydenDirection(Settings):
         matrix = Matrix(**last.memory) if last.memory else None
         if pair is None:
             return matrix, gradient if matrix is None else matrix.multiply(gradient[:, None])[:, 0]
-        step, change = (part.double() for part in pair)
-        curvature, first = dot(step, change), matrix is None
+        step, change, curvature = pair[0].double(), pair[1].double(), pair[2]
+        first = matrix is None
         if matrix is None:
             square = dot(change, scaled(change, inverse))
             if not square > 0:  # lost to underflow

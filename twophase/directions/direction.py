@@ -101,12 +101,13 @@ def at_most_one(point: Point, last: State, slope: float) -> float:
     return min(1.0, expected_step(point, last, slope))
 
 
-def gradient_change(point: Point, last: State) -> tuple[Tensor, Tensor] | None:
-    """The last step s and the difference y of the gradients at its ends, [P] each.
+def gradient_change(point: Point, last: State) -> tuple[Tensor, Tensor, float] | None:
+    """The last step s, the difference y of the gradients at its ends, [P] each, and s'y.
 
     None where the curvature s'y along the step is negative, or lost in rounding errors.
     """
     step, difference = last.step * last.direction, point.gradient - last.gradient
-    if dot(step, difference) > SMALLEST_COSINE * norm(step) * norm(difference):
-        return step, difference
+    curvature = dot(step, difference)
+    if curvature > SMALLEST_COSINE * norm(step) * norm(difference):
+        return step, difference, curvature
     return None

@@ -22,8 +22,9 @@ from twophase.settings import Settings
 # What pairs may take where no history is given, and the fewest and the most that are kept then.
 HISTORY_BYTES = 2**28
 HISTORY_BOUNDS = (10, 300)
-# Rows in a block, or numbers if these are more: so many are copied where a pair is added.
-BLOCK, BLOCK_NUMBERS = 8, 2**16
+# Rows that are gathered in a block, which a new row copies, before they join the block before it,
+# and the numbers up to which that is copied then.
+GATHERED, COPIED = 8, 2**17
 # Numbers that are made float64 at a time.
 CONVERTED = 2**18
 
@@ -40,100 +41,100 @@ def capacity(history_size: int | None, vector: Tensor) -> int:
     return min(max(fitting, HISTORY_BOUNDS[0]), HISTORY_BOUNDS[1])
 
 
+class Pair(NamedTuple):
+    """A step s [P], the change y [P] of gradients, s'y, y'M⁻¹y, and what H grew by before it."""
+
+    step: Tensor
+    change: Tensor
+    curvature: float
+    square: float
+    growth: float
+
+
 class History(NamedTuple):
     """The last m steps s and gradient changes y, oldest first, and their inner products.
 
-    The rows of S and Y [m, P] are kept in blocks, so that a pair is added without a copy of all.
-    `cross` is S Y' and `squares` Y M⁻¹ Y', [m, m] in float64 (of `cross` the upper triangle alone
-    is used); `growths` [m] are the factors by which H grew before each pair corrected it.
+    The rows of S and Y [m, P] are in blocks. `numbers` [m, 3] are s'y, y'M⁻¹y and the factor by
+    which H grew after the pair. `cross` [., kept + 1] has a row for each pair so far, up to `row`:
+    at its end the products of y with the last steps, up to s'y. It is shared with the histories
+    before and after, each of which sees its own rows alone; `written` [1] counts those of all.
     """
 
     steps: tuple[Tensor, ...]
     changes: tuple[Tensor, ...]
+    numbers: Tensor
     cross: Tensor
-    squares: Tensor
-    growths: Tensor
+    written: Tensor
+    row: int
 
     @classmethod
     def empty(cls, vector: Tensor) -> Self:
         """No pair yet, of vectors on the device of `vector`."""
-        none = torch.zeros(0, 0, dtype=torch.float64, device=vector.device)
-        return cls((), (), none, none, none[0:0].reshape(0))
+        none = torch.zeros(0, 3, dtype=torch.float64, device=vector.device)
+        return cls((), (), none, none, torch.zeros(1, dtype=torch.int64), 0)
 
     @property
     def size(self) -> int:
         """The number of pairs."""
-        return len(self.growths)
+        return len(self.numbers)
 
-    def after(
-        self,
-        gradient: Tensor,
-        pair: tuple[Tensor, Tensor] | None,
-        growth: float,
-        kept: int,
-        inverse: Tensor | None,
-    ) -> tuple[Self, Tensor, Tensor]:
-        """The history with a pair more, if there is one, and S g and Y M⁻¹ g [m] for g [P].
+    def after(self, gradient: Tensor, pair: Pair | None, kept: int) -> tuple[Self, Tensor]:
+        """The history with another pair, if any, and S g [m] for g [P].
 
-        Of more than `kept` pairs the oldest goes. All products take one pass over S and Y.
+        Of more than `kept` pairs the oldest goes. All products take one pass over S.
         """
-        steps, changes, vectors = self.steps, self.changes, [gradient]
-        old = max(0, self.size + 1 - kept) if pair else 0
-        if pair is not None:
-            steps, changes = _with_row(steps, pair[0], old), _with_row(changes, pair[1], old)
-            vectors.append(pair[1].double())
-        on_steps = products(steps, vectors)
-        on_changes = products(changes, [scaled(vector, inverse) for vector in vectors])
-        history = self
-        if pair is not None:
-            growths = torch.cat([self.growths[old:], self.growths.new_tensor([growth])])
-            growths[0] = 1  # before the oldest pair there is no matrix that could have grown
-            history = type(self)(
-                steps,
-                changes,
-                _bordered(self.cross[old:, old:], on_steps[:, 1]),
-                _bordered(self.squares[old:, old:], on_changes[:, 1]),
-                growths,
-            )
-        return history, on_steps[:, 0], on_changes[:, 0]
+        if pair is None:
+            return self, products(self.steps, gradient)[0]
+        old = max(0, self.size + 1 - kept)
+        steps = _with_row(self.steps, pair.step, old)
+        changes = _with_row(self.changes, pair.change, old)
+        on_steps, column = products(steps, gradient, pair.change.double())
+        numbers = torch.cat([self.numbers[old:], column.new_tensor([[*pair[2:4], 1.0]])])
+        numbers[:-1, 2] *= pair.growth
+        return type(self)(steps, changes, numbers, *self._with_products(column, kept)), on_steps
 
-    def multiply(
-        self, v: Tensor, on_steps: Tensor, on_changes: Tensor, pair: int, inverse: Tensor | None
-    ) -> Tensor:
-        """H v in float64 for v [P], given S v and Y M⁻¹ v [m].
+    def _with_products(self, column: Tensor, kept: int) -> tuple[Tensor, Tensor, int]:
+        """`cross`, `written` and `row` with another row, in place where it is nobody's yet."""
+        cross, written, row, before = self.cross, self.written, self.row, len(column) - 1
+        if cross.shape[1] != kept + 1 or row == len(cross) or row != written.item():
+            cross = column.new_zeros(2 * kept, kept + 1)
+            if before:
+                _window(cross, before, before).copy_(_window(self.cross, row, before).tril())
+            row, written = before, torch.zeros_like(written)
+        cross[row, -len(column) :] = column
+        return cross, written.fill_(row + 1), row + 1
+
+    def multiply(self, v: Tensor, on_steps: Tensor, pair: int, inverse: Tensor | None) -> Tensor:
+        """H v in float64 for v [P], given S v [m].
 
         H is the pairs' BFGS matrix on γ M⁻¹, γ = s'y / y'M⁻¹y of a pair, in the compact form (Byrd,
         Nocedal and Schnabel, Representations of quasi-Newton matrices and their use in limited
         memory methods, 1994) with growths. With R the upper triangle of S Y', D its diagonal, and Γ
-        the product of the growths after each pair,
+        the growth after each pair,
 
             α = R⁻¹ S v,  u = γ Γ₀ M⁻¹ (v − Y'α),  H v = u + S'δ,  R'δ = D Γ α − Y u.
         """
-        grown = self.growths.flip(0).cumprod(0).flip(0)
-        after = torch.cat([grown[1:], torch.ones_like(grown[:1])])
-        scaling = grown[0] * self.cross[pair, pair] / self.squares[pair, pair]
-        weights = _solved(self.cross, on_steps, upper=True)
-        on_rest = scaling * (on_changes - self.squares @ weights)
-        right = self.cross.diagonal() * after * weights - on_rest
-        shares = _solved(self.cross.T, right, upper=False)
-        rest = v - _combined(self.changes, weights)
-        return scaling * scaled(rest, inverse) + _combined(self.steps, shares)
+        curvatures, squares, grown = self.numbers.T
+        scaling = grown[0] * curvatures[pair] / squares[pair]
+        lower = _window(self.cross, self.row, self.size)
+        weights = _solved(lower.T, on_steps, upper=True)
+        rest = scaling * scaled(v - _combined(self.changes, weights), inverse)
+        right = curvatures * grown * weights - products(self.changes, rest)[0]
+        return rest + _combined(self.steps, _solved(lower, right, upper=False))
 
 
-def products(blocks: tuple[Tensor, ...], vectors: list[Tensor]) -> Tensor:
-    """The inner products [m, n] of all rows with n float64 vectors [P]."""
-    if not blocks:
-        return vectors[0].new_zeros(0, len(vectors))
+def products(blocks: tuple[Tensor, ...], *vectors: Tensor) -> list[Tensor]:
+    """The inner products [m] of all rows with each of some float64 vectors [P]."""
     parts = (part.double() for block in blocks for part in _parts(block))
-    return torch.cat([torch.stack([part @ v for v in vectors], dim=1) for part in parts])
+    found = [[part @ vector for vector in vectors] for part in parts]
+    return [torch.cat(one) for one in zip(*found, strict=True)] or [vectors[0][:0]] * len(vectors)
 
 
 def _combined(blocks: tuple[Tensor, ...], weights: Tensor) -> Tensor:
     """The sum of all rows, each times its weight, in float64."""
     parts = [part for block in blocks for part in _parts(block)]
-    shares = weights.split([len(part) for part in parts])
-    total = torch.zeros_like(parts[0][0], dtype=torch.float64)
-    for part, share in zip(parts, shares, strict=True):
+    total = weights.new_zeros(parts[0].shape[1])
+    for part, share in zip(parts, weights.split([len(part) for part in parts]), strict=True):
         total.addmv_(part.double().T, share)
     return total
 
@@ -146,9 +147,11 @@ def _parts(block: Tensor) -> tuple[Tensor, ...]:
 
 def _with_row(blocks: tuple[Tensor, ...], row: Tensor, old: int) -> tuple[Tensor, ...]:
     """The blocks with another row, without the first `old` rows."""
-    if blocks and blocks[-1].numel() < max(BLOCK * len(row), BLOCK_NUMBERS):
+    if blocks and len(blocks[-1]) < GATHERED:
         blocks = (*blocks[:-1], torch.cat([blocks[-1], row[None]]))
     else:
+        if blocks[1:] and blocks[-2].numel() < COPIED:
+            blocks = (*blocks[:-2], torch.cat(blocks[-2:]))
         blocks = (*blocks, row[None])
     for _ in range(old):
         first = blocks[0][1:]
@@ -156,11 +159,11 @@ def _with_row(blocks: tuple[Tensor, ...], row: Tensor, old: int) -> tuple[Tensor
     return blocks
 
 
-def _bordered(matrix: Tensor, column: Tensor) -> Tensor:
-    """A symmetric matrix with another row and column, of n + 1 numbers that end on the diagonal."""
-    wider = torch.nn.functional.pad(matrix, (0, 1, 0, 1))
-    wider[:, -1] = wider[-1, :] = column
-    return wider
+def _window(cross: Tensor, row: int, size: int) -> Tensor:
+    """The last products up to a row as a lower triangle [size, size]: R'; the rest is anything."""
+    # rows that are shorter by one than those of `cross` put what ends them on the diagonal
+    width = cross.shape[1]
+    return cross.as_strided((size, size), (width - 1, 1), (row - size + 1) * width - 1)
 
 
 def _solved(triangle: Tensor, right: Tensor, upper: bool) -> Tensor:
@@ -186,19 +189,26 @@ class LBFGSDirection(Settings):
     def __call__(self, point: Point, last: State, inverse: Tensor | None) -> Direction:
         gradient = point.gradient.double()
         history = History(**last.memory) if last.memory else History.empty(point.gradient)
-        pair = gradient_change(point, last)
-        # the square of y can be lost where the curvature is not
-        if pair is not None and not dot(pair[1], scaled(pair[1], inverse)) > 0:
-            pair = None
-        growth = 1.0 if pair is None else self._growth(*pair, last)
         kept = capacity(self.history_size, point.gradient)
-        history, on_steps, on_changes = history.after(gradient, pair, growth, kept, inverse)
+        history, on_steps = history.after(gradient, self._pair(point, last, inverse), kept)
         if not history.size:
             return steepest_descent(point.gradient, inverse)
-        product = history.multiply(gradient, on_steps, on_changes, self._scaled_by, inverse)
+        product = history.multiply(gradient, on_steps, self._scaled_by, inverse)
         return quasi_newton(product, point, last, inverse, history._asdict(), self._first_step)
 
-    def _growth(self, step: Tensor, change: Tensor, last: State) -> float:
+    def _pair(self, point: Point, last: State, inverse: Tensor | None) -> Pair | None:
+        """What the last step adds to the history."""
+        found = gradient_change(point, last)
+        if found is None:
+            return None
+        step, change, curvature = found
+        square = dot(change, scaled(change, inverse))
+        # the square of y can be lost where the curvature is not
+        if not square > 0:
+            return None
+        return Pair(step, change, curvature, square, self._growth(last, curvature))
+
+    def _growth(self, last: State, curvature: float) -> float:
         return 1.0
 
     def _first_step(self, point: Point, last: State, slope: float) -> float:
@@ -223,9 +233,9 @@ class SelfScaledBFGSDirection(LBFGSDirection):
 
     _scaled_by = 0  # the oldest
 
-    def _growth(self, step: Tensor, change: Tensor, last: State) -> float:
+    def _growth(self, last: State, curvature: float) -> float:
         """1 / τ = max(1, s'H⁻¹s / s'y) for the H that made the step."""
-        return max(1.0, -last.step * dot(step, last.gradient) / dot(step, change))
+        return max(1.0, -last.step * last.step * last.slope / curvature)
 
     def _first_step(self, point: Point, last: State, slope: float) -> float:
         return at_most_one(point, last, slope)

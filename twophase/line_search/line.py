@@ -89,11 +89,9 @@ class Line:
     @cached_property
     def smallest_step(self) -> float:
         """Step at which the change of every parameter is lost in its own rounding error."""
-        moved = self.direction != 0
-        if not moved.any():
-            return 0.0
-        relative = (self.x[moved] / self.direction[moved]).abs().min().item()
-        return 16 * torch.finfo(self.x.dtype).eps * relative
+        relative = torch.where(self.direction != 0, self.x / self.direction, math.inf)
+        smallest = relative.abs().min().item()
+        return 16 * torch.finfo(self.x.dtype).eps * smallest if smallest < math.inf else 0.0
 
     def trial(self, step: float) -> Trial:
         """The loss at a step: one forward pass; inf for a step that the dtype cannot hold."""
