@@ -3,8 +3,10 @@
 import heapq
 import math
 import sys
-from bisect import bisect_right
+from bisect import bisect_right, insort
+from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import median
 
 from twophase.errors import check_number
@@ -14,6 +16,10 @@ from twophase.settings import Settings
 NORMAL_MAD = 0.6745
 # A median of so many values in a row removes a spike.
 SPIKE = 5
+# Of ordered entries; a larger one is cut in half.
+LARGEST_BLOCK = 1000
+# A key, and how many came before it: equal keys are in the order in which they came.
+Entry = tuple[float, int]
 # Means are over up to a fifth of the values, and at most so many.
 PARTS, WIDEST = 5, 32
 # The noise of n values counts as 1 + 12 / n times what is found of it.
@@ -35,7 +41,7 @@ class PeakTest(Settings):
 
     Everything grows with the time that the peak took, so that neither a dip after the
     initialisation nor the learning rate, which stretches the whole curve, decides. An update takes
-    O(log n), and where keys do not come in order the moving of list entries.
+    O(log n), and where keys do not come in order O(√n) at worst, of quick moves in memory.
 
     By default `factor` is the paper's gn_fact; a `rise` of 2 is more than the dips after the
     initialisation, and far less than the tenfold rises of the paper's Figure 5; a `share` of 0.2
@@ -63,8 +69,8 @@ class PeakSeen:
         self.test = test
         self.width = 1
         self.noise = RunningMedian()
-        # keys in their order, each with its place in the lists below, which are as things came
-        self.order: list[tuple[float, int]] = []
+        # keys, each with its place in the lists below, which are as things came
+        self.order = Ordered()
         self.logs: list[float] = []
         self.medians: list[float] = []  # with those before it in the order when it came
         self._forget()
@@ -74,25 +80,25 @@ class PeakSeen:
 
     def rank(self, key: float) -> int:
         """How many keys are at or below this one."""
-        return bisect_right(self.order, (key, len(self.order)))
+        return self.order.rank((key, len(self.order)))
 
     def add(self, key: float, norm: float) -> tuple[bool, str]:
         """Take a norm at the place of its key; whether the test holds, in words."""
-        place = self.rank(key)
-        self.order.insert(place, (key, len(self.order)))
+        entry = key, len(self.order)
+        self.order.insert(entry)
         # a norm of zero is below every other, and its logarithm must be a number
         self.logs.append(math.log(max(norm, sys.float_info.min)))
-        near = self._before(place, SPIKE, self.logs)
+        near = self._before(entry, SPIKE, self.logs)
         self.medians.append(median(near))
         if len(near) > 2:
             self.noise.add(abs(near[-3] - 2 * near[-2] + near[-1]))
         if self.width < WIDEST and 2 * self.width * PARTS <= len(self):
             self.width *= 2
             self._forget()
-            for i in range(len(self)):
-                self._take(i)
+            for each in self.order:
+                self._take(each)
         else:
-            self._take(place)
+            self._take(entry)
         return self._decide()
 
     def _forget(self) -> None:
@@ -101,13 +107,13 @@ class PeakSeen:
         self.low_keys: list[float] = []
         self.low_values: list[float] = []
 
-    def _before(self, place: int, count: int, of: list[float]) -> list[float]:
-        """The last `count` values of a list up to a place in the order."""
-        return [of[i] for _, i in self.order[max(0, place + 1 - count) : place + 1]]
+    def _before(self, entry: Entry, count: int, of: list[float]) -> list[float]:
+        """The last `count` values of a list up to an entry of the order."""
+        return [of[came] for _, came in self.order.up_to(entry, count)]
 
-    def _take(self, place: int) -> None:
-        """Smooth the value at a place."""
-        key, part = self.order[place][0], self._before(place, self.width, self.medians)
+    def _take(self, entry: Entry) -> None:
+        """Smooth the value of an entry."""
+        key, part = entry[0], self._before(entry, self.width, self.medians)
         value = sum(part) / len(part)
         if value > self.top[0] or (value == self.top[0] and key < self.top[1]):
             self.top = value, key
@@ -148,6 +154,52 @@ class PeakSeen:
 def _deviation(width: int) -> float:
     """The standard deviation of a mean of running medians of five standard normal values."""
     return 1.12 / math.sqrt(width + 3.4)
+
+
+class Ordered:
+    """Entries in their order, in blocks, so that an insertion moves few others."""
+
+    def __init__(self) -> None:
+        self.blocks: list[list[Entry]] = [[]]
+        self.size = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[Entry]:
+        for block in self.blocks:
+            yield from block
+
+    def insert(self, entry: Entry) -> None:
+        """Put an entry in its place."""
+        number = self._block(entry)
+        block = self.blocks[number]
+        insort(block, entry)
+        self.size += 1
+        if len(block) > LARGEST_BLOCK:
+            half = len(block) // 2
+            self.blocks[number : number + 1] = [block[:half], block[half:]]
+
+    def rank(self, entry: Entry) -> int:
+        """How many entries are at or before this one, which may be none of them."""
+        number = self._block(entry)
+        before = sum(map(len, self.blocks[:number]))
+        return before + bisect_right(self.blocks[number], entry)
+
+    def up_to(self, entry: Entry, count: int) -> list[Entry]:
+        """The last `count` entries at or before this one, in their order."""
+        number = self._block(entry)
+        end = bisect_right(self.blocks[number], entry)
+        found = self.blocks[number][max(0, end - count) : end]
+        while len(found) < count and number > 0:
+            number -= 1
+            found = self.blocks[number][len(found) - count :] + found
+        return found
+
+    def _block(self, entry: Entry) -> int:
+        """The block that an entry is in, or belongs to."""
+        # blocks but the first are never empty
+        return bisect_right(self.blocks, entry, lo=1, key=itemgetter(0)) - 1
 
 
 class RunningMedian:
