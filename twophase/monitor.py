@@ -8,16 +8,21 @@ import torch
 from torch import Tensor
 
 from twophase.errors import InputError
+from twophase.objective import Way
 from twophase.settings import Settings
 
 
 class Measured(NamedTuple):
-    """What is known at the end of an epoch, and the passes that it took beyond the epoch's own."""
+    """What is known at the end of an epoch, and the passes that it took beyond the epoch's own.
+
+    `way` is that of the epoch, where the gradients before and after it are known.
+    """
 
     loss: float
     accuracy: float | None
     grad_norm: float
     passes: int
+    way: Way | None = None
 
 
 class Monitor(Settings):

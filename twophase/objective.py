@@ -42,6 +42,20 @@ class Point(NamedTuple):
     resolution: float
 
 
+class Way(NamedTuple):
+    """From a point x₀ to a later one x₁ = x₀ + s: what the gradients g₀ and g₁ there say along it.
+
+    `step_norm` is ‖s‖ and `slope` s'g₀ / ‖s‖ (loss per unit of parameter); `curvature` is
+    s'(g₁ − g₀) / s's (loss per squared unit), the mean curvature between the points, below 0 only
+    where the loss is not convex; `alignment` is the cosine g₀'g₁ / (‖g₀‖ ‖g₁‖).
+    """
+
+    step_norm: float
+    slope: float
+    curvature: float
+    alignment: float
+
+
 class Objective(Protocol):
     """What the second phase minimises; toys, closures and data sets differ only behind it.
 
@@ -103,6 +117,23 @@ def dot(a: Tensor, b: Tensor) -> float:
 def norm(a: Tensor) -> float:
     """Euclidean norm of a flat vector, in float64."""
     return dot(a, a) ** 0.5
+
+
+def way(before: Point, after: Point) -> Way | None:
+    """The way between two points; None where they are one, or a gradient is zero."""
+    parts = zip(
+        *(v.split(2**20) for v in (before.x, after.x, before.gradient, after.gradient)), strict=True
+    )
+    sums = torch.zeros(6, dtype=torch.float64, device=before.x.device)
+    for x0, x1, *gradients in parts:
+        step, (g0, g1) = (x1 - x0).double(), (g.double() for g in gradients)
+        pairs = (step, step), (step, g0), (step, g1), (g0, g1), (g0, g0), (g1, g1)
+        sums += torch.stack([torch.dot(*pair) for pair in pairs])
+    square, first, last, both, *squares = sums.tolist()  # the only wait for a device
+    if not square > 0 or not min(squares) > 0:
+        return None
+    sizes = (squares[0] * squares[1]) ** 0.5
+    return Way(square**0.5, first / square**0.5, (last - first) / square, both / sizes)
 
 
 def round_off(dtype: torch.dtype) -> float:

@@ -24,7 +24,8 @@ class Record:
     above all Adam's gradient norm. The gradient at a swap counts in both, since the rule needs it
     and the second phase starts from it; the one after a last epoch of the second phase starts
     nothing and counts in neither. `step_size` and `evaluations` are the line search's. `status` is
-    a `twophase.second_phase.Status`; `note` says why a phase ended, or which one begins and why.
+    a `twophase.second_phase.Status`; `note` says why a phase ended, or which one begins and why. The last four are an epoch
+    of Adam's `twophase.objective.Way`, None where a gradient at its ends is not known.
     """
 
     epoch: int
@@ -41,6 +42,15 @@ class Record:
     seconds: float
     status: str
     note: str
+    step_norm: float | None = None
+    slope: float | None = None
+    curvature: float | None = None
+    alignment: float | None = None
+
+    @property
+    def way(self) -> Way | None:
+        """The way of an epoch of Adam, where the gradients before and after it are known."""
+        return way_of(self)
 
 
 def read_record(content: dict[str, Any], number: int) -> Record:
@@ -54,6 +64,13 @@ def read_record(content: dict[str, Any], number: int) -> Record:
     if record.epoch != number:
         raise InputError("epoch", record.epoch, str(number))
     return record
+
+
+def way_of(row: Any) -> Way | None:
+    """The way of a record, or of a history's row that has it; None where it is not known."""
+    numbers = [getattr(row, name, None) for name in Way._fields]
+    known = all(number is not None and math.isfinite(number) for number in numbers)
+    return Way(*numbers) if known else None
 
 
 def table(records: Iterable[Record]) -> "pd.DataFrame":

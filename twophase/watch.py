@@ -74,7 +74,7 @@ class Watch:
             accuracy = self.objective.score(work.x).accuracy if classes else None
             return work, Measured(work.point.value, accuracy, size, int(classes))
         try:
-            return work, self.measure(work.x, f" after {where}")
+            seen = self.measure(work.x, f" after {where}")
         except NonFiniteError as error:
             if not safe or before is None:
                 raise
