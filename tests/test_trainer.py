@@ -23,6 +23,7 @@ from twophase.automatic import DEFAULT
 from twophase.errors import InputError
 from twophase.objectives.full_batch import FullBatch
 from twophase.second_phase import SELF_SCALED_BFGS
+from twophase.switching import PositiveCurvature
 from twophase.training import run
 
 SEARCHES = {"golden": GoldenSection(), "parabola": ParabolaFirst(), "wolfe": StrongWolfe()}
@@ -176,6 +177,34 @@ def test_a_state_resumes_exactly(network, dataset, adam, flat, epochs, second, f
     again.load_state_dict(saved(first.state_dict()))
     assert without_seconds(run(again, 9)).equals(without_seconds(expected))
     assert torch.equal(flat(again.model), flat(straight.model))
+
+
+def test_the_way_of_each_epoch_of_adam_is_recorded(network, dataset, adam):
+    """With the gradients before and after it, which mini-batches have from the second on."""
+    trainer = Trainer(network().double(), dataset, adam=adam, switch=5, fallback=None)
+    points = []
+    for _ in range(7):
+        trainer.epoch()
+        points.append(trainer.watch.point)
+    ways = [record.way for record in trainer.history]
+    assert ways[0] is None and ways[5] is None and ways[6] is None
+    for before, after, found in zip(points, points[1:5], ways[1:5], strict=False):
+        step = after.x - before.x
+        slope = torch.dot(step, after.gradient - before.gradient) / torch.dot(step, step)
+        assert found.curvature == pytest.approx(slope.item())
+
+
+def test_a_rule_of_the_way_resumes_and_branches(network, dataset, adam):
+    rule = PositiveCurvature(2)
+    settings = dict(adam=adam, switch=rule, fallback=None)
+    straight = Trainer(network(), dataset, **settings)
+    expected = run(straight, 12)
+    assert straight.swap_epoch is not None and straight.swap_epoch >= 3
+    prefix = Trainer(network(), dataset, second=None, adam=adam)
+    run(prefix, straight.swap_epoch - 1)
+    branch = Trainer(network(seed=1), dataset, **settings)
+    branch.load_state_dict(saved(prefix.state_dict()))
+    assert without_seconds(run(branch, 12)).equals(without_seconds(expected))
 
 
 def normalized(seed=0):

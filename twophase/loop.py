@@ -218,8 +218,7 @@ class Loop:
             "history": [asdict(record) for record in self.history],
             "status": str(self.status),
             "message": self.message,
-            "x": self.objective.vector.read(),
-            "buffers": self.objective.vector.read_buffers(),
+            **self.watch.state_dict(with_point=self._name == ADAM),
             "aside": self.weights.state_dict(),
             "moves": [list(move) for move in self.moves],
             "begun": self._begun and list(self._begun[2:]),
@@ -242,8 +241,7 @@ class Loop:
 
     def _load(self, state: dict[str, Any]) -> None:
         self._reset()
-        vector = self.objective.vector
-        x, buffers = vector.taken(state["x"]), vector.taken_buffers(state.get("buffers", ()))
+        x = self.watch.load_state_dict(state)
         moves: dict[int, list[tuple[float, float]]] = {}
         for epochs, *losses in state.get("moves", ()):
             moves.setdefault(epochs, []).append(tuple(losses))
@@ -264,8 +262,6 @@ class Loop:
             self._at = move[1]
         self.status, self.message = Status(state["status"]), state["message"]
         self.weights.load_state_dict(state["aside"], len(self.history))
-        vector.write(x)
-        vector.write_buffers(buffers)
         used = {ADAM if record.phase == ADAM else SECOND for record in self.history}
         for name in self.phases.keys() & (used | state["phases"].keys()):
             # torch's optimizers keep the tensors they are given, and change them in place
@@ -279,7 +275,7 @@ class Loop:
         measured = seen.loss, seen.accuracy, *validation, seen.grad_norm
         cost = work.step_size, work.evaluations, work.passes, monitor_passes, seconds
         number, status = len(self.history) + 1, str(work.status)
-        return Record(number, self.label, *measured, *cost, status, note="")
+        return Record(number, self.label, *measured, *cost, status, "", *(seen.way or ()))
 
     @property
     def label(self) -> str:
@@ -303,7 +299,7 @@ class Loop:
         if self.course is None:
             return ""
         seen = record.train_loss, record.grad_norm, record.passes
-        told = Told(*seen, judged=here.loss, status=Status(record.status))
+        told = Told(*seen, judged=here.loss, status=Status(record.status), way=record.way)
         if record.phase == ADAM:
             move = self.course.adam(told)
             self.reason = move.reason

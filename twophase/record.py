@@ -1,10 +1,12 @@
 """What is kept of an epoch."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from twophase.errors import InputError
+from twophase.objective import Way
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,8 +26,9 @@ class Record:
     above all Adam's gradient norm. The gradient at a swap counts in both, since the rule needs it
     and the second phase starts from it; the one after a last epoch of the second phase starts
     nothing and counts in neither. `step_size` and `evaluations` are the line search's. `status` is
-    a `twophase.second_phase.Status`; `note` says why a phase ended, or which one begins and why. The last four are an epoch
-    of Adam's `twophase.objective.Way`, None where a gradient at its ends is not known.
+    a `twophase.second_phase.Status`; `note` says why a phase ended, or which one begins and why.
+    The last four are the `twophase.objective.Way` of an epoch of Adam, None where the gradient
+    before or after it was not measured.
     """
 
     epoch: int

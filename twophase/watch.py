@@ -1,5 +1,6 @@
 """Where a training stands: the current point, and what is known at the end of an epoch."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from twophase.data_objectives import TrainingLoss
 from twophase.device import clock
 from twophase.errors import NonFiniteError, check_integer, check_number
 from twophase.monitor import Measured
-from twophase.objective import GRADIENT_PASSES, Point, agree, check_finite, norm
+from twophase.objective import GRADIENT_PASSES, Point, agree, check_finite, norm, way
 from twophase.objectives.mean_loss import Score
 from twophase.phases import Work
 from twophase.second_phase import Status
@@ -43,6 +44,25 @@ class Watch:
         self.device = objective.vector.parameters[0].device
         self.point: Point | None = None
         self.seconds = 0.0
+
+    def state_dict(self, with_point: bool) -> dict[str, Any]:
+        """The parameters and buffers, and what is known of the point if that is wanted."""
+        vector, point = self.objective.vector, self.point if with_point else None
+        known = ("value", "gradient", "resolution")
+        saved = None if point is None else {name: getattr(point, name) for name in known}
+        return {"x": vector.read(), "buffers": vector.read_buffers(), "point": saved}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Tensor:
+        """Take all from a state; returns the parameters [P]. `InputError` for what is none."""
+        vector, saved = self.objective.vector, state.get("point")
+        x, buffers = vector.taken(state["x"]), vector.taken_buffers(state.get("buffers", ()))
+        self.point = None
+        if saved is not None:
+            numbers = [check_number(name, saved[name]) for name in ("value", "resolution")]
+            self.point = Point(x, numbers[0], vector.taken(saved["gradient"]), numbers[1])
+        vector.write(x)
+        vector.write_buffers(buffers)
+        return x
 
     def measure(self, x: Tensor, where: str) -> Measured:
         """Make `x` the current point; what is known there."""
@@ -81,6 +101,10 @@ class Watch:
             x, status = before.x, Status.NOT_FINITE
             work = work._replace(x=x, status=status, message=str(error), point=None)
             return work, self.measure(x, f" before {where}")
+        if before is None or work.evaluations:  # of a line search: the way is not Adam's
+            return work, seen
+        assert self.point is not None
+        return work, seen._replace(way=way(before, self.point))
 
     def validate(self, x: Tensor) -> tuple[float | None, float | None]:
         """Validation loss and accuracy at `x` [P]; None where there are none."""

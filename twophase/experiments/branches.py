@@ -17,7 +17,8 @@ from twophase.errors import TwoPhaseError
 from twophase.experiments import runs
 from twophase.experiments.config import RunConfig, digest
 from twophase.experiments.executors import ALONE, Executor, Job, Outcome
-from twophase.switching.rules import FixedEpoch, SwitchRule, first_switch
+from twophase.record import way_of
+from twophase.switching.rules import FixedEpoch, Seen, SwitchRule, first_switch
 
 log = logging.getLogger("twophase")
 
@@ -131,12 +132,12 @@ def check(done: Iterable[Done]) -> None:
         raise TwoPhaseError(f"{len(failed)} of {len(done)} runs failed; first {first}")
 
 
-def settled(config: RunConfig, trace: Iterable[tuple[float, float]]) -> RunConfig:
+def settled(config: RunConfig, trace: Iterable[Seen]) -> RunConfig:
     """The run that takes the same course as `config`, named by the epoch of its swap.
 
     Without the way back to Adam a rule does nothing but choose that epoch: rules that choose the
     same one are one run, and where none is chosen before the end the run is Adam's own. `config`
-    begins with Adam; `trace` is of its trunk, the epochs' (training loss, gradient norm).
+    begins with Adam; `trace` is of its trunk, see the function of that name.
     """
     if config.second is None:
         return config.trunk()
@@ -188,9 +189,9 @@ def state_for(config: RunConfig, place: Place) -> Path:
     return kept
 
 
-def trace(history: Any) -> list[tuple[float, float]]:
-    """The epochs' (training loss, gradient norm), as switch rules see them."""
-    return list(zip(history.train_loss, history.grad_norm, strict=True))
+def trace(history: Any) -> list[Seen]:
+    """The epochs' (training loss, gradient norm, way), as switch rules see them."""
+    return [(row.train_loss, row.grad_norm, way_of(row)) for row in history.itertuples()]
 
 
 class _Work:

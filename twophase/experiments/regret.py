@@ -33,7 +33,7 @@ from twophase.experiments.config import RunConfig
 from twophase.experiments.executors import ALONE, Executor
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import ImageProblem, PhysicsProblem, Problem
-from twophase.record import ADAM, TRIAL
+from twophase.record import ADAM, TRIAL, way_of
 from twophase.second_phase import Status
 from twophase.switching import (
     Fallback,
@@ -43,8 +43,11 @@ from twophase.switching import (
     LossVariance,
     NormVersusLoss,
     Plateau,
+    PositiveCurvature,
+    ProjectedRate,
     Race,
     RelativeImprovement,
+    SignalToNoise,
     SmoothedNormPeak,
     SwitchRule,
     Told,
@@ -179,6 +182,17 @@ RULES: dict[str, Rule] = {
         f"the mean loss of {RelativeImprovement.window} epochs is less than "
         f"{100 * RelativeImprovement.threshold:g} % below that of as many before (as opifex)",
     ),
+    "positive curvature": _looking(
+        PositiveCurvature,
+        f"the curvature along the last {PositiveCurvature.window} epochs was positive",
+    ),
+    "projected rate": _looking(
+        ProjectedRate, "the rate that gradient descent would need has settled (SWATS)"
+    ),
+    "signal to noise": _looking(
+        SignalToNoise,
+        f"the gradients' ratio of signal to noise is {SignalToNoise.rise:g} times its lowest",
+    ),
     "gradient threshold": _looking(
         GradientThreshold, f"the norm is below {GradientThreshold.threshold:g} (as opifex)"
     ),
@@ -210,7 +224,7 @@ def end(history: pd.DataFrame, config: RunConfig) -> End:
     loss = attrgetter(f"{config.keep}_loss")
     for row in history.itertuples():
         seen = row.train_loss, row.grad_norm, row.passes
-        told = Told(*seen, judged=loss(row), status=Status(row.status))
+        told = Told(*seen, judged=loss(row), status=Status(row.status), way=way_of(row))
         if row.phase == ADAM:
             planned.adam(told)
         else:

@@ -36,7 +36,7 @@ from twophase.experiments.provenance import git_revision, now, versions
 from twophase.problems import networks
 from twophase.problems.problem import Task
 from twophase.record import ADAM, SECOND, TRIAL, Record
-from twophase.switching.rules import SwitchRule
+from twophase.switching.rules import SwitchRule, tell
 from twophase.trainer import Trainer
 from twophase.training import Fit
 from twophase.training import run as train
@@ -209,8 +209,8 @@ def _keeper(
 
     def fired(record: Record) -> list[str]:
         """The branches that leave after this epoch; each leaves once."""
-        seen = record.train_loss, record.grad_norm
-        names = [name for name, rule in waiting.items() if rule.update(*seen).switch]
+        seen = record.train_loss, record.grad_norm, record.way
+        names = [name for name, rule in waiting.items() if tell(rule, *seen).switch]
         for name in names:
             del waiting[name]
         return names

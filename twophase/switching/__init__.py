@@ -8,6 +8,7 @@ from twophase.switching.heuristics import (
     Plateau,
     RelativeImprovement,
 )
+from twophase.switching.path import PositiveCurvature, ProjectedRate, SignalToNoise
 from twophase.switching.peak import PeakTest
 from twophase.switching.race import Race
 from twophase.switching.rules import (

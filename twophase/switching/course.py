@@ -5,11 +5,11 @@ from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
 from twophase.errors import InputError, check_integer, check_type
-from twophase.objective import GRADIENT_PASSES
+from twophase.objective import GRADIENT_PASSES, Way
 from twophase.second_phase import Status
 from twophase.switching.fallback import Fallback
 from twophase.switching.race import Race, Stage
-from twophase.switching.rules import FixedEpoch, SwitchRule
+from twophase.switching.rules import FixedEpoch, SwitchRule, tell
 
 
 class Action(Enum):
@@ -31,7 +31,7 @@ class Move(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a course is told of an epoch: its end, its passes, how an iteration ended.
+    """What a course is told of an epoch: its end, its passes, how an iteration ended, Adam's way.
 
     Trials are judged by the loss `judged`: the training loss again, or that of validation.
     """
@@ -41,6 +41,7 @@ class Told(NamedTuple):
     passes: int
     judged: float
     status: Status = Status.MOVED
+    way: Way | None = None
 
 
 class Course(Protocol):
@@ -135,7 +136,7 @@ class ByRule(_WithFallback):
         return False
 
     def adam(self, told: Told) -> Move:
-        decision = self.rule.update(told.loss, told.grad_norm)
+        decision = tell(self.rule, told.loss, told.grad_norm, told.way)
         self.reading += getattr(self.rule, "price", GRADIENT_PASSES)
         self._watch_adam(told)
         ready = self.fallback is None or self.fallback.ready

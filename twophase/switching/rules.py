@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 from twophase.errors import InputError, check_integer, check_number, check_type
-from twophase.objective import GRADIENT_PASSES
+from twophase.objective import GRADIENT_PASSES, Way
 from twophase.settings import Settings, Stateful, state
 from twophase.switching.peak import PeakSeen, PeakTest
+
+# what a rule is told of an epoch: loss and gradient norm, and its way, too
+Seen = tuple[float, float] | tuple[float, float, Way | None]
 
 
 class Decision(NamedTuple):
@@ -24,7 +27,9 @@ class SwitchRule(Protocol):
     A rule touches neither model nor data, and replays over a recorded trace. The library's, but for
     `FixedEpoch`, raise `InputError` where a loss or norm is not finite or a norm below zero.
     `price` is what an epoch's numbers cost, in passes over the data, where Adam takes mini-batches:
-    3 for the norm, 1 for the loss alone.
+    3 for the norm, 1 for the loss alone. A rule with `sees_way = True` has a third argument in
+    `update`, the `twophase.objective.Way` of the epoch, None where that is not known: in the first
+    epoch of mini-batches, and with `FromBatches`.
     """
 
     price: int
@@ -125,13 +130,19 @@ class NormVersusLoss(SmoothedNormPeak):
         return Decision(switch, f"by falling loss, {reason}")
 
 
-def replay(rule: SwitchRule, trace: Iterable[tuple[float, float]]) -> list[Decision]:
-    """The decisions of a fresh rule over a recorded trace of (loss, gradient norm) per epoch."""
+def tell(rule: SwitchRule, loss: float, grad_norm: float, way: Way | None = None) -> Decision:
+    """One update of a rule, with the way if it sees that."""
+    seen = (loss, grad_norm, way) if getattr(rule, "sees_way", False) else (loss, grad_norm)
+    return rule.update(*seen)
+
+
+def replay(rule: SwitchRule, trace: Iterable[Seen]) -> list[Decision]:
+    """The decisions of a fresh rule over a recorded trace, of what it is told of each epoch."""
     rule = rule.fresh()
-    return [rule.update(loss, grad_norm) for loss, grad_norm in trace]
+    return [tell(rule, *seen) for seen in trace]
 
 
-def first_switch(rule: SwitchRule, trace: Iterable[tuple[float, float]]) -> int | None:
+def first_switch(rule: SwitchRule, trace: Iterable[Seen]) -> int | None:
     """The epoch, counted from 1, after which `replay` first says switch; None if it never does."""
     decisions = enumerate(replay(rule, trace), 1)
     return next((epoch for epoch, decision in decisions if decision.switch), None)
