@@ -55,7 +55,7 @@ class Meter:
         self.problem, self.budget, self.goal = problem, evaluations, goal
         self.spent, self.starts, self.lowest = 0, 0, math.inf
         self.rows: list[tuple[int, float]] = []
-        self._last: np.ndarray | None = None
+        self._at = self._residuals = np.empty(0)
 
     def saw(self, spent: int, loss: float) -> None:
         """A loss was met, for so many evaluations."""
@@ -70,10 +70,9 @@ class Meter:
 
     def residuals(self, w: np.ndarray) -> np.ndarray:
         """Residuals [R] at w [n]: one evaluation."""
-        found = self.problem.residuals(w)
-        self._last = w.copy()
-        self.saw(1, float(np.square(found).mean()))
-        return found
+        self._at, self._residuals = w.copy(), self.problem.residuals(w)
+        self.saw(1, float(np.square(self._residuals).mean()))
+        return self._residuals
 
     def value(self, w: np.ndarray) -> float:
         """The loss at w [n]: one evaluation."""
@@ -81,15 +80,16 @@ class Meter:
 
     def jacobian(self, w: np.ndarray) -> np.ndarray:
         """The residuals' Jacobian [R, n]: two evaluations at the point last seen, else three."""
-        if self._last is None or not np.array_equal(w, self._last):
+        if not np.array_equal(w, self._at):
             self.residuals(w)
+        found = self.problem.jacobian(w)
         self.saw(2, math.inf)
-        return self.problem.jacobian(w)
+        return found
 
     def gradient(self, w: np.ndarray) -> np.ndarray:
         """The gradient [n]; it counts like the Jacobian."""
         jacobian = self.jacobian(w)
-        return 2 / len(jacobian) * (self.problem.residuals(w) @ jacobian)
+        return 2 / len(jacobian) * (self._residuals @ jacobian)
 
     def value_and_gradient(self, w: np.ndarray) -> tuple[float, np.ndarray]:
         """The loss and its gradient [n]: three evaluations."""

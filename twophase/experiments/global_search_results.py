@@ -121,19 +121,26 @@ def _verdict(name: str, table: pd.DataFrame, own: str) -> str:
     sizes = found.columns[np.isfinite(found).any()]
     if sizes.empty:
         return f"**{name}**: nobody finds the global minimum on most seeds."
-    size = sizes.max()
-    at = found[size].sort_values()
-    there = at[np.isfinite(at)]
-    best = f"{at.index[0]}, {at.iloc[0]:,.0f}"
-    text = f"**{name}**, {size} parameters: the fewest evaluations has {best}"
+    at = found[sizes.max()].sort_values()
+    text = f"**{name}**, {_parameters(sizes.max())}: the fewest evaluations: "
+    text += f"{at.index[0]}, {at.iloc[0]:,.0f}"
     if np.isfinite(at[own]):
-        place = list(at.index).index(own) + 1
-        text += f"; {own} is number {place} of {len(at)} with {at[own]:,.0f}, "
+        text += f"; {own} is number {at.index.get_loc(own) + 1} of {len(at)} with {at[own]:,.0f}, "
         text += f"{at[own] / at.iloc[0]:.1f} times as many."
     else:
         text += f"; {own} misses it on most seeds."
-    missed = [method for method in at.index if method not in there.index]
-    return text + (f" Missed on most seeds: {', '.join(missed)}." if missed else "")
+    missed = at.index[np.isinf(at)]
+    return text + (f" Missed on most seeds: {', '.join(missed)}." if len(missed) else "")
+
+
+def _parameters(count: int) -> str:
+    return f"{count} parameter" + "s" * int(count != 1)
+
+
+def left_out(methods: Mapping[str, Method] = METHODS) -> str:
+    """A sentence that names the methods whose package is not installed; empty if there is none."""
+    names = ", ".join(name for name, method in methods.items() if not method.installed)
+    return f"Left out, because its package is not installed here: {names}." if names else ""
 
 
 # ---- where local methods end --------------------------------------------------------------------
@@ -232,14 +239,15 @@ def claim(table: pd.DataFrame) -> str:
 def _claim(name: str, table: pd.DataFrame) -> str:
     share = {end: (table.end == end).mean() for end in End}
     spurious, saddle = share[End.SPURIOUS], share[End.SADDLE]
-    met = [f"{spurious:.0%} in spurious minima"] * (spurious > 0)
-    met += [f"{saddle:.1%} at saddle points"] * (saddle > 0)
+    met = [f"{spurious:.0%} in spurious minima"] * int(spurious > 0)
+    met += [f"{saddle:.1%} at saddle points"] * int(saddle > 0)
     verdict = f"**they are met**: {' and '.join(met)}" if met else "**none are met**"
     text = f"**{name}**, {len(table):,} ends: {verdict}; "
     text += f"{share[End.GLOBAL]:.0%} in the global minimum, "
     text += f"{share[End.FLAT]:.0%} where it is flat, {share[End.MOVING]:.0%} not converged."
     if spurious:
         by = table.groupby("parameters").end.agg(lambda of: (of == End.SPURIOUS).mean())
-        text += f" Spurious minima: {by.iloc[0]:.0%} of the ends with {by.index[0]} parameter"
-        text += f"{'s' * (by.index[0] > 1)}, {by.iloc[-1]:.0%} with {by.index[-1]}."
+        first, last = _parameters(by.index[0]), by.index[-1]
+        text += f" Spurious minima: {by.iloc[0]:.0%} of the ends with {first}, "
+        text += f"{by.iloc[-1]:.0%} with {last}."
     return text

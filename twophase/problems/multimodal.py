@@ -19,7 +19,7 @@ from twophase.problems.toys import TanhTask
 # Teacher: hidden units, and where its examples are.
 UNITS, INPUTS = 3, np.linspace(-2, 2, 24)[:, None]
 # A neuron in conflict: two inputs on each axis, and the ranges of their targets.
-CONFLICT, FIRST, OTHER = (3.0, 0.4), (0.2, 0.6), (-0.8, -0.4)
+CONFLICT, FIRST, OTHER = (4.0, 0.4), (0.2, 0.6), (-0.8, -0.4)
 # Random points of the box whose median loss, less the minimum, is the scale of a problem.
 POINTS = 1001
 
