@@ -67,13 +67,9 @@ def _missing(path: Path, *case: object) -> pd.DataFrame | None:
 
 def _append(path: Path, before: pd.DataFrame, rows: pd.DataFrame) -> None:
     if len(rows):
-        whole = (
-            pd.concat([before, rows[CASE + [c for c in rows if c not in CASE]]])
-            if len(before)
-            else rows
-        )
-        short = whole[CASE + [c for c in whole if c not in CASE]]
-        write_atomically(path, short.to_csv(index=False, float_format="%.6g"))
+        rows = rows[[*CASE, *rows.columns.difference(CASE, sort=False)]]
+        whole = pd.concat([before, rows]) if len(before) else rows
+        write_atomically(path, whole.to_csv(index=False, float_format="%.6g"))
 
 
 if __name__ == "__main__":

@@ -208,9 +208,8 @@ def shares(
     table: pd.DataFrame, by: Sequence[str] = ("problem", "parameters", "method")
 ) -> pd.DataFrame:
     """The share of each kind of end, by columns of a `census`."""
-    found = pd.crosstab([table[name] for name in by], table.end, normalize="index")
-    order = pd.MultiIndex.from_frame(table[list(by)].drop_duplicates())
-    return found.reindex(order).reindex(columns=[end.value for end in End], fill_value=0.0)
+    found = pd.DataFrame({end.value: table.end == end for end in End})
+    return found.groupby([table[name] for name in by], sort=False).mean()
 
 
 def to_shares(table: pd.DataFrame) -> pd.DataFrame:
