@@ -37,8 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--starts", type=int, default=20, help="of each draw in the census")
     parser.add_argument("--out", type=Path, default=Path("reports/reference/global-search"))
     chosen, began = parser.parse_args(arguments), time.perf_counter()
-    facts = comparison.facts([], "cpu")
     chosen.out.mkdir(parents=True, exist_ok=True)
+    notes = chosen.out / "provenance.json"
+    kept = json.loads(notes.read_text()) if notes.exists() else {"commands": []}
+    command = ["python", "benchmarks/global_search.py", *(arguments or sys.argv[1:])]
+    facts = comparison.facts([], "cpu") | {"command": " ".join(command)}
+    kept["commands"].append(facts)
+    # now, as it may be stopped
+    write_json(notes, kept)
     cases = list(product(chosen.problems, chosen.parameters, chosen.methods))
     for problem, size, name in cases:
         for seed in range(chosen.seeds):
@@ -51,11 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if made is not None and name in LOCAL:
             one = census([problem], [size], [seed], chosen.starts, {name: LOCAL[name]})
             _append(chosen.out / "ends.csv", made, pd.concat(one))
-    notes = chosen.out / "provenance.json"
-    kept = json.loads(notes.read_text()) if notes.exists() else {"commands": []}
-    command = ["python", "benchmarks/global_search.py", *(arguments or sys.argv[1:])]
-    seconds = round(time.perf_counter() - began)
-    kept["commands"].append(facts | {"command": " ".join(command), "wall_seconds": seconds})
+    facts["wall_seconds"] = round(time.perf_counter() - began)
     write_json(notes, kept)
 
 

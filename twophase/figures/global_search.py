@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from twophase.experiments.global_search_results import End, medians, shares
 from twophase.figures.style import COLORS, GREY, MARKERS, line_style
 
 # of the axes' height: the strip of misses of a method above them
-STRIP = 0.045
+STRIP = 0.03
 # colour and hatch of each kind of end
 LOOKS = {
     End.GLOBAL: (COLORS[0], ""),
@@ -38,9 +38,12 @@ def evaluations_over_parameters(ax: Axes, table: pd.DataFrame, methods: Sequence
         missed = row.index[np.isinf(row)]
         strip = {"transform": ax.get_xaxis_transform(), "clip_on": False, "color": look["color"]}
         heights = np.full(len(missed), 1 + STRIP * (index + 0.7))
-        ax.plot(missed, heights, linestyle="none", marker="x", markeredgewidth=1.8, **strip)
+        look = {"linestyle": "none", "marker": "x", "markeredgewidth": 1.8}
+        for cross in ax.plot(missed, heights, **look, **strip):
+            # the layout would take it for a part of the axes that has no end
+            cross.set_in_layout(False)
     ax.set(yscale="log", xlabel="parameters $n$", ylabel="evaluations")
-    ax.xaxis.set_major_locator(FixedLocator(found.columns.to_list()))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 
