@@ -117,7 +117,8 @@ def verdict(table: pd.DataFrame, own: str = "Adam, then second phase") -> str:
 
 
 def _verdict(name: str, table: pd.DataFrame, own: str) -> str:
-    found = medians(table).droplevel("problem")
+    # where all methods were run
+    found = medians(table).droplevel("problem").dropna(axis="columns")
     sizes = found.columns[np.isfinite(found).any()]
     if sizes.empty:
         return f"**{name}**: nobody finds the global minimum on most seeds."
