@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 import twophase as tp
-from twophase.__main__ import _config, build_parser, main
+from twophase.__main__ import _config, _executor, build_parser, main
 from twophase.errors import InputError
 from twophase.experiments.config import RunConfig
+from twophase.experiments.executors import Local
 from twophase.experiments.runs import run
 from twophase.problems import networks
 from twophase.problems.problem import ImageProblem, PhysicsProblem
@@ -300,6 +301,50 @@ def test_report_is_quick_by_default(monkeypatch, capsys, tmp_path):
     )
     assert twophase(capsys, "report")[0] == 0
     assert calls == [("quick", None, None)]
+
+
+def executor(*arguments):
+    return _executor(build_parser().parse_args(arguments))
+
+
+def test_commands_of_many_runs_take_an_executor():
+    for command in (["table1"], ["compare", "--out", "x"], ["regret", "--out", "x"]):
+        assert executor(*command) == Local(1)
+        assert executor(*command, "--executor", "local") == Local()
+        assert executor(*command, "--executor", "Local(3)") == Local(3)
+    assert executor("sweep", "x.yaml", "--out", "x") == Local()
+    assert executor("compare", "--out", "x", "--processes", "4") == Local(4)
+
+
+def test_two_executors_are_one_too_many(capsys):
+    code, _, errors = twophase(
+        capsys, "compare", "--out", "x", "--processes", "2", "--executor", "local"
+    )
+    assert (code, len(errors)) == (2, 1)
+    assert "processes: 2 is not allowed; use nothing with --executor" in errors[0]
+
+
+@pytest.mark.parametrize("command", ["report", "table1", "compare", "regret", "sweep"])
+def test_an_executor_that_is_not_there_is_one_line(monkeypatch, capsys, tmp_path, command):
+    monkeypatch.setenv("PATH", "")
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("seed: 0")
+    out = tmp_path / "out"
+    more = [str(spec)] if command == "sweep" else []
+    for text in ("slurm", "Slurms"):
+        code, _, errors = twophase(capsys, command, *more, "--executor", text, "--out", str(out))
+        assert (code, len(errors)) == (2, 1)
+        assert "executor: " in errors[0]
+        assert not out.exists()
+
+
+def test_the_report_hands_the_executor_to_the_ablations(monkeypatch, capsys, tmp_path):
+    calls = []
+    monkeypatch.setattr(
+        "twophase.reporting.report.build", lambda *args, **more: calls.append(more) or tmp_path
+    )
+    assert twophase(capsys, "report", "--executor", "Local(2)")[0] == 0
+    assert calls[0]["parameters"] == {"executor": "Local(2)"}
 
 
 def test_the_same_command_runs_on_the_real_mnist(tmp_path, capsys):

@@ -40,6 +40,7 @@ from twophase.directions import BETA_RULES
 from twophase.directions.dense import UPDATES
 from twophase.errors import InputError
 from twophase.experiments.config import RunConfig
+from twophase.experiments.executors import Local, Slurm
 from twophase.problems import gpt, images, networks, physics
 from twophase.problems.problem import ImageProblem, PhysicsProblem, TextProblem
 from twophase.settings import Settings, from_dict, from_text
@@ -146,6 +147,8 @@ KINDS = {
     ImageProblem: image_problems,
     PhysicsProblem: equations,
     TextProblem: texts,
+    Local: st.builds(Local, maybe(whole(1)), whole(1)),
+    Slurm: st.builds(Slurm, st.text(), whole(1), whole(1), whole(1), whole(0), whole(1)),
     RunConfig: st.builds(
         RunConfig,
         problem=image_problems | equations | texts,

@@ -334,3 +334,20 @@ def test_jobs_of_a_process_that_was_killed_are_taken_over(slurm, tmp_path):
     assert outcome.error == "" and outcome.seconds > 20
     assert len(pickles()) == 1, "nothing was submitted anew"
     wait_until(lambda: not names & set(queued()))
+
+
+@pytest.mark.slow
+def test_a_queue_that_does_not_answer_is_one_line_or_waited_for(slurm, tmp_path, monkeypatch):
+    cluster = pytest.importorskip("twophase.experiments.slurm").Cluster
+    ask, answers = cluster._queue, []
+
+    def mostly(self):
+        answers.append(ask(self) if len(answers) in (0, 6) else None)
+        return answers[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "_queue", mostly)
+        assert values(slurm, [Job(math.sqrt, (4.0,))], tmp_path) == {Job(math.sqrt, (4.0,)): 2.0}
+    monkeypatch.setattr(cluster, "_queue", lambda self: None)
+    with pytest.raises(TwoPhaseError, match="^Slurm does not answer"):
+        list(slurm.run([Job(math.sqrt, (4.0,))], tmp_path))

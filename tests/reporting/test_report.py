@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from twophase.errors import InputError
-from twophase.experiments.progress import Progress
+from twophase.experiments.progress import Progress, duration
 from twophase.reporting import execution, report
 from twophase.reporting.notebook import PRESET_VARIABLE
 from twophase.reporting.report import ReportError, build
@@ -336,7 +336,7 @@ def test_the_time_left_counts_the_notebooks_that_run_beside_each_other(
     ],
 )
 def test_durations_read_well(seconds, text):
-    assert report._duration(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

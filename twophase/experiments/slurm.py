@@ -84,6 +84,8 @@ class Cluster:
     def finished(self) -> list[Outcome]:
         time.sleep(self._pause)
         states = self._queue()
+        if states is None:
+            states = dict.fromkeys(self._submitted, "?")
         self.running = sum(states.get(each) == "RUNNING" for each in self._submitted)
         found = [self._outcome(name, states) for name in list(self._submitted)]
         outcomes = [outcome for outcome in found if outcome is not None]
@@ -126,10 +128,12 @@ class Cluster:
     def _found(self) -> dict[Job, submitit.SlurmJob]:
         """The jobs of this folder that are in the queue; what others have left is removed."""
         found, queued = {}, self._queue()
+        if queued is None:
+            raise TwoPhaseError("Slurm does not answer: squeue failed")
         for path in self._folder.glob("*_submitted.pkl"):
             name = path.name.removesuffix("_submitted.pkl")
             each = submitit.SlurmJob(self._folder, name)
-            if name not in queued:
+            if queued.get(name, "COMPLETING") == "COMPLETING":
                 self._remove(name)
                 continue
             try:
@@ -143,13 +147,13 @@ class Cluster:
         for path in self._folder.glob(f"{name}_*"):
             path.unlink(missing_ok=True)
 
-    def _queue(self) -> dict[str, str]:
-        """The state of each of the user's jobs; those submitted here are "?" if nobody says."""
+    def _queue(self) -> dict[str, str] | None:
+        """The state of each of the user's jobs; None where Slurm does not answer."""
         who = ["--user", str(os.getuid())]
         command = ["squeue", "--noheader", "--array", *who, "--format", "%i %T"]
         said = subprocess.run(command, capture_output=True, text=True)
         if said.returncode != 0:
-            return dict.fromkeys(self._submitted, "?")
+            return None
         return dict(line.split(maxsplit=1) for line in said.stdout.splitlines())
 
     def _outcome(self, name: str, states: dict[str, str]) -> Outcome | None:
