@@ -85,8 +85,8 @@ def test_the_method_fits_in_one_sitting():
 
 
 def test_the_package_is_small():
-    assert sum(map(length, CHOICES)) <= 4000
-    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 16_000
+    assert sum(map(length, CHOICES)) <= 4200
+    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 17_000
 
 
 def functions(path):

@@ -72,8 +72,8 @@ def read_record(content: dict[str, Any], number: int) -> Record:
 def way_of(row: Any) -> Way | None:
     """The way of a record, or of a history's row that has it; None where it is not known."""
     numbers = [getattr(row, name, None) for name in Way._fields]
-    known = all(number is not None and math.isfinite(number) for number in numbers)
-    return Way(*numbers) if known else None
+    known = [number for number in numbers if number is not None and math.isfinite(number)]
+    return Way(*known) if len(known) == len(numbers) else None
 
 
 def table(records: Iterable[Record]) -> "pd.DataFrame":
