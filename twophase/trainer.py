@@ -12,7 +12,6 @@ from twophase.loop import Loop
 from twophase.losses import Loss, mse
 from twophase.modules import check_modules
 from twophase.monitor import Exact, Monitor
-from twophase.objectives.mean_loss import MeanLoss
 from twophase.phases import AdamPhase, DescentPhase, Phase, check_phases
 from twophase.record import ADAM, SECOND
 from twophase.rehearsal import rehearse
@@ -86,10 +85,8 @@ class Trainer(Loop):
         self.device = objective.vector.parameters[0].device
         if second is not None and not freeze:
             check_modules(self.model)
-        if isinstance(objective, MeanLoss):
-            rehearse(objective, second is not None, freeze or second is None)
-        if isinstance(self.validation, MeanLoss):
-            rehearse(self.validation, second=False, eval_mode=True)
+        rehearse(objective, second is not None, freeze or second is None)
+        rehearse(self.validation, second=False, eval_mode=True)
         phases: dict[str, Phase] = {}
         first = None
         if adam is not None:
