@@ -1,5 +1,6 @@
 """The command line: what it leaves, every setting by name, errors in one line with exit code 2."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import twophase as tp
 from twophase.__main__ import _config, _executor, build_parser, main
@@ -105,6 +108,8 @@ def test_a_loss_that_turns_nan_leaves_nothing_that_looks_finished(tmp_path, caps
         ("--epochs", "0", "a whole number of at least 1"),
         ("--epochs", "-3", "a whole number of at least 1"),
         ("--epochs", "ten", "a whole number"),
+        ("--epochs", "1" + 30 * "0", "and at most 9223372036854775807"),
+        ("--data", "", "the path of a folder or file"),
         ("--seed", "-1", "a whole number of at least 0"),
         ("--seed", "99999999999999999999", "a whole number of at least 0"),
         ("--batch-size", "0", "a whole number of at least 1"),
@@ -356,3 +361,54 @@ def test_the_same_command_runs_on_the_real_mnist(tmp_path, capsys):
     )
     assert code == 0
     assert "completed after 4 epochs" in printed
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "--out", ""], ["plot", "run", "--out", ""], ["plot", ""]]
+)
+def test_an_empty_path_is_not_the_working_folder(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = twophase(capsys, *arguments)
+    assert (code, len(errors)) == (2, 1)
+    assert "use the path of a folder or file" in errors[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["table1", "traces", "compare", "regret"])
+def test_more_seeds_than_anybody_can_wait_for_are_refused(tmp_path, capsys, command):
+    code, _, errors = twophase(capsys, command, "--seeds", "1000000000", "--out", str(tmp_path))
+    assert (code, len(errors)) == (2, 1)
+    assert "at least 1 and at most 10000" in errors[0]
+
+
+def test_a_path_that_the_terminal_cannot_print(tmp_path, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert main(["plot", str(tmp_path / "ä")]) == 2
+    terminal.flush()
+    assert b"\\xe4" in terminal.buffer.getvalue()
+
+
+OPTIONS = [
+    "--problem", "--model", "--strategy", "--epochs", "--seed", "--dtype", "--batch-size",
+    "--learning-rate", "--second", "--direction", "--line-search", "--preconditioner", "--switch",
+    "--fallback", "--monitor", "--keep", "--train-examples", "--validation-examples", "--device",
+]  # fmt: skip
+VALUES = ["", "None", "default", "paper", "-1", "1e400", "nan", "GoldenSection(", "Race(passes=0)"]
+VALUES += ["Descent", "Fallback(trial='x')", "(((" * 200, "\x00", "Identity", "cuda:99", "poisson"]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*OPTIONS, "--frieze", ""]), st.sampled_from(VALUES) | st.text()),
+        max_size=3,
+    )
+)
+def test_any_command_line_is_a_configuration_or_one_line(capsys, monkeypatch, given):
+    """What a run would do is not done here."""
+    done = {"status": "", "epochs": 0, "passes": 0, "train_loss": 0.0}
+    monkeypatch.setattr("twophase.experiments.runs.run", lambda *arguments: done)
+    arguments = [part for pair in given for part in pair]
+    code, _, errors = twophase(capsys, "run", *arguments, "--out", "there")
+    assert (code, len(errors)) in ((0, 0), (2, 1))

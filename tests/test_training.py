@@ -440,3 +440,28 @@ def test_a_frozen_second_phase_lowers_the_loss_of_eval_mode():
     model.eval()
     with torch.no_grad():
         assert mse(model(inputs), data[1]).item() == pytest.approx(second[-1], rel=1e-12)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, twophase.NonFiniteError])
+def test_what_was_reached_is_in_the_error(network, rings, adam, error):
+    def stop(record):
+        if record.epoch == 3:
+            raise error
+
+    with pytest.raises(error) as raised:
+        fit(network(), rings(), epochs=5, adam=adam, on_epoch=stop)
+    assert [record.epoch for record in raised.value.records] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("loss", "mse"), ("loss", lambda outputs: outputs), ("on_epoch", 3), ("progress", 3)],
+        *[("freeze", 1), ("adam", torch.ones(2)), ("second", torch.ones(2))],
+    ],
+)
+def test_arguments_of_another_kind_name_themselves(network, rings, field, value):
+    with pytest.raises(InputError, match=f"^{field}: "):
+        fit(network(), rings(), epochs=2, **{field: value})
+    with pytest.raises(InputError, match="^model: "):
+        fit(torch.ones(2), rings(), epochs=2)

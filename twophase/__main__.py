@@ -1,6 +1,7 @@
 """The command line, `python -m twophase COMMAND`, from `report` and `run` to `download`."""
 
 import argparse
+import io
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,21 +35,21 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = add("report", "execute the notebooks, write HTML reports", _report)
     report.add_argument("--preset", default="quick", help="smoke, quick (default) or paper")
-    report.add_argument("--out", type=Path, help="folder; default: reports/")
+    report.add_argument("--out", type=_path, help="folder; default: reports/")
     report.add_argument("--notebooks", nargs="+", help="their numbers; default: all")
     report.add_argument("--jobs", type=_number("jobs", int), help="how many notebooks at a time")
     report.add_argument("--executor", help=f"of the ablations' runs: {EXECUTORS}")
     _device_option(report)
     _run_options(add("run", "train one model; leave a folder with its history", _run))
     plot = add("plot", "draw a run's gradient norm over its loss", _plot)
-    plot.add_argument("run", type=Path, help="the folder of a finished run")
-    plot.add_argument("--out", type=Path, help="PNG; default: in that folder")
+    plot.add_argument("run", type=_path, help="the folder of a finished run")
+    plot.add_argument("--out", type=_path, help="PNG; default: in that folder")
     _table1_options(add("table1", "the paper's Table 1, resumable", _table1))
     _compare_options(add("compare", "second phases and their competitors, resumable", _compare))
     _regret_options(add("regret", "switch rules against the best fixed swap, resumable", _regret))
     _pattern_options(add("pattern", "does the paper's pattern hold? resumable", _pattern))
     sweep = add("sweep", "the runs of a YAML file, resumable", _sweep)
-    sweep.add_argument("spec", type=Path, help="fields, each with a value or a list of them")
+    sweep.add_argument("spec", type=_path, help="fields, each with a value or a list of them")
     _executor_options(sweep, "local")
     _place_options(sweep, "folder of the runs and of sweep.csv")
     traces = add("traces", "record gradient norms of Adam alone, resumable", _traces)
@@ -61,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _place_options(bench, "folder for the results; default: none", required=False)
     download = add("download", "fetch a data set, or mend a damaged one", _download)
     download.add_argument("dataset", help="mnist, fashion-mnist, cifar10 or cifar100")
-    download.add_argument("--data", type=Path, help="data folder")
+    download.add_argument("--data", type=_path, help="data folder")
     return parser
 
 
@@ -73,6 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupted.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        # a path may have letters that the terminal has not
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         options = build_parser().parse_args(given, argparse.Namespace(arguments=given))
         return options.command(options) or 0
@@ -210,7 +215,7 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-tuning", action="store_true", help="all methods as shipped")
     _executor_options(parser)
     _number_options(parser, "processes", help="the same as --executor 'Local(N)'")
-    parser.add_argument("--work", type=Path, help="folder to resume from; default: OUT/runs")
+    parser.add_argument("--work", type=_path, help="folder to resume from; default: OUT/runs")
     _place_options(parser, "folder of the tables")
 
 
@@ -243,7 +248,7 @@ def _regret_options(parser: argparse.ArgumentParser) -> None:
     _number_options(parser, "seeds", default=3)
     _executor_options(parser)
     _number_options(parser, "processes", help="the same as --executor 'Local(N)'")
-    parser.add_argument("--work", type=Path, help="folder to resume from; default: OUT/runs")
+    parser.add_argument("--work", type=_path, help="folder to resume from; default: OUT/runs")
     _place_options(parser, "folder of the table")
 
 
@@ -275,7 +280,7 @@ def _pattern_options(parser: argparse.ArgumentParser) -> None:
     _number_options(parser, "learning-rate", kind=float, default=1e-3)
     parser.add_argument("--freeze", action="store_true", help=FREEZE)
     _executor_options(parser)
-    parser.add_argument("--work", type=Path, help="folder to resume from; default: OUT/runs")
+    parser.add_argument("--work", type=_path, help="folder to resume from; default: OUT/runs")
     _place_options(parser, "folder of the tables")
 
 
@@ -377,8 +382,8 @@ def _executor(options: argparse.Namespace):
 
 def _place_options(parser: argparse.ArgumentParser, out: str, required: bool = True) -> None:
     _device_option(parser)
-    parser.add_argument("--data", type=Path, help="data folder")
-    parser.add_argument("--out", type=Path, required=required, help=out)
+    parser.add_argument("--data", type=_path, help="data folder")
+    parser.add_argument("--out", type=_path, required=required, help=out)
 
 
 def _device_option(parser: argparse.ArgumentParser) -> None:
@@ -395,6 +400,15 @@ def _number_options(
     for name in names:
         parse = _number(name.replace("-", "_"), kind)
         parser.add_argument(f"--{name}", type=parse, default=default, help=help)
+
+
+def _path(text: str) -> Path:
+    """A path; an empty one would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError(
+            str(InputError("path", text, "the path of a folder or file"))
+        )
+    return Path(text)
 
 
 def _number(name: str, kind: type):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twophase.data_objectives import TrainingLoss
 from twophase.errors import InputError, TwoPhaseError
 from twophase.losses import Loss
 from twophase.modules import evaluating
@@ -17,14 +18,17 @@ from twophase.objectives.mean_loss import MeanLoss
 LOSS = "a function of outputs and targets that returns their mean loss, a real scalar with a graph"
 
 
-def rehearse(objective: MeanLoss, second: bool, eval_mode: bool) -> None:
+def rehearse(objective: TrainingLoss | None, second: bool, eval_mode: bool) -> None:
     """Raise `InputError` where model, loss and examples do not go together.
 
     That is a loss that is no scalar, has no graph or does not take such targets, shapes that would
     be broadcast, inputs of a kind that the model does not take, sparse gradients, and a loss that
     does not repeat itself where there is a `second` phase. It takes three passes over up to 4
-    examples; the model's mode and random numbers are afterwards as before.
+    examples; the model's mode and random numbers are afterwards as before. Closures and sums of
+    squares are looked at by what evaluates them.
     """
+    if not isinstance(objective, MeanLoss):
+        return
     inputs, targets = objective.sample()
     cuda = [inputs.device] if inputs.device.type == "cuda" else []
     mode = evaluating(objective.model) if eval_mode else nullcontext()

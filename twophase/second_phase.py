@@ -224,9 +224,11 @@ def _search(
 ) -> SearchResult:
     scale = state.scale if state else 0.0
     line = Line(objective, point.x, d.vector, point.value, d.slope, scale, point.resolution)
-    if d.slope == 0:  # lost to underflow
+    lost = d.slope == 0  # to underflow
+    step = 0.0 if lost else d.first_step or _first_step(point, d, state)
+    if lost or step > torch.finfo(point.x.dtype).max:
         return line.failure(SearchStatus.RESOLUTION)
-    return search(line, d.first_step or _first_step(point, d, state))
+    return search(line, step)
 
 
 def _first_step(point: Point, d: Direction, state: State | None) -> float:

@@ -5,14 +5,13 @@ from torch import nn
 
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
-from twophase.data_objectives import Data, TrainingLoss, data_objectives
+from twophase.data_objectives import Data, data_objectives
 from twophase.errors import check_call, check_integer, check_type
 from twophase.least_squares import LeastSquares
 from twophase.loop import Loop
 from twophase.losses import Loss, mse
 from twophase.modules import check_modules
 from twophase.monitor import Exact, Monitor
-from twophase.objectives.mean_loss import MeanLoss
 from twophase.phases import AdamPhase, DescentPhase, Phase, check_phases
 from twophase.record import ADAM, SECOND
 from twophase.rehearsal import rehearse
@@ -86,7 +85,8 @@ class Trainer(Loop):
         self.device = objective.vector.parameters[0].device
         if second is not None and not freeze:
             check_modules(self.model)
-        self._rehearse(objective, second is not None, freeze or second is None)
+        rehearse(objective, second is not None, freeze or second is None)
+        rehearse(self.validation, second=False, eval_mode=True)
         phases: dict[str, Phase] = {}
         first = None
         if adam is not None:
@@ -94,9 +94,3 @@ class Trainer(Loop):
         if second is not None:
             phases[SECOND] = DescentPhase(objective, second, first, freeze)
         super().__init__(objective, phases, switch, fallback, monitor, self.validation, keep)
-
-    def _rehearse(self, objective: TrainingLoss, second: bool, eval_mode: bool) -> None:
-        if isinstance(objective, MeanLoss):
-            rehearse(objective, second, eval_mode)
-        if isinstance(self.validation, MeanLoss):
-            rehearse(self.validation, second=False, eval_mode=True)

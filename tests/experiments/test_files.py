@@ -1,8 +1,12 @@
 """Files are whole or not there; the source tree and its commit are told from an installed copy."""
 
+import errno
 import json
+import os
 import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -118,3 +122,41 @@ def test_versions_name_python_and_the_packages():
 
 def test_the_time_is_utc_to_the_second():
     assert provenance.now().endswith("+00:00") and len(provenance.now()) == 25
+
+
+def unfinished(folder, name, age):
+    path = folder / name
+    path.mkdir() if name.startswith(".unfinished") else path.write_text("half")
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_what_killed_processes_left_goes_with_the_next_file(tmp_path):
+    """Not what a process that lives, or one of another machine a minute ago, may still write."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    gone = [
+        unfinished(tmp_path, f".a.csv.{dead.pid}.tmp", 70),
+        unfinished(tmp_path, f".unfinished-{dead.pid}-x1", 70),
+        unfinished(tmp_path, ".unfinished-x2", 90_000),
+        unfinished(tmp_path, f".a.csv.{os.getpid()}.tmp", 90_000),
+    ]
+    kept = [
+        unfinished(tmp_path, f".b.csv.{dead.pid}.tmp", 5),
+        unfinished(tmp_path, f".b.csv.{os.getpid()}.tmp", 70),
+        unfinished(tmp_path, ".unfinished-x3", 70),
+        unfinished(tmp_path, "notes.tmp", 90_000),
+    ]
+    write_atomically(tmp_path / "c.csv", "")
+    assert not any(path.exists() for path in gone)
+    assert all(path.exists() for path in kept)
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="note.txt"):
+        write_atomically(tmp_path / "note.txt", "x")
+    assert not list(tmp_path.iterdir())

@@ -241,3 +241,17 @@ def test_an_interrupted_training_leaves_the_module_as_it_was():
     trainer = trainer_of(2, callback)
     trainer.fit(module, loaders(32)[0])
     assert len(trainer.optimizers[0].records) == 2
+
+
+def test_an_epoch_that_a_hook_ends_early_ends_there():
+    """`on_train_batch_start` may return -1 to skip the rest of an epoch, or all of it."""
+
+    class Skipping(Regression):
+        def on_train_batch_start(self, batch, index):
+            return -1 if index == (0 if self.current_epoch == 2 else 5) else None
+
+    module = Skipping(lambda p: twophase.TwoPhase(p, switch=3, fallback=None))
+    trainer = trainer_of(6, TwoPhaseCallback())
+    trainer.fit(module, loaders(32)[0])
+    phases = [record.phase for record in trainer.optimizers[0].records]
+    assert phases == ["adam"] * 3 + ["second"] * 2

@@ -8,7 +8,7 @@ from torch import nn
 
 from twophase.errors import InputError
 from twophase.objective import Passes, evaluate, round_off
-from twophase.objectives.closure import ClosureObjective, check_slope
+from twophase.objectives.closure import ClosureObjective, check_closure, check_slope
 from twophase.parameters import ParameterVector, unharmed
 
 
@@ -197,3 +197,17 @@ def test_parameters_and_gradients_are_as_before_where_a_block_fails():
         objective.value_and_gradient(torch.ones(2).double())
         raise KeyboardInterrupt
     assert weight.tolist() == [0, 0] and weight.grad is gradient
+
+
+def test_a_closure_takes_no_arguments():
+    with pytest.raises(InputError, match="^closure: .* without arguments"):
+        check_closure(lambda batch: batch)
+    assert check_closure(closure := lambda batch=1: batch) is closure
+
+
+def test_outputs_computed_before_are_explained():
+    weight = nn.Parameter(torch.ones(2).double())
+    loss = (weight**2).sum()
+    objective = ClosureObjective(ParameterVector([weight]), lambda: loss)
+    with pytest.raises(InputError, match="outputs computed before"):
+        objective.value_and_gradient(torch.zeros(2).double())

@@ -839,3 +839,39 @@ def test_amps_scaler_is_one_clear_line():
     scaler.scale(mse_loss(model(data[0]), data[1])).backward()
     with pytest.raises(InputError, match="^closure: None .* GradScaler"):
         scaler.step(SecondPhase(model.parameters()))
+
+
+@pytest.mark.parametrize("scheduler", ["StepLR", "ReduceLROnPlateau"])
+def test_there_is_no_learning_rate_to_be_scheduled(scheduler):
+    optimizer = SecondPhase(network().parameters())
+    resumed = SecondPhase(network().parameters())
+    resumed.load_state_dict(optimizer.state_dict())
+    for each in (optimizer, resumed):
+        with pytest.raises(InputError, match="^optimizer: .* use no scheduler"):
+            getattr(torch.optim.lr_scheduler, scheduler)(each, 1)
+
+
+def test_a_parameter_frozen_on_the_way_does_not_fit_the_preconditioner():
+    model, (inputs, targets) = network(), samples()
+    adam = torch.optim.Adam(model.parameters())
+    mse_loss(model(inputs), targets).backward()
+    adam.step()
+    optimizer = SecondPhase(model.parameters(), preconditioner=adam)
+    optimizer.step(lambda: mse_loss(model(inputs), targets))
+    next(model.parameters()).requires_grad_(False)
+    with pytest.raises(InputError, match="^params: .* of the preconditioner"):
+        optimizer.step(lambda: mse_loss(model(inputs), targets))
+    with pytest.raises(InputError, match="^preconditioner: 'adam'"):
+        SecondPhase(model.parameters(), preconditioner="adam")
+
+
+def test_lazy_parameters_have_no_shape_yet():
+    with pytest.raises(InputError, match="^params: .* lazy module"):
+        SecondPhase(nn.LazyLinear(2).parameters()).step(lambda: torch.zeros(()))
+
+
+def test_a_loss_that_the_dtype_hardly_holds_is_at_its_resolution():
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = SecondPhase([weight])
+    optimizer.step(lambda: 1e-40 * (weight**2).sum())
+    assert optimizer.result.status == "resolution"

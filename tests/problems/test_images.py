@@ -6,6 +6,7 @@ import os
 import pickle
 import shlex
 import shutil
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -369,6 +370,15 @@ def test_unreadable_file_is_named(tiny):
 def test_gz_of_the_right_content_in_another_compression_is_right(tiny):
     write(tiny, {f"{path}.gz": gzip.compress(c, 1, mtime=9) for path, c in TINY.items()})
     assert load("tiny", tiny).train.targets.tolist() == TINY_ARRAYS[1].tolist()
+
+
+def test_a_gzip_bomb_is_not_unpacked(tiny):
+    (tiny / f"{TRAIN_IMAGES}.gz").write_bytes(gzip.compress(bytes(2**25), 1))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz has "):
+        load("mnist", tiny)
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
 
 
 def test_gz_of_other_content_is_wrong(tiny):

@@ -340,7 +340,10 @@ def test_durations_read_well(seconds, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"01-a": 3}', '{"01-a": {"failure": null, "x": 1}}']
+    "text",
+    ["", "[]", "{}", '{"01-a": 3}', '{"01-a": {"failure": null, "x": 1}}']
+    + ['{"01-a": {"seconds": NaN}}', '{"01-a": {"seconds": "x"}}', '{"01-a": {"failure": "x"}}']
+    + ['{"01-a": {"seconds": 1e999}}', '{"01-a": {"preset": 3}}', 100_000 * "["],
 )
 def test_an_index_that_cannot_be_read_starts_anew(tmp_path, text):
     (tmp_path / "index.json").write_text(text)

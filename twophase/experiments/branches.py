@@ -59,8 +59,11 @@ class Place:
         return settled(config, trace(runs.read(self.folder(config.trunk()))[0]))
 
     def run(self, config: RunConfig, **branches: Any) -> dict[str, Any]:
-        """`twophase.experiments.runs.run` here."""
-        return runs.run(config, self.folder(config), self.root, self.device, **branches)
+        """`twophase.experiments.runs.run` here; it waits for another process that does the same."""
+        folder = self.folder(config)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            return runs.run(config, folder, self.root, self.device, **branches)
 
 
 class Done(NamedTuple):
@@ -162,10 +165,7 @@ def run_trunk(
     """
     leaving = {_branch_name(config): config.switch for config in branches if config.passes is None}
     leaving |= {_END: FixedEpoch(trunk.epochs)} | (kept or {})
-    folder = place.folder(trunk)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        place.run(trunk, branches=leaving)
+    place.run(trunk, branches=leaving)
 
 
 def state_for(config: RunConfig, place: Place) -> Path:

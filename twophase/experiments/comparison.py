@@ -31,7 +31,7 @@ from twophase.experiments.competitors import (
     TorchLBFGS,
     TorchminCG,
 )
-from twophase.experiments.config import RunConfig
+from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import write_atomically, write_json
 from twophase.experiments.provenance import git_revision, now, versions
@@ -165,7 +165,7 @@ class Plan:
     dtype: str = "float32"  # of networks for images; full-batch problems take float64
 
     def __post_init__(self) -> None:
-        check_integer("seeds", self.seeds, 1)
+        check_integer("seeds", self.seeds, 1, MOST_SEEDS)
         check_integer("passes", self.passes, GRADIENT_PASSES)
         check_choice("dtype", self.dtype, DTYPES)
         for model in self.models:

@@ -19,6 +19,9 @@ from twophase.settings import Settings
 from twophase.switching import Fallback, FixedEpoch, Race, SwitchRule
 from twophase.trainer import Trainer
 
+# In a comparison or a table: more would take years, and minutes to be listed.
+MOST_SEEDS = 10_000
+
 
 @dataclass(frozen=True)
 class RunConfig(Settings):

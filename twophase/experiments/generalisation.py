@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from twophase.adam import AdamSettings
 from twophase.errors import check_integer
 from twophase.experiments import branches, regret, runs
-from twophase.experiments.config import RunConfig
+from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE as ONE_BY_ONE
 from twophase.experiments.executors import Executor
 from twophase.objective import GRADIENT_PASSES
@@ -78,7 +78,7 @@ def run(
     check_integer("passes", passes, 30)
     named = [
         (strategy, config)
-        for problem, seed in product(chosen, range(check_integer("seeds", seeds, 1)))
+        for problem, seed in product(chosen, range(check_integer("seeds", seeds, 1, MOST_SEEDS)))
         for strategy, config in strategies(_config(problem, passes, seed)).items()
     ]
     done = branches.run([config for _, config in named], place, executor)

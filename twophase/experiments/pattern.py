@@ -16,7 +16,7 @@ from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.errors import check_integer
 from twophase.experiments import branches, regret, runs, traces
-from twophase.experiments.config import RunConfig
+from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.convexity_audit import clearly_negative
 from twophase.experiments.executors import ALONE as ONE_BY_ONE
 from twophase.experiments.executors import Executor
@@ -97,7 +97,7 @@ def run(
     chosen: RunConfig, seeds: int, place: branches.Place, executor: Executor = ONE_BY_ONE
 ) -> Pattern:
     """Train what is not finished, seed by seed, and look; `TwoPhaseError` if a run failed."""
-    check_integer("seeds", seeds, 1)
+    check_integer("seeds", seeds, 1, MOST_SEEDS)
     found = []
     for seed in range(seeds):
         named = strategies(replace(chosen, seed=seed))

@@ -29,7 +29,7 @@ import pandas as pd
 from twophase.adam import AdamSettings
 from twophase.errors import check_choice, check_integer
 from twophase.experiments import branches, runs
-from twophase.experiments.config import RunConfig
+from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import ImageProblem, PhysicsProblem, Problem
@@ -275,7 +275,7 @@ def run(
     case, held_out, seed, rule (or the fixed swap), swap_epoch, epoch, loss, validation_loss, spent,
     reading and trials (passes), regret and validation_regret. A training that failed has none.
     """
-    check_integer("seeds", seeds, 1)
+    check_integer("seeds", seeds, 1, MOST_SEEDS)
     chosen = {name: CASES[check_choice("case", name, CASES)] for name in names or CASES}
     todo: dict[tuple[str, int, str], RunConfig] = {}
     for (name, case), seed in product(chosen.items(), range(seeds)):

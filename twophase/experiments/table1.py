@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from twophase.adam import AdamSettings
-from twophase.errors import check_choice, check_integer
+from twophase.errors import InputError, check_choice, check_integer
 from twophase.experiments import branches, runs
-from twophase.experiments.config import RunConfig
+from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import committed_table, write_atomically
 from twophase.experiments.statistics import interval
@@ -119,7 +119,7 @@ def configs(
     """
     check_choice("swap", swap, SWAPS)
     found = []
-    for seed in range(check_integer("seeds", seeds, 1)):
+    for seed in range(check_integer("seeds", seeds, 1, MOST_SEEDS)):
         for dataset in datasets or protocol.datasets:
             for model in models or networks.MODELS:
                 problem = ImageProblem(dataset, model, protocol.train_examples)
@@ -242,9 +242,11 @@ def paper_table() -> pd.DataFrame:
 def finished(config: RunConfig, out: Path) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
     """Strategy, history and summary of the runs of a row, Adam's and that with CG, if finished."""
     for strategy, run in zip(STRATEGIES, (config.trunk(), config), strict=True):
-        folder = out / folder_name(run)
-        if (folder / "summary.json").exists():
-            yield strategy, *runs.read(folder)
+        try:
+            found = runs.read(out / folder_name(run))
+        except InputError:  # what is damaged is as good as not run
+            continue
+        yield strategy, *found
 
 
 def _direction(summaries: dict[str, list]) -> bool | None:

@@ -15,7 +15,7 @@ from scipy.signal import find_peaks
 
 from twophase.errors import check_choice, check_integer, check_number
 from twophase.experiments import branches, runs
-from twophase.experiments.config import RunConfig
+from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.files import committed_table, write_atomically
 from twophase.problems import networks
 from twophase.problems.problem import ImageProblem
@@ -60,7 +60,7 @@ def configs(
     """
     lengths = LENGTHS[check_choice("preset", preset, LENGTHS)]
     found = []
-    for seed in range(check_integer("seeds", seeds, 1)):
+    for seed in range(check_integer("seeds", seeds, 1, MOST_SEEDS)):
         for model in models or networks.MODELS:
             for dataset in datasets or lengths:
                 epochs, *examples = lengths[check_choice("dataset", dataset, lengths)]

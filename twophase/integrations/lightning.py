@@ -51,7 +51,7 @@ class TwoPhaseCallback(Callback):
             optimizer.batches = batches
         _restore(module)
         self._step, self._optimize = module.training_step, module.optimizer_step
-        self._optimizer, self._source = optimizer, None
+        self._optimizer, self._source, self._open = optimizer, None, False
         self._indexed = len(signature(self._step).parameters) > 1
         if batches > 1:
             module.training_step = _by_adam(self._step, optimizer)  # type: ignore[method-assign]
@@ -92,8 +92,19 @@ class TwoPhaseCallback(Callback):
         self, trainer: Trainer, module: LightningModule, *batch: Any, **named: Any
     ) -> None:
         """After the last batch: what the epoch has come to, or an iteration of the second phase."""
-        if self._optimizer.batches == 1 or not trainer.is_last_batch:
-            return
+        if self._optimizer.batches > 1:
+            self._open = True
+            if trainer.is_last_batch:
+                self._end_epoch(trainer, module)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """An epoch that `on_train_batch_start` has ended early, by -1, ends here."""
+        stopped = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        if self._open and not stopped:
+            self._end_epoch(trainer, module)
+
+    def _end_epoch(self, trainer: Trainer, module: LightningModule) -> None:
+        self._open = False
         # once, not in each pass: it may have workers to start
         if trainer.train_dataloader is not self._source:
             self._source = loader = trainer.train_dataloader

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -124,12 +125,12 @@ def _endless(loader: DataLoader[Any]) -> bool:
 
 
 def _first(loader: DataLoader[Any]) -> Any:
-    """A batch, if possible without starting workers."""
+    """A batch, if possible of two examples and without starting workers."""
     if _endless(loader) or loader.batch_size is None:
         for batch in loader:
             return batch
     elif len(loader.sampler):  # type: ignore[arg-type]
-        return loader.collate_fn([loader.dataset[next(iter(loader.sampler))]])
+        return loader.collate_fn([loader.dataset[i] for i in islice(loader.sampler, 2)])
     raise InputError("data", f"{type(loader.dataset).__name__} of no example", "at least one")
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cached_property, partial
@@ -23,7 +24,13 @@ from nbformat import NotebookNode
 from twophase.device import device_name, resolve_device
 from twophase.errors import InputError, TwoPhaseError, check_choice, check_integer
 from twophase.experiments import provenance
-from twophase.experiments.files import project_folder, write_atomically, write_json
+from twophase.experiments.files import (
+    clear_unfinished,
+    project_folder,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from twophase.experiments.progress import duration, read_progress, show_status
 from twophase.reporting.execution import PROGRESS, UNFINISHED, Kernels, one_line
 from twophase.reporting.html import contents_html, opening, page_html
@@ -152,6 +159,7 @@ def build(
         wanted["device"] = device
     folder = (root / "reports" if out is None else Path(out)).resolve()
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    clear_unfinished(folder)
 
     # its log repeats, in more lines, what the status and the index say
     logging.getLogger("papermill").addHandler(logging.NullHandler())
@@ -295,7 +303,7 @@ class _Build:
     ) -> str | None:
         """Run one notebook and put its page in place; return what went wrong, in one line."""
         job, began, error = self._job, time.monotonic(), None
-        with TemporaryDirectory(prefix=".unfinished-", dir=job.folder) as folder:
+        with TemporaryDirectory(prefix=f".unfinished-{os.getpid()}-", dir=job.folder) as folder:
             scratch = Path(folder)
             self._running[source.name] = began, scratch / PROGRESS
             self._waiting.remove(source.name)
@@ -367,12 +375,17 @@ def _publish(job: _Job, source: _Source, record: _Record, notebook: NotebookNode
 
 
 def _load_records(folder: Path) -> dict[str, _Record]:
-    try:
-        stored = json.loads((folder / _RECORDS).read_text(encoding="utf-8"))
-        return {name: _Record(**fields) for name, fields in stored.items()}
-    # without a readable one the index starts anew; the pages are there all the same
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+    """The records of the index; those that cannot be read start anew, their pages are there."""
+    stored, found = read_json(folder / _RECORDS), {}
+    for name, fields in stored.items():
+        # a failure is one of texts, seconds are a number, and finite
+        with suppress(TypeError, ValueError, OverflowError, AttributeError, KeyError):
+            record = _Record(**fields)
+            failure = record.failure or {"when": "", "preset": "", "error": ""}
+            texts = [record.finished, record.preset, *(failure[n] for n in ("when", "preset"))]
+            if all(isinstance(text, str) for text in texts) and record.took:
+                found[name] = record
+    return found
 
 
 def _update_index(job: _Job, source: _Source, **changes: object) -> None:
