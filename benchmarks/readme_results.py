@@ -186,8 +186,9 @@ def results() -> str:
         "Networks that the paper has not, on small subsets, three seeds: on how many the gradient\n"
         "norm of Adam alone has a single clear hill, and the Hessian a clearly negative\n"
         "eigenvalue where Adam ends; then losses in the end in units of those of Adam alone, at\n"
-        "equal passes, medians: above 1 the second phase loses. But for the race the swap is at three tenths of\n"
-        "the epochs, CG has golden section as in the paper. Notebooks 16 and 17 have the rest.",
+        "equal passes, medians: above 1 the second phase loses. But for the race the swap is at\n"
+        "three tenths of the epochs, CG has golden section as in the paper. Notebooks 16 and 17\n"
+        "have the rest.",
         *beyond_table(),
         "One problem in every way to train it: −u'' = π² sin(πx), 64 + 2 points, 2×32 tanh,\n"
         "float64, one thread; the relative error of the solution after 1,000 steps or epochs of\n"
