@@ -52,7 +52,7 @@ def end_shares(ax: Axes, table: pd.DataFrame) -> Axes:
 
     `table` is of `global_search_results.census`.
     """
-    found = shares(table, ["parameters"])
+    found = shares(table.sort_values("parameters"), ["parameters"])
     sizes = found.index.get_level_values("parameters").astype(str)
     below = np.zeros(len(found))
     for end, (color, hatch) in LOOKS.items():
