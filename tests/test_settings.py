@@ -50,6 +50,7 @@ from twophase.switching.heuristics import (
     Plateau,
     RelativeImprovement,
 )
+from twophase.switching.path import PositiveCurvature, ProjectedRate, SignalToNoise
 
 # ---- values that every kind may hold ------------------------------------------------------------
 
@@ -136,6 +137,9 @@ KINDS = {
     Race: races,
     Exact: st.just(Exact()),
     FromBatches: st.just(FromBatches()),
+    PositiveCurvature: st.builds(PositiveCurvature, whole(1)),
+    ProjectedRate: st.builds(ProjectedRate, above(0), st.floats(0, 1, exclude_max=True)),
+    SignalToNoise: st.builds(SignalToNoise, above(1), whole(1)),
     Plateau: st.builds(Plateau, whole(0), st.floats(0, 1, exclude_max=True)),
     LossVariance: st.builds(LossVariance, above(0), whole(2)),
     RelativeImprovement: st.builds(RelativeImprovement, above(0), whole(1)),

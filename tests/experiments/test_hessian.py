@@ -464,7 +464,7 @@ def test_the_audit_counts_its_products():
     objective, _ = with_eigenvalues(network_like())
     x = torch.zeros(400, dtype=torch.float64)
     result = Hessian(objective, x).audit(directions={"a": x + 1, "b": x - 1}, probes=2, steps=11)
-    assert objective.passes == Passes(1, 1, result.products)
+    assert objective.passes == Passes(2, 1, result.products)
     assert 22 + 2 < result.products <= 48 + 22 + 2
 
 
@@ -521,28 +521,33 @@ def test_the_global_generator_stays_as_it_is():
 @pytest.mark.slow
 def test_memory_is_a_few_dozen_vectors():
     """All live tensors of length P, counted at every product."""
-    size, most = 3000, 0
+    size, most = 3000, 0.0
+
+    def living():
+        """What is alive in this process, in vectors, also of other tests."""
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in gc.get_objects()
+            if type(tensor) is torch.Tensor
+        }
+        return sum(storages.values()) / (8 * size)
+
     weights = torch.linspace(-1, 30, size, dtype=torch.float64)
 
     class Bowl(FunctionObjective):
         def hessian_vector(self, x, vector):
             nonlocal most
             if self.passes.hessian_vector % 20 == 0:
-                storages = {
-                    tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-                    for tensor in gc.get_objects()
-                    if type(tensor) is torch.Tensor
-                }
-                most = max(most, sum(storages.values()) / (8 * size))
+                most = max(most, living())
             self.passes.hessian_vector += 1
             return weights * vector
 
     objective = Bowl(lambda x: (weights * x * x).sum() / 2)
     gc.collect()
-    x = torch.zeros(size, dtype=torch.float64)
+    x, before = torch.zeros(size, dtype=torch.float64), living()
     Hessian(objective, x).audit(tolerance=1e-9, max_products=300, probes=2)
     assert objective.passes.hessian_vector == 300 + 40
-    assert most < 49 + 2 * 21 + 10
+    assert most - before < 49 + 2 * 21 + 10
 
 
 # ---- errors -------------------------------------------------------------------------------------
@@ -570,7 +575,7 @@ def test_a_model_that_does_not_repeat_itself_is_refused(call):
     model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Softmax(1)).double()
     inputs = torch.ones(5, 4, dtype=torch.float64)
     objective = FullBatch(model, mse, inputs, torch.zeros(5, dtype=torch.int64))
-    with pytest.raises(InputError, match="Dropout in training mode"):
+    with pytest.raises(InputError, match="^model: .*that repeats itself"):
         call(Hessian(objective, objective.vector.read()))
 
 

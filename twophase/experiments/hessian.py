@@ -11,7 +11,7 @@ from torch import Tensor
 from twophase.errors import InputError, NonFiniteError, check_integer, check_number
 from twophase.experiments import lanczos
 from twophase.experiments.lanczos import Extremes, Krylov, NegativeShare
-from twophase.objective import Point, TwiceDifferentiable, dot, evaluate, norm
+from twophase.objective import Point, TwiceDifferentiable, dot, norm, start
 
 # Vectors [P] that a Lanczos run keeps before it restarts.
 BASIS_SIZE = 48
@@ -67,9 +67,9 @@ class Curvature(NamedTuple):
 class Hessian:
     """The Hessian [P, P] of a loss at parameters `x` [P]; its products with vectors tell all.
 
-    The first question costs one gradient, each one the products that it says. All of them raise
-    `InputError` where an argument is out of range or the model does not repeat itself, and
-    `NonFiniteError` where the loss, its gradient or a product is not finite.
+    The first question costs a gradient and a forward pass, each one the products that it says. All
+    of them raise `InputError` where an argument is out of range or the model does not repeat
+    itself, and `NonFiniteError` where the loss, its gradient or a product is not finite.
     """
 
     def __init__(self, objective: TwiceDifferentiable, x: Tensor):
@@ -77,7 +77,7 @@ class Hessian:
 
     @cached_property
     def point(self) -> Point:
-        return evaluate(self.objective, self.x)
+        return start(self.objective, self.x)
 
     def product(self, vector: Tensor) -> Tensor:
         """The product [P] with a vector [P]."""
