@@ -278,7 +278,11 @@ class _Processes:
                 self._jobs[self._pool(number).submit(attempt, job)] = number, job
 
     def finished(self) -> list[Outcome]:
-        return [self._outcome(each) for each in wait(self._jobs, None, FIRST_COMPLETED).done]
+        done: set[Future] = set()
+        while not done:
+            # a second at most: the system may give Ctrl-C to a thread that does not wake this one
+            done = wait(self._jobs, 1, FIRST_COMPLETED).done
+        return [self._outcome(each) for each in done]
 
     def close(self) -> None:
         # also where all are idle: they would take seconds to end by themselves
