@@ -291,7 +291,7 @@ class Loop:
 
     def _decide(self, record: Record, x: Tensor) -> str:
         """After an epoch that ended at x [P]: what the course asks for; the reason of a change."""
-        here = self.weights.of(x, self._judged(record), record.epoch)
+        here = Kept(x, self._judged(record), record.epoch)
         check_finite(here.loss, record.grad_norm, f" by {self.keep} after epoch {record.epoch}")
         # without validation Adam's weights are kept only where it ends
         if self.keep == "validation" or (self.course is not None and record.phase != ADAM):

@@ -32,18 +32,14 @@ class Weights:
         self.kept: dict[str, Kept] = {}
         self.coming: Kept | None = None
 
-    def of(self, x: Tensor, loss: float, epoch: int) -> Kept:
-        """Weights [P] of the model as it is, with its buffers."""
-        return Kept(x, loss, epoch, self.vector.read_buffers())
-
     def put(self, name: str, kept: Kept) -> None:
-        """Set weights aside in place of those of that name."""
-        self.kept[name] = kept
+        """Set weights aside in place of those of that name, with the model's present buffers."""
+        self.kept[name] = kept._replace(buffers=self.vector.read_buffers())
 
     def put_if_lower(self, kept: Kept) -> None:
         """Set weights aside as the best, unless lower ones are."""
         if BEST not in self.kept or kept.loss < self.kept[BEST].loss:
-            self.kept[BEST] = kept
+            self.put(BEST, kept)
 
     def forget_losses(self, before: float, now: float) -> None:
         """The loss has become another one: none is the best any more, Adam's is moved."""

@@ -220,11 +220,12 @@ def attempt(job: Job) -> Outcome:
     return Outcome(job, value, error, time.monotonic() - began, fatal)
 
 
-class _Here:
-    """One slot, in this process."""
+class _AtOnce:
+    """So many slots, each of which computes at once what it is given, and holds it in `_jobs`."""
 
-    def __init__(self) -> None:
-        self._jobs: list[Job] = []
+    def __init__(self, count: int):
+        self._count = count
+        self._jobs: Any
 
     @property
     def busy(self) -> int:
@@ -234,7 +235,15 @@ class _Here:
 
     @property
     def free(self) -> int:
-        return 1 - self.busy
+        return self._count - self.busy
+
+
+class _Here(_AtOnce):
+    """One slot, in this process."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self._jobs: list[Job] = []
 
     def start(self, jobs: Sequence[Job]) -> None:
         self._jobs += jobs
@@ -246,7 +255,7 @@ class _Here:
         pass
 
 
-class _Processes:
+class _Processes(_AtOnce):
     """A process for each of some environments; one that dies costs its own job only.
 
     They hold the reading end of a pipe whose other end is here alone, and end when that is closed:
@@ -254,21 +263,12 @@ class _Processes:
     """
 
     def __init__(self, environments: Sequence[dict[str, str]], threads: int):
+        super().__init__(len(environments))
         self._environments, self._threads = environments, threads
         self._ended, self._alive = Pipe(duplex=False)
         # a pool of one process each, as a pool is lost with any of its processes
         self._pools: dict[int, ProcessPoolExecutor] = {}
         self._jobs: dict[Future, tuple[int, Job]] = {}
-
-    @property
-    def busy(self) -> int:
-        return len(self._jobs)
-
-    running = busy
-
-    @property
-    def free(self) -> int:
-        return len(self._environments) - self.busy
 
     def start(self, jobs: Sequence[Job]) -> None:
         taken = {number for number, _ in self._jobs.values()}

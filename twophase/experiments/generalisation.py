@@ -14,18 +14,14 @@ from scipy.stats import spearmanr
 
 from twophase.adam import AdamSettings
 from twophase.errors import check_integer
-from twophase.experiments import branches, regret, runs
+from twophase.experiments import branches, pattern, regret, runs
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE as ONE_BY_ONE
 from twophase.experiments.executors import Executor
-from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import ImageProblem
-from twophase.switching import FixedEpoch
 
 ADAM, SWAP, RACE = "Adam alone", "swap at three tenths", "race"
 STRATEGIES = (ADAM, SWAP, RACE)
-# Of Adam's epochs, as in the paper's Table 1.
-SHARE = 0.3
 # Digits that a network is trained on, and images of MNIST; Q from 0.1 to 100 in all.
 SIZES = {
     "digits": {
@@ -56,8 +52,7 @@ def problems(
 
 def strategies(config: RunConfig) -> dict[str, RunConfig]:
     """Adam alone, both phases after a fixed share of the epochs, and the library's default."""
-    swap = FixedEpoch(max(1, round(SHARE * config.epochs)))
-    swapped = replace(config, switch=swap, fallback=None)
+    swapped = replace(config, switch=pattern.at_share(config), fallback=None)
     return dict(zip(STRATEGIES, (config.trunk(), swapped, config), strict=True))
 
 
@@ -95,7 +90,7 @@ def run(
 
 def _config(problem: ImageProblem, passes: int, seed: int) -> RunConfig:
     adam = AdamSettings(batch_size=max(1, min(64, problem.train_examples // 8)))
-    return RunConfig(problem, passes // GRADIENT_PASSES, adam, budget=passes, seed=seed)
+    return replace(pattern.config(problem, passes, adam), seed=seed)
 
 
 def with_gap(table: pd.DataFrame) -> pd.DataFrame:

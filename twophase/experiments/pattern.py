@@ -46,6 +46,8 @@ RULES: dict[str, SwitchRule] = {
 }
 # Of all epochs, as the paper's Table 1 swaps.
 SHARE = 0.3
+# columns of a table of ends, and what they are called
+LOSSES = {"loss": "training loss", "validation_loss": "validation loss"}
 
 
 class Pattern(NamedTuple):
@@ -78,9 +80,14 @@ def config(
     return RunConfig(problem, passes // GRADIENT_PASSES, adam, budget=passes, freeze=freeze)
 
 
+def at_share(config: RunConfig) -> FixedEpoch:
+    """The swap of the paper's Table 1: after `SHARE` of the epochs."""
+    return FixedEpoch(max(1, round(SHARE * config.epochs)))
+
+
 def strategies(config: RunConfig) -> dict[str, RunConfig]:
     """The trainings that are compared at equal passes, by name; all begin with the same Adam."""
-    share = FixedEpoch(max(1, round(SHARE * config.epochs)))
+    share = at_share(config)
     by_rule = {name: replace(config, switch=rule, fallback=None) for name, rule in RULES.items()}
     raced = replace(config, switch=Race(), fallback=Fallback())
     return {
@@ -177,8 +184,7 @@ def ends(found: Pattern, seed: int) -> pd.DataFrame:
 
 def medians(found: Pattern) -> pd.DataFrame:
     """For each strategy the medians over the seeds of the losses in the end."""
-    of = found.ends.groupby("strategy", sort=False)[["loss", "validation_loss"]].median()
-    return of.rename(columns={"loss": "training loss", "validation_loss": "validation loss"})
+    return found.ends.groupby("strategy", sort=False)[[*LOSSES]].median().rename(columns=LOSSES)
 
 
 def peaks(found: Pattern) -> pd.DataFrame:

@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from twophase.experiments.generalisation import ADAM, STRATEGIES, beside_adam, with_gap
+from twophase.experiments.pattern import LOSSES
 from twophase.figures.style import COLORS, GREY, MARKERS
 
-LOSSES = {"loss": "training loss", "validation_loss": "validation loss"}
 _STRATEGIES = COLORS[0], COLORS[4], COLORS[2]
 # neighbours at one Q, side by side
 _APART = 1.12

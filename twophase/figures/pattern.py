@@ -5,10 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from twophase.experiments.pattern import Pattern, beside_adam
+from twophase.experiments.pattern import LOSSES, Pattern, beside_adam
 from twophase.figures.style import COLORS, GREY, MARKERS, plain_ticks
-
-LOSSES = {"loss": "training loss", "validation_loss": "validation loss"}
 
 
 def ends_beside_adam(axes: Sequence[Axes], found: Pattern) -> Sequence[Axes]:
