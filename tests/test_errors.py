@@ -4,6 +4,7 @@ import math
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,3 +74,8 @@ def test_an_input_error_is_a_value_error_with_its_parts():
     assert isinstance(error, ValueError)
     for kind in (InputError, DataError, NonFiniteError):
         assert issubclass(kind, TwoPhaseError)
+
+
+def test_a_value_of_many_lines_or_characters_is_shown_in_one():
+    assert "\n" not in str(InputError("loss", torch.ones(3, 3), "a number"))
+    assert len(str(InputError("loss", list(range(10_000)), "a number"))) < 500

@@ -101,6 +101,7 @@ CASES = {
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout")
 @pytest.mark.parametrize("case", CASES)
 def test_what_does_not_go_together_is_one_line_at_the_start(case):
+    torch.manual_seed(0)  # two masks of eight elements may be the same
     model, data, arguments, message = CASES[case]
     with pytest.raises(InputError, match=message):
         starts(model, data, **arguments)

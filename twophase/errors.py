@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from inspect import signature
+from re import sub
 from typing import Any
 
 
@@ -26,7 +27,9 @@ class InputError(TwoPhaseError, ValueError):
     """
 
     def __init__(self, field: str, value: object, allowed: str):
-        super().__init__(f"{field}: {value!r} is not allowed; use {allowed}")
+        shown = sub(r"\s*\n\s*", " ", repr(value))
+        shown = shown if len(shown) <= 400 else f"{shown[:400]}…"
+        super().__init__(f"{field}: {shown} is not allowed; use {allowed}")
         self.field, self.value, self.allowed = field, value, allowed
 
 
