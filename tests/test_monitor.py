@@ -68,18 +68,21 @@ def test_what_a_rule_of_the_norm_reads_is_free(network, rings, adam):
         assert trainer.spent == 4 * 3 + reading
 
 
+RACE = Race(passes=9, length=36)  # a trial after four epochs
+
+
 def test_a_race_reads_exact_losses_and_ends_as_with_exact_ones(network, rings, adam):
-    """Three of Adam's losses are measured, the line, half way and the end; one pass each."""
+    """Three of Adam's losses are measured before the trial; one pass each."""
     found = [
-        fit(network(), rings(), epochs=12, adam=adam, switch=Race(passes=9), monitor=monitor)
+        fit(network(), rings(), epochs=12, adam=adam, switch=RACE, monitor=monitor)
         for monitor in (Exact(), FromBatches())
     ]
     exact, means = (result.history for result in found)
-    assert found[0].swap_epoch == found[1].swap_epoch == 3
+    assert found[0].swap_epoch == found[1].swap_epoch == 4
     read = means.monitor_passes[means.phase == "adam"]
-    assert read[read > 0].index.tolist() == [2, 4, 5] and read.max() == 1
-    same = exact.train_loss.iloc[[2, 4, 5, -1]].tolist()
-    assert means.train_loss.iloc[[2, 4, 5, -1]].tolist() == pytest.approx(same, rel=1e-12)
+    assert read[read > 0].index.tolist() == [1, 2, 3] and read.max() == 1
+    same = exact.train_loss.iloc[[1, 2, 3, -1]].tolist()
+    assert means.train_loss.iloc[[1, 2, 3, -1]].tolist() == pytest.approx(same, rel=1e-12)
 
 
 def test_one_batch_has_it_at_hand(network, rings):

@@ -99,7 +99,8 @@ descents = st.builds(Descent, directions, searches, identity | moments, AT_LEAST
 betas = st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2)
 adams = st.builds(AdamSettings, above(0, 1e30), maybe(whole(1)), betas, above(0))
 tests = st.builds(PeakTest, PARTS, above(1), st.floats(0, 1), AT_LEAST_0)
-races = st.builds(Race, whole(1), above(1), st.floats(0, 1))
+shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
+races = st.builds(Race, maybe(whole(1)), maybe(whole(1)), shares, above(1))
 fallbacks = st.builds(Fallback, whole(1), whole(1), above(1))
 image_problems = st.builds(
     ImageProblem,

@@ -99,7 +99,7 @@ def test_a_model_that_is_random_in_training_trains_in_its_own_mode(rings):
 
 @pytest.mark.parametrize(
     ("switch", "reading"),
-    [(twophase.GradientNormPeak(1e-9), 3 * 6), (99, 0), (twophase.Race(passes=9), 3)],
+    [(twophase.GradientNormPeak(1e-9), 3 * 6), (99, 0), (twophase.Race(passes=18, length=54), 3)],
     ids=["a norm an epoch", "nothing", "three losses a trial"],
 )
 def test_what_the_switch_reads_is_spent(network, rings, adam, switch, reading):
@@ -214,7 +214,7 @@ def normalized(seed=0):
 
 
 @pytest.mark.parametrize("epochs", [3, 5, 6, 9])
-@pytest.mark.parametrize("switch", [4, twophase.Race(passes=9)], ids=["fixed", "race"])
+@pytest.mark.parametrize("switch", [4, twophase.Race(passes=9, length=27)], ids=["fixed", "race"])
 def test_statistics_of_batch_norm_resume_with_the_weights(dataset, adam, flat, switch, epochs):
     settings = dict(switch=switch, adam=adam, seed=5, freeze=True)
     straight = Trainer(normalized(), dataset, **settings)
@@ -343,7 +343,7 @@ def test_a_training_of_one_phase_has_no_course(network, rings):
 # ---- which weights are kept ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("switch", [4, twophase.Race(passes=6)], ids=["swap", "race"])
+@pytest.mark.parametrize("switch", [4, twophase.Race(passes=6, length=18)], ids=["swap", "race"])
 def test_the_weights_of_the_lowest_validation_loss_are_kept(network, dataset, adam, flat, switch):
     weights, model = [], network()
     settings = dict(adam=adam, switch=switch, keep="validation")
@@ -363,7 +363,8 @@ def test_trials_are_judged_by_the_validation_loss(network, dataset, adam):
     """Rings for validation whose labels are turned around: whoever learns more is behind."""
     turned = twophase.examples.Examples(dataset.validation.inputs, 1 - dataset.validation.targets)
     data = twophase.examples.Dataset("rings", dataset.train, turned, classes=2)
-    settings = dict(epochs=20, adam=adam, switch=twophase.Race(passes=6), fallback=None)
+    race = twophase.Race(passes=6, length=18)
+    settings = dict(epochs=20, adam=adam, switch=race, fallback=None)
     by_train = fit(network(), data, **settings)
     by_validation = fit(network(), data, keep="validation", **settings)
     assert by_train.swap_epoch == 2
@@ -401,7 +402,8 @@ def test_a_validation_loss_that_is_no_number_keeps_nothing(network, dataset, ada
 
 
 def test_a_trainer_that_was_used_forgets_it_on_loading(network, dataset, adam):
-    settings = dict(adam=adam, switch=twophase.Race(passes=6), keep="validation")
+    race = twophase.Race(passes=6, length=18)
+    settings = dict(adam=adam, switch=race, keep="validation")
     trainer = Trainer(network(), dataset, **settings)
     for _ in range(3):
         trainer.epoch()
@@ -411,18 +413,15 @@ def test_a_trainer_that_was_used_forgets_it_on_loading(network, dataset, adam):
     assert trainer.finish() in trainer.history and len(trainer.history) == 3
 
 
-@pytest.mark.parametrize("keep", ["train", "validation"])
-def test_a_state_without_the_weights_that_are_needed_is_refused(network, dataset, adam, keep):
-    """A run of Adam alone has set nothing aside at the line, or where validation was lowest."""
+def test_a_state_without_the_weights_that_are_needed_is_refused(network, dataset, adam):
+    """A run that does not look at validation has set nothing aside where that was lowest."""
     turned = twophase.examples.Examples(dataset.validation.inputs, 1 - dataset.validation.targets)
     dataset = twophase.examples.Dataset("rings", dataset.train, turned, classes=2)
     prefix = Trainer(network(), dataset, second=None, adam=adam)
     run(prefix, 3)
-    settings = dict(switch=twophase.Race(passes=6)) if keep == "train" else dict(second=None)
     with pytest.raises(InputError, match="^state: 'without the weights of epoch"):
-        Trainer(network(), dataset, adam=adam, keep=keep, **settings).load_state_dict(
-            prefix.state_dict()
-        )
+        trainer = Trainer(network(), dataset, adam=adam, keep="validation", second=None)
+        trainer.load_state_dict(prefix.state_dict())
 
 
 def test_there_is_no_end_before_the_first_epoch(network, rings):

@@ -262,7 +262,7 @@ def test_a_history_is_a_row_for_each_record(network, rings, adam):
 def test_a_run_without_a_switch_says_so(network, rings, adam):
     result = fit(network(), rings(), epochs=2, adam=adam)
     assert result.swap_epoch is None
-    said = "; no switch: Adam has 6 passes, the next starting line is at 60 or later"
+    said = "; no switch: Adam has 6 passes, the next trial is at 30 or later"
     assert said in result.message
     result = fit(network(), rings(), epochs=2, adam=adam, switch=twophase.SmoothedNormPeak())
     assert "; no switch: no clear rise" in result.message

@@ -15,12 +15,12 @@ from twophase.errors import InputError, check_choice, loading
 from twophase.monitor import Exact, Measured, Monitor
 from twophase.objective import GRADIENT_PASSES, agree, check_finite
 from twophase.parameters import unharmed
-from twophase.phases import DescentPhase, Phase, Work
+from twophase.phases import Phase, Work
 from twophase.record import ADAM, SECOND, TRIAL, Record, read_record
 from twophase.second_phase import Status
 from twophase.switching import Action, Course, Fallback, Race, SwitchRule, Told, course
 from twophase.watch import Begun, Watch, begun
-from twophase.weights import LINE, SWAP, Kept, Weights
+from twophase.weights import SWAP, Kept, Weights
 
 # by which loss weights are kept, and how a message says so
 KEEP = {"train": "lower than the last", "validation": "of the lowest validation loss"}
@@ -151,7 +151,6 @@ class Loop:
         self.status, self.message = work.status, work.message
         record = self._record(work, seen, checking + seen.passes - handed_on, seconds)
         record = self._added(record, work, introduction)
-        self._keep_preconditioner()
         self._begun, self._at = None, record.train_loss
         return record
 
@@ -162,13 +161,6 @@ class Loop:
         self.history.append(record)
         self._passes += record.passes
         return record
-
-    def _keep_preconditioner(self) -> None:
-        """Where a starting line has just been drawn: what Adam leaves there."""
-        line, second = self.weights.kept.get(LINE), self.phases.get(SECOND)
-        if line is not None and line.epoch == len(self.history):
-            assert isinstance(second, DescentPhase)
-            second.draw_line()
 
     def look(self, where: str) -> float:
         """The loss at the present parameters; its gradient is known then, too."""
@@ -266,7 +258,6 @@ class Loop:
         for name in self.phases.keys() & (used | state["phases"].keys()):
             # torch's optimizers keep the tensors they are given, and change them in place
             self.phases[name].load_state_dict(deepcopy(state["phases"][name]))
-        self._keep_preconditioner()
         if state.get("begun"):
             self._begun = begun(x, state["begun"])
 
@@ -310,10 +301,6 @@ class Loop:
         change: Callable[[Kept, str], str] = getattr(self, f"_{move.action.name.lower()}")
         return change(here, move.reason)
 
-    def _line(self, here: Kept, reason: str) -> str:
-        self.weights.put(LINE, here)
-        return reason
-
     def _switch(self, here: Kept, reason: str) -> str:
         self._hand_over(here)
         self.swap_epoch = self.swap_epoch or here.epoch
@@ -321,13 +308,12 @@ class Loop:
 
     def _try(self, here: Kept, reason: str) -> str:
         self._hand_over(here)
-        line = self.weights.go_to(LINE)
-        return f"trial: from the weights of epoch {line.epoch}, {reason}"
+        return f"trial: {reason}"
 
     def _adopt(self, here: Kept, reason: str) -> str:
-        line = self.weights.kept.pop(LINE)
-        self.swap_epoch = self.swap_epoch or line.epoch
-        return f"switch: from the weights of epoch {line.epoch}, {reason}"
+        swap = self.weights.kept[SWAP]
+        self.swap_epoch = self.swap_epoch or swap.epoch
+        return f"switch: from the weights of epoch {swap.epoch}, {reason}"
 
     def _return(self, here: Kept, reason: str) -> str:
         swap = self.weights.go_to(SWAP)

@@ -7,7 +7,7 @@ from itertools import accumulate, groupby
 from operator import attrgetter
 
 from twophase.record import ADAM, TRIAL, Record
-from twophase.switching.fallback import Seen, Trend
+from twophase.switching.trend import Seen, Trend
 
 
 @dataclass(frozen=True)

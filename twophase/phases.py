@@ -222,7 +222,6 @@ class DescentPhase(Phase):
         self.entering = True
         self.state: State | None = None
         self.inverse: Tensor | None = None
-        self.line: dict[str, Tensor | None] = {}  # the preconditioner at a starting line
         self.handed_on = False  # the gradient at the point is counted already
         self.checked = False  # the loss repeats itself
 
@@ -243,13 +242,6 @@ class DescentPhase(Phase):
     def goes_on_from(self, x: Tensor) -> bool:
         return self.state is None or torch.equal(self.state.x, x)
 
-    def draw_line(self) -> None:
-        """Keep what Adam leaves here, for a start from here later on."""
-        self.line = {"inverse": self._left_by_adam()}
-
-    def _left_by_adam(self) -> Tensor | None:
-        return None if self.before is None else self.before.inverse(self.minimizer.preconditioner)
-
     def prepare(self, point: Point | None) -> int:
         if self.checked or point is None:
             return 0
@@ -267,8 +259,9 @@ class DescentPhase(Phase):
         assert point is not None
         before = self.objective.passes.total - (0 if self.handed_on else GRADIENT_PASSES)
         if self.entering:
-            self.inverse = self.line["inverse"] if self.line else self._left_by_adam()
-            self.line, self.entering = {}, False
+            left = self.before
+            self.inverse = left.inverse(self.minimizer.preconditioner) if left else None
+            self.entering = False
         with self._mode():
             done = self.minimizer.iterate(self.objective, point, self.state, self.inverse)
         self.state, self.handed_on = done.state, done.point is not None
@@ -284,13 +277,11 @@ class DescentPhase(Phase):
             "handed_on": self.handed_on,
             "checked": self.checked,
             "inverse": self.inverse,
-            "line": dict(self.line),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vector = self.data.vector
         self.inverse = read_inverse(state["inverse"], vector)
-        self.line = {n: read_inverse(state["line"][n], vector) for n in state["line"]}
         self.state = read_state(state["state"], self.minimizer, vector, self.inverse)
         self.entering = bool(state.get("entering", self.state is None))
         self.handed_on, self.checked = bool(state["handed_on"]), bool(state["checked"])

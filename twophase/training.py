@@ -21,7 +21,7 @@ from twophase.monitor import Exact, Monitor
 from twophase.payoff import Payoff, payoffs
 from twophase.record import Record, table
 from twophase.second_phase import Descent, Minimizer
-from twophase.switching import Fallback, FixedEpoch, GradientNormPeak, Race, SwitchRule
+from twophase.switching import Fallback, FixedEpoch, GradientNormPeak, Race, SwitchRule, planned
 from twophase.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def fit(
     (3, 3)
     """
     _check_length(epochs, passes)
+    switch = planned(switch, epochs, passes)
     _check_swap(switch, epochs if adam is not None and second is not None else None)
     trainer = Trainer(
         model,

@@ -1,4 +1,4 @@
-"""Weights that a training sets aside: where trials start, where Adam stood, what was lowest."""
+"""Weights that a training sets aside: where Adam stood, and what was lowest."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from twophase.errors import InputError, check_choice, check_integer, check_numbe
 from twophase.parameters import ParameterVector
 from twophase.switching.rules import moved
 
-NAMES = LINE, SWAP, BEST = "line", "swap", "best"
+NAMES = SWAP, BEST = "swap", "best"
 
 
 class Kept(NamedTuple):

@@ -27,7 +27,7 @@ from twophase.line_search import Line, SearchResult, SearchStatus
 from twophase.objectives.full_batch import FullBatch
 from twophase.problems.toys import OneWeight, TwoLayerTanh, mean_output, one_example
 from twophase.second_phase import Status
-from twophase.switching.fallback import Seen, Trend
+from twophase.switching.trend import Seen, Trend
 
 # How far above Adam alone the default may end after as many epochs, of which a second phase took
 # some.

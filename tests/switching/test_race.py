@@ -1,4 +1,4 @@
-"""A race: when it draws a line, who wins, and what trials may cost; by scripted losses."""
+"""A race: when trials begin, who wins them, and what they may cost; by scripted losses."""
 
 import pytest
 from hypothesis import given, settings
@@ -6,116 +6,150 @@ from hypothesis import strategies as st
 
 from twophase.errors import InputError
 from twophase.second_phase import Status
-from twophase.switching.race import Race, Stage
+from twophase.switching import GradientNormPeak
+from twophase.switching.race import Race, Stage, planned
+from twophase.switching.trend import Seen, Trend
 
 EPOCH = 3
 
 
 def adam(race, losses):
-    """Epochs of Adam; the epochs, counted from 1, at which something begins."""
+    """Epochs of Adam; the epochs, counted from 1, at which a trial begins."""
     return [i for i, loss in enumerate(losses, 1) if race.after_adam(loss, EPOCH)]
 
 
-def in_trial(**options):
-    """A race of 12 passes in its first trial: Adam fell from 1.0 at the line to 0.6."""
-    race = Race(passes=12, **options)
-    assert adam(race, [2.0, 1.8, 1.5, 1.0, 0.9, 0.8, 0.7, 0.6]) == [4, 8]
+def falling(epochs, begin=1):
+    """Adam's losses 1 / epoch: a straight line of slope 1 over ln(passes)."""
+    return [1 / epoch for epoch in range(begin, begin + epochs)]
+
+
+def in_early_trial(**options):
+    """In one of 18 passes: Adam has 1 / 4 after 12, and promises 1 / 10 after 18 more."""
+    race = Race(passes=18, length=180, **options)
+    assert adam(race, falling(4)) == [4]
     assert race.stage is Stage.TRIAL
     return race
 
 
-def test_the_first_line_is_drawn_after_the_passes_of_a_trial_and_the_trial_after_as_many():
-    race = Race(passes=30)
-    assert adam(race, [1 / n for n in range(1, 21)]) == [10, 20]
+def in_late_trial():
+    """In the one after 60 passes: Adam has 1 / 20 and promises 1 / 26 after 18 more."""
+    race = in_early_trial()
+    lose(race)
+    assert adam(race, falling(16, 5)) == [16]
     assert race.stage is Stage.TRIAL
-    assert (race.start, race.goal) == (1 / 10, 1 / 20)
+    return race
 
 
-def test_who_is_below_adam_has_won():
-    race = in_trial()
-    assert race.after_second(0.95, 3) == ""
-    assert race.after_second(0.6, 3) == "", "a tie is not won yet"
-    assert race.after_second(0.59, 3) == "ahead: 0.59 after 9 passes, Adam 0.6"
-    assert race.stage is Stage.WON
-    assert race.on_trials == 0
+def lose(race):
+    while race.stage is Stage.TRIAL:
+        race.after_second(race.start, EPOCH)
 
 
-def test_the_goal_is_the_lower_loss_of_half_way_and_the_end():
-    race = Race(passes=6)
-    adam(race, [1.0, 0.9, 0.5, 0.8])
-    assert race.stage is Stage.TRIAL and race.goal == 0.5
-    assert race.after_second(0.6, 3) == ""
-    race = Race(passes=12)
-    adam(race, [4.0, 3.0, 2.0, 1.0, 0.1, 0.5, 0.2, 0.4])
-    assert (race.half, race.goal) == (0.5, 0.4), "the other epochs' losses need not be known"
+@pytest.mark.parametrize(
+    ("length", "trial", "begins"),
+    [
+        (None, 90, [60, 300]),
+        (900, 90, [60, 300]),
+        (300, 30, [20, 100]),
+        (6000, 120, [80, 2000]),
+        (140, 30, [46]),  # too short for an early one
+        (60, 30, [30]),
+    ],
+)
+def test_an_early_trial_and_one_after_a_third_of_the_passes(length, trial, begins):
+    race = Race(length=length)
+    assert race.trial == trial
+    found = []
+    for loss in falling(800):
+        if race.after_adam(loss, EPOCH):
+            found.append(race.by_adam)
+            lose(race)
+    assert [EPOCH * -(-begin // EPOCH) for begin in begins] == found[: len(begins)]
 
 
-def test_three_losses_a_trial_are_read():
-    race = in_trial()
+def test_an_early_trial_is_won_where_the_lead_is_there_and_has_doubled_since_its_half():
+    # Adam promises 1 / 7 at the half and 1 / 10 at the end: there the lead is 1 and 1.99, or 2.01
+    for last, stage in ((1 / (10 * 1.99), Stage.WAITING), (1 / (10 * 2.01), Stage.WON)):
+        race = in_early_trial()
+        for loss in (0.25, 0.25, 1 / 7, 1 / 7, 1 / 7):
+            assert race.after_second(loss, 3) == ""
+        said = race.after_second(last, 3)
+        assert race.stage is stage
+        assert said.endswith("after 18 passes, Adam by its trend 0.1")
+        assert said.startswith("ahead: " if stage is Stage.WON else "the lead does not widen: ")
+
+
+def test_a_late_trial_is_won_by_any_lead():
+    for last, stage in ((0.0385, Stage.WAITING), (0.0384, Stage.WON)):
+        race = in_late_trial()
+        for loss in (0.049, 0.045, 0.042, 0.041, 0.04):
+            assert race.after_second(loss, 3) == ""
+        race.after_second(last, 3)
+        assert race.stage is stage
+
+
+def test_the_trend_is_that_of_three_losses():
+    race = in_early_trial()
     assert race.read == 3
-    race = Race(passes=3)
-    adam(race, [1.0, 0.9])
-    assert (race.stage, race.read, race.half) == (Stage.TRIAL, 3, 0.9)
+    losses = [Seen(6, 1 / 2), Seen(9, 1 / 3), Seen(12, 1 / 4)]
+    assert race.seen == losses
+    assert Trend.of(losses).slope == pytest.approx(1)
+    race = Race(passes=18, length=180)
+    assert [race.after_adam(loss, 3) for loss in (9.0, 1 / 2, 1 / 3, 1 / 4)][-1]
+    assert race.seen == losses, "the first loss need not be known"
 
 
-def test_who_is_not_ahead_after_as_many_passes_has_lost():
-    race = in_trial()
-    for loss in (0.9, 0.8, 0.7):
-        assert race.after_second(loss, 3) == ""
-    assert race.after_second(0.61, 3) == "behind: 0.61 after 12 passes, Adam 0.6"
-    assert (race.stage, race.on_trials) == (Stage.WAITING, 12)
+@pytest.mark.parametrize("length", [90, 300, 900])
+def test_it_says_beforehand_which_losses_it_reads(length):
+    race = Race(length=length)
+    for loss in falling(400):
+        reads, before = race.reads_next(EPOCH), race.read
+        race.after_adam(loss, EPOCH)
+        assert race.read == before + reads
+        lose(race)
 
 
 def test_who_comes_less_than_half_as_far_in_half_of_the_passes_has_lost():
-    race = in_trial()
-    assert race.after_second(0.99, 3) == "", "before half of the passes nothing is decided"
-    # Adam came from 1.0 to 0.8 in 6 passes
-    assert race.after_second(0.91, 3) == "behind: 0.91 after 6 passes, Adam 0.8"
-    race = in_trial()
-    race.after_second(0.99, 3)
-    assert race.after_second(0.89, 3) == ""
+    # from 1 / 4 Adam promises 1 / 7: half way on the logarithmic scale is the root of 1 / 28
+    for loss, stage in ((0.190, Stage.WAITING), (0.188, Stage.TRIAL)):
+        race = in_early_trial()
+        assert race.after_second(0.25, 6) == "", "before half of the passes nothing is decided"
+        race.after_second(loss, 3)
+        assert race.stage is stage
 
 
 def test_who_can_do_no_more_has_lost_unless_it_is_ahead():
-    race = in_trial()
-    assert "(converged)" in race.after_second(0.7, 3, Status.CONVERGED)
+    race = in_early_trial()
+    assert "(converged)" in race.after_second(0.24, 3, Status.CONVERGED)
     assert race.stage is Stage.WAITING
-    race = in_trial()
-    race.after_second(0.5, 3, Status.CONVERGED)
+    race = in_early_trial()
+    race.after_second(0.1, 3, Status.CONVERGED)
     assert race.stage is Stage.WON
 
 
-def test_a_lost_trial_is_repeated_when_adam_has_twice_the_passes():
-    race = in_trial(share=1.0)
-    for loss in (0.9, 0.8, 0.7, 0.65):
+def test_losses_that_are_not_monotone_are_judged_by_the_lowest():
+    race = in_late_trial()
+    for loss in (0.03, 0.2, 0.2, 0.2, 0.2, 0.2):
         race.after_second(loss, 3)
-    # 24 passes before the trial, so the next line is at 48, after 8 epochs more
-    assert adam(race, [0.5] * 8)[0] == 8
-
-
-def test_trials_wait_until_they_are_affordable():
-    race = in_trial(share=0.1, growth=1.01)
-    for loss in (0.9, 0.8, 0.7, 0.65):
-        race.after_second(loss, 3)
-    # 12 passes on trials are a tenth of 120: 36 are spent, 84 more are 28 epochs
-    assert adam(race, [0.5] * 28) == [28]
+    assert race.stage is Stage.WON
 
 
 @settings(max_examples=50, deadline=None)
 @given(
     passes=st.integers(3, 90),
+    length=st.integers(90, 900),
     growth=st.floats(1.1, 4),
-    share=st.floats(0, 0.5),
     cost=st.integers(1, 20),
 )
-def test_lost_trials_never_cost_more_than_is_stated(passes, growth, share, cost):
-    """All of them are lost: a share of all passes, and one trial, whose last step may be longer."""
-    race = Race(passes, growth, share)
-    for _ in range(2000):
-        race.after_adam(1.0, EPOCH)
+def test_lost_trials_never_cost_more_than_is_stated(passes, length, growth, cost):
+    """All of them are lost: two, or a tenth of all passes and one more."""
+    race = Race(passes, length, growth=growth)
+    for loss in falling(1000):
+        race.after_adam(loss, EPOCH)
         while race.stage is Stage.TRIAL:
-            race.after_second(1.0, cost)
-        assert race.on_trials <= share * race.spent + passes + cost
+            race.after_second(race.start, cost)
+        most = passes + cost
+        assert race.on_trials <= max(2 * most, 0.1 * race.spent + most)
 
 
 @settings(max_examples=50)
@@ -123,11 +157,13 @@ def test_lost_trials_never_cost_more_than_is_stated(passes, growth, share, cost)
     losses=st.lists(st.floats(0.1, 10), min_size=12, max_size=40),
     trial=st.lists(st.floats(0.1, 10), min_size=5, max_size=5),
     unit=st.sampled_from([2.0**-20, 1.0, 2.0**20]),
-    zero=st.sampled_from([-8.0, 0.0, 8.0]),
+    zero=st.sampled_from([-20.0, 0.0]),
 )
-def test_unit_and_zero_of_the_loss_do_not_matter(losses, trial, unit, zero):
+def test_the_unit_of_the_loss_does_not_matter(losses, trial, unit, zero):
+    """Also of losses below zero, whose trend is not logarithmic."""
+
     def stages(change):
-        race, seen = Race(passes=12), []
+        race, seen = Race(passes=12, length=100), []
         for loss in losses:
             race.after_adam(change(loss), EPOCH)
             seen.append(race.stage)
@@ -137,20 +173,37 @@ def test_unit_and_zero_of_the_loss_do_not_matter(losses, trial, unit, zero):
                     seen.append(race.stage)
         return seen
 
-    # exact in binary, so that rounding decides nothing
+    # exact in binary, so that rounding decides little
     losses, trial = ([round(64 * loss) / 64 for loss in part] for part in (losses, trial))
-    assert stages(lambda loss: unit * (loss + zero)) == stages(lambda loss: loss)
+    assert stages(lambda loss: unit * (loss + zero)) == stages(lambda loss: loss + zero)
+
+
+def test_a_loss_that_has_moved_during_a_trial_changes_nothing():
+    race, other = in_early_trial(), in_early_trial()
+    other.moved(1.0, 3.0)
+    for loss in (0.2, 0.12, 0.03):
+        assert race.stage is other.stage
+        race.after_second(loss, 6)
+        other.after_second(3 * loss, 6)
+    assert race.stage is other.stage is Stage.WON
 
 
 def test_a_fresh_race_has_seen_nothing():
-    race = in_trial()
-    assert race.fresh() == Race(passes=12)
-    assert (race.fresh().spent, race.fresh().stage) == (0, Stage.WAITING)
+    race = in_early_trial()
+    assert race.fresh() == Race(passes=18, length=180)
+    assert (race.fresh().spent, race.fresh().stage, race.fresh().seen) == (0, Stage.WAITING, [])
+
+
+def test_a_race_is_planned_for_what_ends_the_training():
+    assert planned(Race(), 100, None) == Race(length=300)
+    assert planned(Race(), 100, 120) == planned(Race(), None, 120) == Race(length=120)
+    assert planned(Race(length=50), 100, 120) == Race(length=50)
+    assert planned(GradientNormPeak(), 100, 120) == GradientNormPeak()
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("passes", 0), ("passes", 2.5), ("growth", 1), ("share", -0.1), ("share", 1.1)],
+    [("passes", 0), ("passes", 2.5), ("length", 0), ("growth", 1), ("late", 0), ("late", 1)],
 )
 def test_settings_out_of_range_name_themselves(field, value):
     with pytest.raises(InputError, match=f"^{field}: "):

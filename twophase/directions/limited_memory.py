@@ -20,7 +20,7 @@ from twophase.objective import Point, dot
 from twophase.settings import Settings
 
 # What pairs may take where no history is given, and the fewest and the most that are kept then.
-HISTORY_BYTES = 2**28
+HISTORY_BYTES = 3 * 2**24
 HISTORY_BOUNDS = (10, 300)
 # Rows that are gathered in a block, which a new row copies, before they join the block before it,
 # and the numbers up to which that is copied then.
@@ -30,7 +30,7 @@ CONVERTED = 2**18
 
 
 def capacity(history_size: int | None, vector: Tensor) -> int:
-    """Pairs of vectors like `vector` that are kept: `history_size`, or as many as fit into 256 MiB.
+    """Pairs of vectors like `vector` that are kept: `history_size`, or as many as fit into 48 MiB.
 
     Without a size at least 10 (Nocedal and Wright, section 7.2, find 3 to 20 useful) and at most
     300: more would take no small part of a gradient's time on small networks.

@@ -16,7 +16,7 @@ from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import DTYPES, ImageProblem, Problem, Task
 from twophase.second_phase import Minimizer
 from twophase.settings import Settings
-from twophase.switching import Fallback, FixedEpoch, Race, SwitchRule
+from twophase.switching import Fallback, FixedEpoch, Race, SwitchRule, planned
 from twophase.trainer import Trainer
 
 # In a comparison or a table: more would take years, and minutes to be listed.
@@ -99,6 +99,11 @@ class RunConfig(Settings):
         return self.switch.epoch if isinstance(self.switch, FixedEpoch) else None
 
     @property
+    def rule(self) -> SwitchRule | Race:
+        """The switch in a training of this length."""
+        return planned(self.switch, self.epochs, self.budget)
+
+    @property
     def name(self) -> str:
         """Problem and phases, for logs and folders."""
         return f"{self.problem.name} {self.strategy}"
@@ -126,7 +131,7 @@ class RunConfig(Settings):
             task.data,
             adam=self.adam,
             second=second if self.passes is None else None,
-            switch=self.switch,
+            switch=self.rule,
             fallback=self.fallback,
             keep=self.keep,
             monitor=self.monitor,

@@ -217,7 +217,7 @@ def end(history: pd.DataFrame, config: RunConfig) -> End:
     present one, if lower; or by `config.keep` those of the lowest validation loss. Passes for
     reading are those of `twophase.Trainer.spent`, by a replay of the rule and the fallback.
     """
-    planned = course(config.switch, config.fallback)
+    planned = course(config.rule, config.fallback)
     free = history.monitor_passes[history.phase == ADAM].le(GRADIENT_PASSES - 1).all()
     spent, best, swap, found = 0, None, None, None
     trials = 0

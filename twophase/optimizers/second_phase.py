@@ -89,7 +89,7 @@ class SecondPhase(Optimizer):
     directions. None: no scaling.
 
     `state_dict` holds vectors of length P: the parameters, two gradients, the direction, the
-    preconditioner, and for BFGS two for each step that it remembers (up to 256 MiB by default). It
+    preconditioner, and for BFGS two for each step that it remembers (up to 48 MiB by default). It
     resumes exactly under the same constructor arguments but for the preconditioner.
 
     A step raises `InputError` where the closure is wrong (see `ClosureObjective`), or the model has

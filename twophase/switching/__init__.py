@@ -10,7 +10,7 @@ from twophase.switching.heuristics import (
 )
 from twophase.switching.path import PositiveCurvature, ProjectedRate, SignalToNoise
 from twophase.switching.peak import PeakTest
-from twophase.switching.race import Race
+from twophase.switching.race import Race, planned
 from twophase.switching.rules import (
     Decision,
     FixedEpoch,

@@ -16,10 +16,9 @@ class Action(Enum):
     """What a training does after an epoch."""
 
     STAY = auto()  # the phase goes on
-    LINE = auto()  # Adam goes on, and its weights are kept as a starting line
     SWITCH = auto()  # the second phase takes over from Adam's weights
-    TRY = auto()  # the second phase takes over from the starting line
-    ADOPT = auto()  # the second phase goes on, a trial no more
+    TRY = auto()  # the same, on trial
+    ADOPT = auto()  # it goes on, a trial no more
     RETURN = auto()  # Adam takes over where it was
 
 
@@ -67,7 +66,7 @@ class Course(Protocol):
     def reads_next(self, passes: int) -> bool: ...
 
     def adam(self, told: Told) -> Move:
-        """After an epoch of Adam: stay, draw a line, switch or try."""
+        """After an epoch of Adam: stay, switch or try."""
 
     def second(self, told: Told) -> Move:
         """After an iteration of the second phase: stay, adopt or return."""
@@ -175,8 +174,7 @@ class ByRace(_WithFallback):
     def adam(self, told: Told) -> Move:
         self._watch_adam(told)
         said = self.race.after_adam(told.judged, told.passes)
-        actions = {Stage.LEADING: Action.LINE, Stage.TRIAL: Action.TRY}
-        return Move(actions[self.race.stage] if said else Action.STAY, said or self.race.standing)
+        return Move(Action.TRY if said else Action.STAY, said or self.race.standing)
 
     def moved(self, before: float, now: float) -> None:
         if self.trying:

@@ -4,20 +4,13 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import NamedTuple
-
-import numpy as np
 
 from twophase.errors import check_integer, check_number
 from twophase.second_phase import Status
 from twophase.settings import Settings, Stateful, state
 from twophase.switching.rules import Decision, check_seen
+from twophase.switching.trend import Seen, Trend
 
-# A trend is that of at least so many epochs, where there are as many.
-SHORTEST_TREND = 3
-# Adam never stops for good: a second phase that gains less than 5 % while the passes grow by a
-# factor e must let it try.
-LEAST_SLOPE = 0.05
 # A second phase stalls, after at least so many passes, where its loss falls by less than 30 % while
 # its passes grow by a factor e. On full-batch problems, where it pays from the start, it falls by
 # more than 70 % until it has converged; networks that end in a worse minimum than a later start
@@ -26,17 +19,6 @@ SHORTEST_STALL = 120
 STALL_SLOPE = 0.3
 # Of the loss: searches by slopes may raise it by its rounding errors (1e-7 for float32 networks).
 ROUNDING = 1e-6
-
-
-class Seen(NamedTuple):
-    """A loss and the passes that its phase has spent on the way there.
-
-    `shift` is how far the loss function's own changes had moved the second phase by then.
-    """
-
-    passes: int
-    loss: float
-    shift: float = 0.0
 
 
 @dataclass(unsafe_hash=True)
@@ -71,7 +53,7 @@ class Fallback(Stateful, Settings):
     growth: float = 2.0
     _adam: list[Seen] = state(default_factory=list)
     _second: list[Seen] = state(default_factory=list)
-    _trend: "Trend | None" = state(default=None)
+    _trend: Trend | None = state(default=None)
     _peak: float = state(default=0.0)
     _spent: int = state(default=0)
     _shift: float = state(default=0.0)
@@ -145,7 +127,7 @@ class Fallback(Stateful, Settings):
         gained = self._level(start) - self._level(last)
         return status is not Status.NOT_FINITE and gained > trend.gain(last.passes + self._spent)
 
-    def _compare_rates(self, trend: "Trend") -> Decision:
+    def _compare_rates(self, trend: Trend) -> Decision:
         if len(self._second) <= self.trial:
             done = len(self._second) - 1
             return Decision(False, f"iteration {done} of a trial of {self.trial}")
@@ -159,7 +141,7 @@ class Fallback(Stateful, Settings):
         spent = last.passes - first.passes
         return Decision(self._behind(trend) and gained < promised, f"in {spent} passes it {seen}")
 
-    def _stalled(self, trend: "Trend") -> str:
+    def _stalled(self, trend: Trend) -> str:
         """What says that the phase stalls; empty where it does not."""
         last = self._second[-1]
         if last.passes < SHORTEST_STALL:
@@ -173,44 +155,7 @@ class Fallback(Stateful, Settings):
             f"it stalls: {first.loss:.4g} to {last.loss:.4g} in {last.passes - first.passes} passes"
         )
 
-    def _behind(self, trend: "Trend") -> bool:
+    def _behind(self, trend: Trend) -> bool:
         """Whether the loss is above what Adam promised for as many passes."""
         last = self._second[-1]
         return self._level(last) > trend.promise(last.passes)
-
-
-class Trend(NamedTuple):
-    """Adam's ln(loss), or loss where one is not positive, as a straight line over ln(passes).
-
-    It ends at `level` after `passes` passes and falls by `slope` per unit of ln(passes).
-    """
-
-    logarithmic: bool
-    passes: int
-    level: float
-    slope: float
-
-    @classmethod
-    def of(cls, seen: list[Seen]) -> "Trend":
-        """The least-squares line through the latter half of Adam's epochs, no flatter than 5 %."""
-        logarithmic = all(one.loss > 0 for one in seen)
-        flat = cls(logarithmic, seen[-1].passes, 0.0, LEAST_SLOPE)
-        half = seen[-max(SHORTEST_TREND, math.ceil(len(seen) / 2)) :]
-        levels = [flat.scale(one.loss) for one in half]
-        if len(half) == 1:
-            return flat._replace(level=levels[0])
-        times = np.log([one.passes for one in half])
-        rise, level = np.polyfit(times - times[-1], levels, 1)
-        return flat._replace(level=float(level), slope=max(LEAST_SLOPE, -float(rise)))
-
-    def scale(self, loss: float) -> float:
-        """The loss on the trend's scale."""
-        return math.log(max(loss, np.finfo(float).tiny)) if self.logarithmic else loss
-
-    def gain(self, more: int) -> float:
-        """By how much Adam would be lower with so many more passes, on the trend's scale."""
-        return self.slope * math.log1p(more / self.passes)
-
-    def promise(self, more: int) -> float:
-        """What Adam would reach with so many more passes, on the trend's scale."""
-        return self.level - self.gain(more)
