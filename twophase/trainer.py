@@ -37,7 +37,8 @@ class Trainer(Loop):
             of Adam is one step along its gradient. Floating-point tensors take the model's dtype.
         validation: what else to look at after each epoch, in the same forms.
         adam, second: settings of the two phases; None: the phase is left out.
-        switch: the rule that ends the first phase, or its number of epochs; by default a `Race`.
+        switch: the rule that ends the first phase, or its number of epochs; by default a `Race`,
+            which `fit` tells how long the training is, and which else plans for 900 passes.
         fallback: when the second phase hands back to Adam, since its own results speak against the
             hypothesis; None: never, as in the paper.
         keep: "train": trials are judged by the training loss, and the weights in the end are the

@@ -64,7 +64,9 @@ class TwoPhase(Optimizer):
         batches: mini-batches in an epoch; 1: full batches.
         first: what to use instead of Adam, any torch optimizer of the same parameters that steps
             along gradients. Learning-rate schedulers of this optimizer act on it.
-        second, switch, fallback, monitor: see `Trainer`; with full batches an epoch is a step.
+        second, switch, fallback, monitor: see `Trainer`; with full batches an epoch is a step. It
+            is not known how long the training will be: a `Race` plans for 900 passes, 300 epochs
+            of Adam, unless it is another one, as `Race(length=3 * epochs)`.
 
     `InputError` for a value out of range, a `first` of other parameters, or a wrong closure, and
     `NonFiniteError` where loss or gradient is not finite; a step that an exception ends leaves
