@@ -48,9 +48,10 @@ class Fit:
 
     `status`, in a sentence `message`, is "completed" when all epochs were run or all passes spent,
     else why the second phase ended before. `swap_epoch` is the epoch from whose weights the second
-    phase first took over (of a race: where the trial began that was won), None if it never did. `final` is the
-    record of the weights that the model has now: the last, or, after a return to Adam, the second
-    phase's best if that is lower; with `keep="validation"` those of the lowest validation loss.
+    phase first took over (of a race: where the trial that was won began), None if it never did.
+    `final` is the record of the weights that the model has now: the last, or, after a return to
+    Adam, the second phase's best if that is lower; with `keep="validation"` those of the lowest
+    validation loss.
     """
 
     records: tuple[Record, ...] = field(repr=False)
