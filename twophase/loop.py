@@ -253,6 +253,8 @@ class Loop:
             self._move(*move)
             self._at = move[1]
         self.status, self.message = Status(state["status"]), state["message"]
+        if state.get("begun"):
+            self.weights.begin(by_adam=self._name == ADAM)
         self.weights.load_state_dict(state["aside"], len(self.history))
         used = {ADAM if record.phase == ADAM else SECOND for record in self.history}
         for name in self.phases.keys() & (used | state["phases"].keys()):

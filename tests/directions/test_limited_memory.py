@@ -191,7 +191,7 @@ def test_what_underflows_ends_and_does_not_raise(rule, dtype):
 def test_a_pair_takes_at_most_its_share_of_memory():
     assert capacity(None, torch.empty(10)) == HISTORY_BOUNDS[1]
     assert capacity(7, torch.empty(10)) == 7
-    for vector in (torch.empty(500_000), torch.empty(500_000).double()):
+    for vector in (torch.empty(200_000), torch.empty(200_000).double()):
         kept = capacity(None, vector)
         taken = 2 * vector.numel() * vector.element_size()
         assert kept * taken <= HISTORY_BYTES < (kept + 1) * taken

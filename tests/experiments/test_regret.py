@@ -134,7 +134,7 @@ def test_by_validation_the_lowest_validation_loss_is_kept():
 
 def test_in_a_trial_adams_weights_before_it_are_at_hand():
     seen = history(*[("adam", 4.0 / n, 3) for n in range(1, 5)], ("trial", 3.5, 3))
-    found = regret.end(seen, config(Race(passes=6), 15))
+    found = regret.end(seen, config(Race(passes=12), 15))
     assert (found.epoch, found.loss) == (4, 1.0)
 
 

@@ -59,7 +59,7 @@ def test_what_the_race_needs_is_in_its_passes():
     """Three losses a trial, with mini-batches."""
     table = study(regression(), 300, (3,))
     race = table[table.swap == BY_ITSELF]
-    trainer = regression().trainer()
+    trainer = regression().trainer(switch=tp.Race(length=300))
     while trainer.spent < 300 and not trainer.ended:
         trainer.epoch()
     assert race.passes.iloc[-1] == trainer.spent > sum(r.passes for r in trainer.history)

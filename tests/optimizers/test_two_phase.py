@@ -77,13 +77,17 @@ def same(ours, theirs, kind="plain", exact=True):
 
 
 SETTINGS = {
-    "default switch": dict(second=SELF_SCALED_BFGS),
+    "default switch": dict(second=SELF_SCALED_BFGS, switch=Race(length=150)),
     "fixed": dict(second=SELF_SCALED_BFGS, switch=5),
     "peak": dict(second=SELF_SCALED_BFGS, switch=SmoothedNormPeak()),
     "golden section": dict(
         second=Descent(ConjugateDirection(), GoldenSection()), switch=7, fallback=None
     ),
-    "impatient": dict(second=SELF_SCALED_BFGS, switch=Race(passes=12), fallback=Fallback(trial=1)),
+    "impatient": dict(
+        second=SELF_SCALED_BFGS,
+        switch=Race(passes=12, length=90, growth=1.5),
+        fallback=Fallback(trial=1),
+    ),
 }
 
 
@@ -396,11 +400,11 @@ def test_finish_gives_back_the_second_phases_weights():
 
 def test_the_report_says_what_has_happened():
     model, data = network(), samples()
-    optimizer = TwoPhase(model.parameters(), 0.01)
+    optimizer = TwoPhase(model.parameters(), 0.01, switch=Race(length=150))
     assert "0 epochs" in optimizer.report() and "no epoch has ended" in optimizer.report()
     train(optimizer, closure_of("plain", model, *data), 60)
     text = optimizer.report()
-    for part in ("a starting line", "trial: ", "switch: ", "the second phase pays", "next: second"):
+    for part in ("trial: ", "switch: ", "the second phase pays", "next: second"):
         assert part in text
     assert len(optimizer.history) == len(optimizer.records) == 60
 

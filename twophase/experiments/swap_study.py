@@ -17,6 +17,7 @@ from twophase.losses import Loss, mse
 from twophase.record import Record
 from twophase.record import table as table_of
 from twophase.second_phase import Minimizer
+from twophase.switching import Race, planned
 from twophase.trainer import Trainer
 
 COLUMNS = ["epoch", "phase", "train_loss", "validation_loss", "validation_accuracy", "passes"]
@@ -68,7 +69,8 @@ def study(
         branch = training.trainer(second=second, switch=epoch, fallback=None)
         branch.load_state_dict(state)
         branches.append((str(epoch), branch))
-    branches.append((BY_ITSELF, training.trainer(second=second)))
+    race = planned(Race(), None, passes)
+    branches.append((BY_ITSELF, training.trainer(second=second, switch=race)))
     return pd.concat([_rows(*branch, passes) for branch in branches], ignore_index=True)
 
 

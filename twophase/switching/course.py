@@ -191,8 +191,8 @@ class ByRace(_WithFallback):
             return Move(Action.STAY, "")
         if self.race.stage is Stage.WAITING:
             return Move(Action.RETURN, said)
-        self._take_over(told.loss)
-        # ahead, but perhaps it can do no more
+        # ahead, but perhaps it can do no more; then all that it has gained counts
         ended = told.status is not Status.MOVED
+        self._take_over(None if ended else told.loss)
         back = ended and self._go_on_or_back(told).action is Action.RETURN
         return Move(Action.RETURN if back else Action.ADOPT, said)
