@@ -199,9 +199,8 @@ def results() -> str:
         "lowest one over swaps after fixed epochs and none, at equal passes, with all that a rule\n"
         "reads, its trials and its failed second phases charged; medians over three seeds. 1 is a\n"
         "loss ten times as high as it could be. In validation loss swaps lose on these small\n"
-        "problems, unless trials are judged by it. These are the problems measured so far, most\n"
-        "of them those that the race was designed on; unlike fixed shares it does not know how\n"
-        "long the training is. Notebook 06 has all rules.",
+        "problems, unless trials are judged by it. The race was designed on six of the problems;\n"
+        "notebook 06 has them all, and all rules.",
         *regret_table(),
         "Networks that the paper has not, on small subsets, three seeds: on how many the gradient\n"
         "norm of Adam alone has a single clear hill, and the Hessian a clearly negative\n"

@@ -116,7 +116,6 @@ def fit(
     (3, 3)
     """
     _check_length(epochs, passes)
-    switch = planned(switch, epochs, passes)
     _check_swap(switch, epochs if adam is not None and second is not None else None)
     trainer = Trainer(
         model,
@@ -124,7 +123,7 @@ def fit(
         validation=validation,
         adam=adam,
         second=second,
-        switch=switch,
+        switch=planned(switch, epochs, passes),
         fallback=fallback,
         keep=keep,
         monitor=monitor,

@@ -83,8 +83,11 @@ def test_a_trainer_is_given_every_setting(config, monkeypatch):
     )
     task = ImageProblem(train_examples=16).load(0, "float32", torch.device("cpu"), None)
     config.trainer(task, torch.device("cpu"))
-    for name in ("adam", "second", "switch", "fallback", "seed"):
+    for name in ("adam", "second", "fallback", "seed"):
         assert given[name] == getattr(config, name)
+    length = min(3 * config.epochs, config.budget or 3 * config.epochs)
+    planned = replace(config.switch, length=length) if isinstance(config.switch, tp.Race) else None
+    assert given["switch"] == (planned or config.switch)
     assert given["loss"] is tp.mse
 
 

@@ -79,6 +79,14 @@ def test_an_early_trial_is_won_where_the_lead_is_there_and_has_doubled_since_its
         assert said.startswith("ahead: " if stage is Stage.WON else "the lead does not widen: ")
 
 
+def test_a_lead_of_a_factor_of_a_thousand_wins_at_once():
+    # Adam promises 1 / 5 after 3 passes
+    for loss, stage in ((0.21e-3, Stage.TRIAL), (0.19e-3, Stage.WON)):
+        race = in_early_trial()
+        race.after_second(loss, 3)
+        assert race.stage is stage
+
+
 def test_a_late_trial_is_won_by_any_lead():
     for last, stage in ((0.0385, Stage.WAITING), (0.0384, Stage.WON)):
         race = in_late_trial()

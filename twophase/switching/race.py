@@ -21,6 +21,8 @@ TRIAL_SHARE, FEWEST, ENOUGH = 0.1, 30, 120
 EARLY = 2 / 3
 # The lead over Adam's trend must grow by this factor in the latter half of an early trial.
 WIDENING = 2.0
+# A lead of this factor is enough at any time: what has converged widens its lead no more.
+CLEAR = 1000.0
 # A trial in which half of the passes brought the second phase less than this share as far down as
 # they would have brought Adam is given up.
 HALF_WAY = 0.5
@@ -43,6 +45,7 @@ class Race(Stateful, Settings):
     The early trial begins when Adam has two thirds of the passes that a trial takes. It is won
     where the second phase is not only below what Adam's `Trend` promises for as many passes, but
     its lead, the ratio of the two losses, has doubled in the latter half: there it pays at once.
+    A lead of a factor of 1,000 wins at any time.
     Else Adam goes on from where it was, since a later start mostly ends in a better minimum. The
     late trial begins when Adam has a third (`late`) of the passes that are planned, at least 30,
     and is won by any lead. Others follow whenever Adam has `growth` times the passes, if all that
@@ -128,9 +131,10 @@ class Race(Stateful, Settings):
             self.half = lead
             hopeless = lead < (HALF_WAY - 1) * (trend.scale(self.start) - promised)
         moved = status is Status.MOVED
-        if moved and self.tried_for < self.trial and not hopeless:
+        over = not moved or (trend.logarithmic and lead >= math.log(CLEAR))
+        if not over and self.tried_for < self.trial and not hopeless:
             return ""
-        won = lead > 0 and (not self._is_early or not moved or self._has_widened(lead, trend))
+        won = lead > 0 and (over or not self._is_early or self._has_widened(lead, trend))
         found = f"{self.lowest:.4g} after {self.tried_for} passes"
         found += "" if moved else f" ({status})"
         adams = f"Adam by its trend {trend.loss(promised):.4g}"
