@@ -321,6 +321,18 @@ def with_regret(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def measured_everywhere(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the rules that were measured on all cases of the table."""
+    cases = table.groupby("rule").case.nunique()
+    return table[table.rule.map(cases).eq(table.case.nunique())]
+
+
+def with_all_rules(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the cases on which all rules of the table were measured."""
+    rules = table.groupby("case").rule.nunique()
+    return table[table.case.map(rules).eq(table.rule.nunique())]
+
+
 def summary(table: pd.DataFrame, column: str = "regret") -> pd.DataFrame:
     """For each rule over the cases (medians over the seeds): worst and median regret, and costs.
 
