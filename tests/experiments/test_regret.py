@@ -194,3 +194,19 @@ def test_half_of_the_cases_are_set_aside_and_all_can_be_made():
         for rule, config in regret.entries(case, 0, regret.RULES).items():
             assert config.budget == (None if rule == regret.NONE else case.passes), name
     assert isinstance(regret.entries(SMALL, 0, ["race"])["race"].switch, Race)
+
+
+def test_a_swap_at_the_peak_is_the_first_fixed_one_that_is_not_before_it():
+    rows = [("none", None, 1.5, 4), ("swap at 2", 2, 0.0, None), ("swap at 5", 5, 0.7, None)]
+    columns = ["rule", "swap_epoch", "regret", "peak"]
+    table = pd.DataFrame(rows, columns=columns).assign(case="a", seed=0)
+    late = table.assign(seed=1, peak=[9, None, None])
+    said = regret.at_the_peak(pd.concat([table, late]))
+    assert "a median regret of **1.10** and a worst one of **1.5**, over 2 trainings" in said
+
+
+def test_rules_are_compared_where_all_of_them_were_measured():
+    rows = [("a", "race"), ("a", "literal"), ("b", "race")]
+    table = pd.DataFrame(rows, columns=["case", "rule"])
+    assert regret.measured_everywhere(table).rule.unique().tolist() == ["race"]
+    assert regret.with_all_rules(table).case.unique().tolist() == ["a"]

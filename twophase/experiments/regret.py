@@ -32,6 +32,7 @@ from twophase.errors import check_choice, check_integer
 from twophase.experiments import branches, runs
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
+from twophase.experiments.traces import peak_epoch
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import ImageProblem, PhysicsProblem, Problem
 from twophase.record import ADAM, TRIAL, way_of
@@ -276,7 +277,8 @@ def run(
 
     `names` are of `CASES` and `rules` of `RULES`, None: all; `InputError` for others. Columns:
     case, held_out, seed, rule (or the fixed swap), swap_epoch, epoch, loss, validation_loss, spent,
-    reading and trials (passes), regret and validation_regret. A training that failed has none.
+    reading and trials (passes), peak (of Adam alone, the epoch of the largest smoothed norm),
+    regret and validation_regret. A training that failed has none.
     """
     check_integer("seeds", seeds, 1, MOST_SEEDS)
     chosen = {name: CASES[check_choice("case", name, CASES)] for name in names or CASES}
@@ -298,7 +300,8 @@ def run(
 def _outcome(done: branches.Done, config: RunConfig) -> dict[str, Any]:
     history, summary = runs.read(done.folder)
     start = history.train_loss.iloc[0]
-    return {"swap_epoch": summary["swap_epoch"], "start": start} | end(history, config)._asdict()
+    found = {"swap_epoch": summary["swap_epoch"], "start": start} | end(history, config)._asdict()
+    return found | {"peak": peak_epoch(history.grad_norm)} if config.second is None else found
 
 
 def with_regret(table: pd.DataFrame) -> pd.DataFrame:
@@ -399,6 +402,22 @@ def sentence(table: pd.DataFrame, column: str = "regret", rule: str = "race") ->
         f"The {rule} has a regret of **{mine.worst:.2f}** in the worst of {mine.cases:.0f} cases "
         f"and **{mine['median']:.2f}** in the median; of the others *{best.name}* has the best "
         f"worst case, **{best.worst:.2f}**, and a median of **{best['median']:.2f}**"
+    )
+
+
+def at_the_peak(table: pd.DataFrame) -> str:
+    """The regret of a swap at the peak of the norm, as if that were known, in Markdown."""
+    found = []
+    for _, rows in table.groupby(["case", "seed"]):
+        fixed = rows[rows.rule.str.startswith(FIXED)].sort_values("swap_epoch")
+        alone = rows[rows.rule.eq(NONE)].iloc[0]
+        later = fixed[fixed.swap_epoch.ge(alone.peak)]
+        found.append(later.regret.iloc[0] if len(later) else alone.regret)
+    regrets = pd.Series(found)
+    return (
+        f"the first of the fixed swaps that is not before it has a median regret of "
+        f"**{regrets.median():.2f}** and a worst one of **{regrets.max():.1f}**, over "
+        f"{len(regrets)} trainings"
     )
 
 
