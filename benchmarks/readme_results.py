@@ -211,8 +211,8 @@ def results() -> str:
         *beyond_table(),
         wrapped(
             "What the overdetermination Q = K M / P says (notebook 19). The gap is validation "
-            "minus training loss, on digits and MNIST, three seeds; the race is the default before its "
-            "trials became shorter. " + generalisation_words()
+            "minus training loss, on digits and MNIST, three seeds; the race is the default before "
+            "its trials became shorter. " + generalisation_words()
         ),
         "One problem in every way to train it: −u'' = π² sin(πx), 64 + 2 points, 2×32 tanh,\n"
         "float64, one thread; the relative error of the solution after 1,000 steps or epochs of\n"
