@@ -125,10 +125,12 @@ def test_a_process_that_is_killed_costs_its_own_job(tmp_path):
 # -- nobody is left over
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from twophase.experiments.executors import Job, Local
 if __name__ == "__main__":
+    # a shell hands down that Ctrl-C is ignored to what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(sys.argv[1])
     jobs = [Job(os.system, (f"echo $PPID > {folder / str(n)}",)) for n in range(2)]
     then = lambda outcome: [Job(time.sleep, (600,))] if outcome.value == 0 else []
