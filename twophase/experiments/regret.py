@@ -99,7 +99,7 @@ def _adam(batch_size: int | None, rate: float = 1e-3) -> AdamSettings:
 
 _SMALL = "vit-nomlp-wkewq-wvwo1"
 CASES: dict[str, Case] = {
-    # what the race was designed on
+    # not set aside
     "vit 256": Case(_images(_SMALL, 256)),
     "vit-nomlp 384": Case(_images("vit-nomlp", 384), 600, _adam(32)),
     "vgg5 192": Case(_images("vgg5-max-relu", 192), 600),
@@ -339,15 +339,19 @@ class Kept(NamedTuple):
     @property
     def judged(self) -> pd.DataFrame:
         """Rules that were measured on all cases with validation examples, on these."""
-        rules = self.table[~self.table.rule.str.startswith(FIXED)]
-        return measured_everywhere(rules.dropna(subset=["validation_regret"]))
+        return measured_everywhere(_of_rules(self.table).dropna(subset=["validation_regret"]))
 
 
 def committed() -> Kept:
     """The kept runs."""
     table = committed_table("reports/reference/switch-regret/regret.csv")
-    rules = table[~table.rule.str.startswith(FIXED)]
+    rules = _of_rules(table)
     return Kept(table, measured_everywhere(rules), with_all_rules(rules))
+
+
+def _of_rules(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of rules and of Adam alone, without those of fixed swaps."""
+    return table[~table.rule.str.startswith(FIXED)]
 
 
 def measured_everywhere(table: pd.DataFrame) -> pd.DataFrame:
@@ -367,7 +371,7 @@ def summary(table: pd.DataFrame, column: str = "regret") -> pd.DataFrame:
 
     Sorted by the worst. `reading` and `trials` are shares of all passes, the largest of any case.
     """
-    rules = table[~table.rule.str.startswith(FIXED)]
+    rules = _of_rules(table)
     passes = rules.spent + rules.reading
     shares = {name: rules[name] / passes for name in ("reading", "trials")}
     rules = rules.assign(worst=rules[column], **shares)
@@ -391,9 +395,9 @@ def short(table: pd.DataFrame, column: str = "regret") -> pd.DataFrame:
 
 
 def parts(table: pd.DataFrame) -> pd.DataFrame:
-    """`summary` for the cases that rules were designed on, those set aside, and all of them."""
+    """`summary` for the cases that were not set aside, those that were, and all of them."""
     order, columns = summary(table).index, ["worst", "median"]
-    chosen = {"designed on": table[~table.held_out], "set aside": table[table.held_out]}
+    chosen = {"not set aside": table[~table.held_out], "set aside": table[table.held_out]}
     found = [
         summary(rows)[columns].reindex(order).add_suffix(f", {name} ({rows.case.nunique()})")
         for name, rows in (chosen | {"all": table}).items()

@@ -10,6 +10,7 @@ SHORTEST_TREND = 3
 # Adam never stops for good: a second phase that gains less than 5 % while the passes grow by a
 # factor e must let it try.
 LEAST_SLOPE = 0.05
+# What Adam may promise on the logarithmic scale and still be a number on the loss's own.
 LARGEST = math.log(np.finfo(float).max)
 
 
