@@ -4,11 +4,13 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
 
 from twophase.automatic import DEFAULT
+from twophase.distributed import SHARED, processes
 from twophase.errors import InputError, check_number
 from twophase.objective import Objective, Point, evaluate, norm, start
 from twophase.second_phase import MESSAGES, Minimizer, Status, check_minimizer
@@ -74,10 +76,14 @@ def minimize(
             raise InputError("x", None, "a vector to start from: the problem has no model")
         x = vector.read()
     chosen, problem, reason = second.prepare(problem, len(x))
-    began, before = time.perf_counter(), problem.passes.total
+    began, before, here = time.perf_counter(), problem.passes.total, processes()
+    here.check_same("problem", getattr(problem, "shared", ()), SHARED)
     try:
         for count, status, best in _descent(problem, x, chosen):
-            cost = count, problem.passes.total - before, time.perf_counter() - began
+            passed = time.perf_counter() - began
+            if seconds is not None:
+                passed = here.agreed(partial(float, passed))
+            cost = count, problem.passes.total - before, passed
             x, size = best.x, norm(best.gradient)
             if status is Status.MOVED and any(map(operator.ge, cost, limits)):
                 done = size <= chosen.tolerance_grad
