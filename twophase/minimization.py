@@ -79,7 +79,7 @@ def minimize(
     began, before, here = time.perf_counter(), problem.passes.total, processes()
     here.check_same("problem", getattr(problem, "shared", ()), SHARED)
     try:
-        for count, status, best in _descent(problem, x, chosen):
+        for count, status, best in _descent(problem, start(problem, x), chosen):
             passed = time.perf_counter() - began
             if seconds is not None:
                 passed = here.agreed(partial(float, passed))
@@ -100,17 +100,17 @@ def minimize(
 
 
 def _descent(
-    problem: Objective, x: Tensor, second: Minimizer
+    problem: Objective, point: Point, second: Minimizer
 ) -> Iterator[tuple[int, Status, Point]]:
     """Iterations made, the status and the best point; the first is the start."""
-    point, state, count = start(problem, x), None, 0
-    best, status = point, Status.MOVED
+    best, state, count, status = point, None, 0, Status.MOVED
     while True:
         yield count, status, best
         done = second.iterate(problem, point, state)
         status = done.status
         if status is Status.MOVED:
-            point, state = done.point or evaluate(problem, done.x), done.state
+            state = done.state  # the one before need not be kept while a gradient is made
+            point = done.point or evaluate(problem, done.x)
             count += 1
             # what the loss does not resolve is decided by the gradient, which the phase follows
             if point.value - best.value <= point.resolution * abs(best.value):

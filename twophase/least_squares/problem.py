@@ -172,7 +172,7 @@ class LeastSquares(Shuffled):
         for _, rows, scale in self._chunks():
             part = (rows * scale).square().sum()
             value += part.item()
-            gradient += self.vector.gradient(part)
+            self.vector.add_gradient(gradient, part)
         value, gradient = self.processes.sums([value, gradient], x)
         return float(value), gradient
 
@@ -265,7 +265,7 @@ class LeastSquares(Shuffled):
         residuals = pulled.new_zeros(self.size[0])
         for here, rows, scale in self._chunks():
             part = scale * rows
-            pulled += self.vector.gradient(torch.dot(part, weights(here, part))).double()
+            self.vector.add_gradient(pulled, torch.dot(part, weights(here, part)))
             residuals[here] = part.detach()
         residuals, pulled = self.processes.sums([residuals, pulled], x)
         return residuals, pulled

@@ -166,11 +166,10 @@ class MeanLoss(ABC):
         value = squares = torch.zeros((), dtype=torch.float64, device=x.device)
         for part, outputs in self._parts(hits):
             if isinstance(outputs, Tensor) and outputs.requires_grad:
-                slope, share = self.vector.gradients(part, outputs)
+                (slope,) = self.vector.add_gradient(gradient, part, outputs)
                 squares = squares + (slope.double() * outputs.detach()).square().sum()
             else:
-                share = self.vector.gradient(part)
-            gradient += share
+                self.vector.add_gradient(gradient, part)
             value = value + part.detach()
         gradient, value, squares = self._total(x, hits, gradient, value, squares)
         # the only wait for the device
