@@ -19,6 +19,7 @@ from twophase import (
     minimize,
 )
 from twophase.automatic import DENSE_PARAMETERS
+from twophase.errors import InputError
 from twophase.least_squares import problem as problem_module
 from twophase.objective import FunctionObjective, evaluate
 
@@ -91,3 +92,94 @@ def test_the_choice_is_in_the_record():
     first = result.records[3]
     assert first.phase == "second"
     assert first.note.startswith("LevenbergMarquardt, since the loss is a sum of 12 squares, of 2")
+
+
+class Branching(nn.Module):
+    """Outputs by a function that torch.func may not be able to take."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        self.register_buffer("calls", torch.zeros(()))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self, self.layers(x))
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def looks_at_values(model, u):
+    if torch.isnan(u).any():
+        raise ValueError("nan")
+    return u
+
+
+def counts(model, u):
+    model.calls += 1
+    return u
+
+
+def wants_several(model, u):
+    assert len(u) >= 2
+    return u
+
+
+def mixes(model, u):
+    return u - u.mean()
+
+
+UNDERIVED = {
+    "a branch on values": looks_at_values,
+    "a buffer that counts": counts,
+    "numpy": lambda model, u: u + 0 * u.detach().numpy().sum(),
+    "an old autograd function": lambda model, u: Twice.apply(u),
+    "batches of two and more": wants_several,
+    "examples that depend on each other": mixes,
+}
+
+
+@pytest.mark.parametrize("name", UNDERIVED)
+def test_without_a_jacobian_a_quasi_newton_method_is_chosen_at_the_start(name):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 3, generator=generator)
+    torch.manual_seed(0)
+    model, data = Branching(UNDERIVED[name]), (x, x.prod(dim=1, keepdim=True))
+    result = fit(model, data, epochs=12, switch=3, device="cpu")
+    first = result.records[3]
+    assert first.phase == "second" and first.note.startswith("BroydenDirection with StrongWolfe")
+    assert result.records[-1].train_loss < first.train_loss
+    reason = "depend on each other" if name.startswith("examples") else "without a Jacobian"
+    assert reason in first.note
+
+
+def test_levenberg_marquardt_by_name_says_at_the_start_that_there_is_no_jacobian():
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    data = x, x.prod(dim=1, keepdim=True)
+    with pytest.raises(InputError, match="^residual: .*without a Jacobian.*SELF_SCALED") as raised:
+        fit(Branching(looks_at_values), data, epochs=9, second=LevenbergMarquardt(), device="cpu")
+    assert raised.value.records == ()
+
+
+def test_a_users_residuals_that_depend_on_other_points_are_refused():
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    problem = LeastSquares(Branching(mixes), [Term(lambda m, p: m(p), x)])
+    with pytest.raises(InputError, match="row i from point i alone"):
+        minimize(problem, passes=30)
+
+
+def test_a_users_residuals_without_a_jacobian_are_minimised_all_the_same():
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    model = Branching(looks_at_values)
+    found = minimize(LeastSquares(model, [Term(lambda m, p: m(p) - p[:, :1], x)]), passes=90)
+    assert isinstance(found.second, Descent) and found.loss < 0.5
+    with pytest.raises(InputError, match="^residual: 'one without a graph"):
+        minimize(LeastSquares(model, [Term(lambda m, p: m(p).detach(), x)]), passes=9)

@@ -96,3 +96,15 @@ def test_bad_input_is_one_line(field, given):
     objective, x = rosenbrock()
     with pytest.raises(InputError, match=f"^{field}: "):
         minimize(objective, **{"x": x} | given)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"x": [1.0, 2.0]}, "^x: .* use Tensor"),
+        ({"callback": 5}, "^callback: 5 is not allowed; use a function"),
+    ],
+)
+def test_wrong_types_are_one_clear_line(arguments, words):
+    with pytest.raises(InputError, match=words):
+        minimize(FunctionObjective(lambda x: x @ x), **{"x": torch.ones(2).double()} | arguments)

@@ -5,8 +5,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from twophase.directions import BroydenDirection, State
-from twophase.errors import check_number
-from twophase.least_squares import LevenbergMarquardt, squares_of
+from twophase.errors import InputError, check_number
+from twophase.least_squares import (
+    LeastSquares,
+    LevenbergMarquardt,
+    NoJacobianError,
+    squares_of,
+)
 from twophase.objective import Objective, Point
 from twophase.preconditioner import AdamMoments, Preconditioner, check_preconditioner
 from twophase.second_phase import SELF_SCALED_BFGS, Descent, Iteration, Minimizer, Prepared
@@ -43,11 +48,11 @@ class Automatic(Minimizer):
     def prepare(self, objective: Objective, size: int) -> Prepared:
         """The choice, the objective as it takes it, and the reason."""
         squares = squares_of(objective)
-        if squares is not None and squares.direct and squares.columns <= MOST_RESIDUALS:
+        kind = "no sum of squares" if squares is None else _why_not(squares, objective)
+        if squares is not None and not kind:
             rows, columns = squares.size
             reason = f"a sum of {rows:,} squares, of {columns:,} parameters"
             return Prepared(LevenbergMarquardt(tolerance_grad=self.tolerance_grad), squares, reason)
-        kind = "no sum of squares" if squares is None else "a sum of squares with costly Jacobians"
         rule, search = SELF_SCALED_BFGS.direction, SELF_SCALED_BFGS.line_search
         rule = BroydenDirection() if size <= DENSE_PARAMETERS else rule
         chosen = Descent(rule, search, self.preconditioner, self.tolerance_grad)
@@ -58,6 +63,24 @@ class Automatic(Minimizer):
     ) -> Iteration:
         minimizer, prepared, _ = self.prepare(objective, len(point.x))
         return minimizer.iterate(prepared, point, state, inverse)
+
+
+def _why_not(squares: LeastSquares, objective: Objective) -> str:
+    """Why a sum of squares is minimised without its Jacobian; empty where it is made.
+
+    Examples of a `FullBatch` may depend on each other; points of terms that a user gave may not.
+    """
+    try:
+        if not squares.direct or squares.columns > MOST_RESIDUALS:
+            return "a sum of squares with costly Jacobians"
+        squares.check_jacobian()
+    except NoJacobianError as error:
+        return f"a sum of squares, {error.value}"
+    except InputError:
+        if squares is objective:
+            raise
+        return "a sum of squares of examples that depend on each other"
+    return ""
 
 
 DEFAULT = Automatic()

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from twophase.automatic import DEFAULT
 from twophase.distributed import SHARED, processes
-from twophase.errors import InputError, check_number
+from twophase.errors import InputError, check_call, check_number, check_type
 from twophase.objective import Objective, Point, evaluate, norm, start
+from twophase.parameters import ParameterVector
 from twophase.second_phase import MESSAGES, Minimizer, Status, check_minimizer
 
 
@@ -70,11 +71,10 @@ def minimize(
     if not hasattr(problem, "value_and_gradient"):
         allowed = "an objective, such as LeastSquares(...) or FullBatch(...); `fit` takes closures"
         raise InputError("problem", type(problem).__name__, allowed)
+    if callback is not None:
+        check_call("callback", callback, "a function: (result)")
     vector = getattr(problem, "vector", None)
-    if x is None:
-        if vector is None:
-            raise InputError("x", None, "a vector to start from: the problem has no model")
-        x = vector.read()
+    x = _where(x, vector)
     chosen, problem, reason = second.prepare(problem, len(x))
     began, before, here = time.perf_counter(), problem.passes.total, processes()
     here.check_same("problem", getattr(problem, "shared", ()), SHARED)
@@ -97,6 +97,16 @@ def minimize(
         if vector is not None:
             vector.write(x)
     return found
+
+
+def _where(x: Tensor | None, vector: ParameterVector | None) -> Tensor:
+    """Where to start: at x [P] if it is given, else at the model's present weights."""
+    if x is not None:
+        check_type("x", x, Tensor, ", a vector [P]")
+        return x
+    if vector is None:
+        raise InputError("x", None, "a vector to start from: the problem has no model")
+    return vector.read()
 
 
 def _descent(

@@ -174,7 +174,7 @@ def check_repeats(objective: Objective, point: Point) -> None:
 def check_same(first: float, again: float, resolution: float) -> None:
     """Raise `InputError` unless two losses of the same data and parameters agree."""
     both_nan = first != first and again != again
-    if not both_nan and not agree(first, again, resolution):
+    if first != again and not both_nan and not agree(first, again, resolution):
         found = f"one with the losses {first:.9g} and {again:.9g} at the same parameters"
         allowed = "one that repeats itself: no dropout, no augmentation (call model.eval())"
         raise InputError("model", found, allowed)

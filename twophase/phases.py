@@ -245,10 +245,11 @@ class DescentPhase(Phase):
     def prepare(self, point: Point | None) -> int:
         if self.checked or point is None:
             return 0
+        before = self.data.passes.total
         with self._mode():
             check_repeats(self.data, point)
         self.checked = True
-        return 1
+        return self.data.passes.total - before
 
     def _mode(self) -> AbstractContextManager[None]:
         if not self.freeze or isinstance(self.data, ClosureObjective):

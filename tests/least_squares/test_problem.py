@@ -254,3 +254,15 @@ def test_derivatives_by_autograd_in_a_residual_are_one_line():
 def test_minimize_says_what_it_takes():
     with pytest.raises(InputError, match="^problem: 'function' .* `fit` takes closures"):
         twophase.minimize(lambda: torch.ones(()), passes=10)
+
+
+def test_wrong_types_are_one_clear_line():
+    term = Term(lambda model, points: model(points), torch.ones(3, 1))
+    with pytest.raises(InputError, match="^model: None"):
+        LeastSquares(None, [term])
+    with pytest.raises(InputError, match="^terms: 5"):
+        LeastSquares(nn.Linear(1, 1), 5)
+    with pytest.raises(InputError, match="^model: 'NoneType'"):
+        twophase.derivatives(None, torch.ones(3, 1))
+    with pytest.raises(InputError, match="^points: 'list'"):
+        twophase.derivatives(nn.Linear(1, 1), [1.0])

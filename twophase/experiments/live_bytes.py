@@ -1,5 +1,6 @@
 """The memory of the tensors that torch's operations make, counted on any device."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -32,5 +33,9 @@ class LiveBytes(TorchDispatchMode):
 def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
     """The memory of the tensors in a tree, by its address."""
     strided = [t for t in tree_leaves(tree) if isinstance(t, Tensor) and t.layout is torch.strided]
-    storages = [tensor.untyped_storage() for tensor in strided]
-    return {storage.data_ptr(): storage for storage in storages}
+    found = {}
+    for storage in (tensor.untyped_storage() for tensor in strided):
+        # forward mode makes tensors of zeros that have no memory
+        with suppress(RuntimeError):
+            found[storage.data_ptr()] = storage
+    return found

@@ -4,4 +4,4 @@ from twophase.least_squares.levenberg_marquardt import LevenbergMarquardt
 from twophase.least_squares.mean_squares import squares_of
 from twophase.least_squares.problem import LeastSquares, Linearization
 from twophase.least_squares.taylor import derivatives
-from twophase.least_squares.term import Term
+from twophase.least_squares.term import NoJacobianError, Term

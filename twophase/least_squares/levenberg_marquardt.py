@@ -66,7 +66,10 @@ class LevenbergMarquardt(Minimizer):
         check_number("tolerance_grad", self.tolerance_grad, minimum=0)
 
     def prepare(self, objective: Objective, size: int) -> Prepared:
-        return Prepared(self, self._squares(objective))
+        squares = self._squares(objective)
+        if squares.direct:
+            squares.check_jacobian()
+        return Prepared(self, squares)
 
     def check_state(self, state: State, inverse: Tensor | None = None) -> None:
         check_number("damping", state.memory, above=0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twophase.distributed import processes
-from twophase.errors import InputError, check_integer
+from twophase.errors import InputError, check_integer, check_type
 from twophase.examples import Shuffled
 from twophase.least_squares.term import Parametrized, Rows, Term
 from twophase.modules import evaluating
@@ -84,6 +84,9 @@ class LeastSquares(Shuffled):
     """
 
     def __init__(self, model: nn.Module, terms: Sequence[Term], chunk_size: int | None = None):
+        check_type("model", model, nn.Module)
+        if not isinstance(terms, Sequence):
+            raise InputError("terms", terms, "a list of Term(residual, points, weight)")
         for term in terms:
             if not isinstance(term, Term):
                 raise InputError("terms", term, "a list of Term(residual, points, weight)")
@@ -171,6 +174,10 @@ class LeastSquares(Shuffled):
         value, gradient = 0.0, torch.zeros_like(x)
         for _, rows, scale in self._chunks():
             part = (rows * scale).square().sum()
+            if not part.requires_grad:
+                inference = " (in inference mode)" * torch.is_inference_mode_enabled()
+                found = f"one without a graph{inference}"
+                raise InputError("residual", found, "residuals computed from the parameters")
             value += part.item()
             self.vector.add_gradient(gradient, part)
         value, gradient = self.processes.sums([value, gradient], x)
@@ -224,6 +231,11 @@ class LeastSquares(Shuffled):
         """Whether normal equations, in the smaller of R and P, are made within a few seconds."""
         few, many = sorted(self.size)
         return (self.keeps_jacobian or few == self.size[1]) and few**2 * many <= NORMAL_WORK
+
+    def check_jacobian(self) -> None:
+        """`NoJacobianError` where the first points of a term show that there is none."""
+        for module, tensors, _ in self._terms:
+            module.jacobians(self._values, tuple(t[:2] for t in tensors))
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -307,6 +319,12 @@ class LeastSquares(Shuffled):
             rows = module(*points) if along is None else module.slope(along, points)
             yield here, rows.double().reshape(-1), scale
 
+    @property
+    def _values(self) -> dict[str, Tensor]:
+        """The parameters by their names, to take derivatives by."""
+        values = (p.detach() for p in self.vector.parameters)
+        return dict(zip(self._names, values, strict=True))
+
     @cached_property
     def _chunk_sizes(self) -> list[int]:
         return [self._given or self._chosen(*term[:2]) for term in self._terms]
@@ -324,9 +342,7 @@ class LeastSquares(Shuffled):
 
         These are a matrix for each parameter, whose columns are its numbers, and a factor for all.
         """
-        parameters = dict(
-            zip(self._names, (p.detach() for p in self.vector.parameters), strict=True)
-        )
+        parameters = self._values
         length = sum(p.numel() * p.element_size() for p in parameters.values())
         size = max(1, JACOBIAN_CHUNK_BYTES // length)
         # the fast kernels of attention have no rule for vmap

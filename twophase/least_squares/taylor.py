@@ -36,6 +36,10 @@ def derivatives(model: Callable[..., Any], points: Tensor, order: int = 2) -> tu
     """
     if order not in (1, 2):
         raise InputError("order", order, "1 or 2")
+    if not callable(model):
+        raise InputError("model", type(model).__name__, "a model, or a function of points")
+    if not isinstance(points, Tensor):
+        raise InputError("points", type(points).__name__, "a tensor of real numbers [N, d]")
     if points.ndim != 2 or not points.is_floating_point():
         raise InputError("points", f"{points.dtype} {list(points.shape)}", "real numbers [N, d]")
     layers = list(_layers(model))

@@ -1,6 +1,7 @@
 """Parts of a least-squares loss: residuals, the points where they are to vanish, a weight."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vmap
 
 from twophase.errors import InputError, check_call, check_number
+
+
+class NoJacobianError(InputError):
+    """A Jacobian is asked for that torch.func cannot make."""
+
 
 # Of a model and points [N, ...]: residuals [N] or [N, k], row i from point i alone.
 Residual = Callable[[Any, Any], Tensor]
@@ -80,11 +86,13 @@ class Rows(nn.Module):
         def rows(*parameters: Tensor) -> Tensor:
             return functional_call(self, dict(zip(names, parameters, strict=True)), points)
 
-        return jvp(rows, values, tangents)[1]
+        with _derived():
+            return jvp(rows, values, tangents)[1]
 
     def width(self, points: tuple[Tensor, ...]) -> int:
         """Residuals k of a point; `InputError` where other points change them."""
-        alone, beside = (self(*(t[:count] for t in points)) for count in (1, 3))
+        with _derived():
+            alone, beside = (self(*(t[:count] for t in points)) for count in (1, 3))
         if not torch.allclose(alone[0], beside[0], rtol=1e-3, atol=1e-5, equal_nan=True):
             found = f"{alone[0].tolist()} for the first point, {beside[0].tolist()} beside others"
             raise InputError("residual", found, "row i from point i alone")
@@ -100,4 +108,22 @@ class Rows(nn.Module):
             return found, found.detach()
 
         each = vmap(jacrev(rows, has_aux=True), in_dims=(None, *[0] * len(points)))
-        return each(values, *points)
+        with _derived():
+            return each(values, *points)
+
+
+@contextmanager
+def _derived() -> Iterator[None]:
+    """`NoJacobianError` for what a model raises that does not suit torch.func, or single points."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:120]
+        found = f"one without a Jacobian ({type(error).__name__}: {reason})"
+        allowed = (
+            "a model that torch.func takes point by point (no .item(), no branch on values, no "
+            "assignment in place), or a second phase such as twophase.SELF_SCALED_BFGS"
+        )
+        raise NoJacobianError("residual", found, allowed) from error

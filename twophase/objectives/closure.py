@@ -22,9 +22,12 @@ CLOSURE = (
     "a function without arguments that returns the loss (AMP's GradScaler and "
     "precision='16-mixed' hand on none: train in float32 or float64)"
 )
-# Parts of the loss by which it should change, either way, to see whether a gradient is its own;
-# AMP begins with gradients 65,536 times as large.
-SMALLEST_CHANGE, LARGEST_CHANGE = 1e-3, 1e5
+# The part of the loss by which it should change, either way, to see whether a gradient is its own;
+# what is tried where it changes by another part, since a gradient that is too small makes steps too
+# long; and where it does not change. AMP begins with gradients 65,536 times as large.
+CHANGE = 1e-3
+SHORTER = 3e-3, 3e-5, 1e-5, 1e-6, 3e-7, 3e-8, 1e-8
+LONGER = 3e-2, 0.1, 1.0, 3.0, 30.0, 1e2, 1e3, 3e3, 3e4, 1e5
 # A gradient is not its loss's where two distances say the same factor, beyond this one.
 WRONG_SLOPE = 1.5
 
@@ -202,14 +205,15 @@ def check_slope(objective: Objective, point: Point) -> None:
     it should, at more distances before anything is said. That finds a backward pass made twice, and
     gradients that were clipped or scaled, with which no search along slopes can work.
     """
-    change, times = SMALLEST_CHANGE, None
-    while times is None and change < LARGEST_CHANGE:
-        times = _times(objective, point, change)
-        change *= 30
-    if times is None or 1 / WRONG_SLOPE < times < WRONG_SLOPE:
+    times = _times(objective, point, CHANGE)
+    if times is not None and 1 / WRONG_SLOPE < times < WRONG_SLOPE:
         return
-    again = _times(objective, point, change / 10)
-    if again is not None and abs(again / times - 1) < 0.1:
+    for change in LONGER if times is None else SHORTER:
+        before, times = times, _times(objective, point, change)
+        if times is not None and 1 / WRONG_SLOPE < times < WRONG_SLOPE:
+            return
+        if times is None or before is None or abs(before / times - 1) >= 0.1:
+            continue
         found = f"one that leaves {times:.3g} times the gradient of its loss"
         allowed = "one backward pass of it, no clipping and no scaling (as AMP does)"
         raise InputError("closure", found, allowed)

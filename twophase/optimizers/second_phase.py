@@ -73,9 +73,9 @@ class SecondPhase(Optimizer):
     closure that returns the loss of the full batch. One that does not call backward is cheaper: a
     trial by its loss then costs a forward pass only. One that calls `zero_grad` and `backward`, the
     convention of torch's L-BFGS, is known by the gradients that it leaves. The iterates do not
-    depend on the scale of the loss or on how the parameters (float32 or float64, of one dtype on
-    one device) are cut into tensors or groups. `result` is the last step's `StepResult`, None
-    before the first.
+    depend on the scale of the loss (from 1e-60 to 1e60), or on how the parameters (float32 or
+    float64, of one dtype on one device) are cut into tensors or groups. `result` is the last step's
+    `StepResult`, None before the first.
 
     A step is `max_iter` iterations, by default 1. It begins by looking at the loss where the last
     one ended, a forward pass (with a closure that calls backward also a backward pass): where the

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from twophase.errors import InputError, check_integer, check_number, check_type
 from twophase.objective import GRADIENT_PASSES, Way
@@ -156,7 +156,14 @@ def moved(loss: float, before: float, now: float) -> float:
 def check_seen(loss: float, grad_norm: float) -> None:
     """Raise `InputError` unless both numbers are finite and the norm is at least 0."""
     for name, number in (("loss", loss), ("grad_norm", grad_norm)):
-        if not math.isfinite(number):
+        if not _is_finite(number):
             raise InputError(name, number, "a finite number")
     if grad_norm < 0:
         raise InputError("grad_norm", grad_norm, "a norm of at least 0")
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except (TypeError, ValueError):
+        return False
