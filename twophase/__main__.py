@@ -81,17 +81,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         options = build_parser().parse_args(given, argparse.Namespace(arguments=given))
+        if options.command is not _run:
+            _check_alone(given[0])
         return options.command(options) or 0
     except TwoPhaseError as error:
-        print(f"twophase: error: {error}", file=sys.stderr)
+        _say(f"twophase: error: {error}")
         return EXIT_USER_ERROR
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"twophase: error: {where}{error.strerror or error}", file=sys.stderr)
+        _say(f"twophase: error: {where}{error.strerror or error}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("twophase: interrupted; the same command goes on from here", file=sys.stderr)
+        _say("twophase: interrupted; the same command goes on from here")
         return 130
+
+
+def _say(line: str) -> None:
+    """A line on stderr, once of all processes that torchrun has started."""
+    from twophase.distributed.launch import first_to_say
+
+    if first_to_say(line):
+        print(line, file=sys.stderr)
+
+
+def _check_alone(command: str) -> None:
+    from twophase.distributed.launch import launched
+
+    if launched():
+        allowed = "run; this command has --executor to make several runs at a time"
+        raise InputError("torchrun -m twophase", command, allowed)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -144,9 +162,15 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from twophase.distributed.launch import joined
+    from twophase.distributed.processes import processes
     from twophase.experiments.runs import run
 
-    summary = run(_config(options), options.out, options.data, options.device)
+    config = _config(options)
+    with joined(options.device) as device:
+        summary = run(config, options.out, options.data, device)
+        if processes().rank > 0:
+            return
     print(
         f"{summary['status']} after {summary['epochs']} epochs and {summary['passes']} passes: "
         f"train loss {summary['train_loss']:.4g}, {options.out / 'summary.json'}"

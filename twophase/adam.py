@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from twophase.distributed import Processes, adds_up
 from twophase.errors import InputError, check_integer, check_number
 from twophase.monitor import EpochMeans
+from twophase.parameters import ParameterVector
 from twophase.settings import Settings
 
 
@@ -42,11 +44,15 @@ class AdamSettings(Settings):
 class Trainable(Protocol):
     """What Adam asks of an objective: mini-batches, and the loss of one."""
 
+    model: nn.Module
+    vector: ParameterVector
+    processes: Processes
+
     def mini_batches(self, size: int | None, generator: torch.Generator) -> Iterable[Any]:
         """The mini-batches of an epoch, each with a length, on the model's device."""
 
-    def batch_loss(self, batch: Any) -> Tensor:
-        """The loss over a mini-batch, with its graph."""
+    def batch_loss(self, batch: Any, some: slice = slice(None)) -> Tensor:
+        """The loss over a mini-batch, or some of its examples, with its graph."""
 
 
 class Adam:
@@ -106,11 +112,20 @@ def sweep(
     batches: Iterable[Any],
     means: EpochMeans | None = None,
 ) -> None:
-    """A step of any first-order optimizer for each mini-batch."""
+    """A step of any first-order optimizer for each mini-batch.
+
+    Several processes share its examples, or all take all of them, where these do not add up.
+    """
+    here, parameters = objective.processes, objective.vector.parameters
+    splits = adds_up(objective.model)
     for batch in batches:
         optimizer.zero_grad()
-        loss = objective.batch_loss(batch)
-        loss.backward()
+        own = here.share(len(batch)) if splits else slice(0, len(batch))
+        loss = torch.zeros((), device=parameters[0].device)
+        if own.start < own.stop:
+            loss = objective.batch_loss(batch, own)
+            loss.backward()
+        loss = here.mean(parameters, loss, own.stop - own.start)
         if means is not None:
             means.add(loss, len(batch))
         optimizer.step()

@@ -37,6 +37,10 @@ class DataError(TwoPhaseError):
     """A data file is missing, truncated or altered; the message names the file and the mend."""
 
 
+class ProcessError(TwoPhaseError):
+    """Processes that share a training have lost each other, or do not hold the same numbers."""
+
+
 class NonFiniteError(TwoPhaseError, ArithmeticError):
     """A loss or gradient is not-a-number or infinite where training cannot go on."""
 

@@ -4,11 +4,13 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
 
 from twophase.automatic import DEFAULT
+from twophase.distributed import SHARED, processes
 from twophase.errors import InputError, check_number
 from twophase.objective import Objective, Point, evaluate, norm, start
 from twophase.second_phase import MESSAGES, Minimizer, Status, check_minimizer
@@ -74,10 +76,14 @@ def minimize(
             raise InputError("x", None, "a vector to start from: the problem has no model")
         x = vector.read()
     chosen, problem, reason = second.prepare(problem, len(x))
-    began, before = time.perf_counter(), problem.passes.total
+    began, before, here = time.perf_counter(), problem.passes.total, processes()
+    here.check_same("problem", getattr(problem, "shared", ()), SHARED)
     try:
-        for count, status, best in _descent(problem, x, chosen):
-            cost = count, problem.passes.total - before, time.perf_counter() - began
+        for count, status, best in _descent(problem, start(problem, x), chosen):
+            passed = time.perf_counter() - began
+            if seconds is not None:
+                passed = here.agreed(partial(float, passed))
+            cost = count, problem.passes.total - before, passed
             x, size = best.x, norm(best.gradient)
             if status is Status.MOVED and any(map(operator.ge, cost, limits)):
                 done = size <= chosen.tolerance_grad
@@ -94,17 +100,17 @@ def minimize(
 
 
 def _descent(
-    problem: Objective, x: Tensor, second: Minimizer
+    problem: Objective, point: Point, second: Minimizer
 ) -> Iterator[tuple[int, Status, Point]]:
     """Iterations made, the status and the best point; the first is the start."""
-    point, state, count = start(problem, x), None, 0
-    best, status = point, Status.MOVED
+    best, state, count, status = point, None, 0, Status.MOVED
     while True:
         yield count, status, best
         done = second.iterate(problem, point, state)
         status = done.status
         if status is Status.MOVED:
-            point, state = done.point or evaluate(problem, done.x), done.state
+            state = done.state  # the one before need not be kept while a gradient is made
+            point = done.point or evaluate(problem, done.x)
             count += 1
             # what the loss does not resolve is decided by the gradient, which the phase follows
             if point.value - best.value <= point.resolution * abs(best.value):

@@ -1,6 +1,6 @@
 """A loss as a function of ONE flat parameter vector: all that directions and searches ever see."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,6 +13,8 @@ from twophase.parameters import ParameterVector
 
 # Full-batch loss and gradient: a forward pass counts 1, a backward pass 2.
 GRADIENT_PASSES = 3
+# In how many parts long vectors are copied to float64, and the least numbers in one.
+BLOCKS, SMALLEST_BLOCK = 64, 2**15
 
 
 @dataclass
@@ -111,7 +113,20 @@ class FunctionObjective:
 
 def dot(a: Tensor, b: Tensor) -> float:
     """Inner product of two flat vectors, in float64 so that small float32 gradients keep theirs."""
-    return torch.dot(a.double(), b.double()).item()
+    parts = [torch.dot(x, y) for x, y in blocks(a, b)]
+    return (parts[0] if len(parts) == 1 else torch.stack(parts).sum()).item()
+
+
+def blocks(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Vectors [P] in float64, a part of all of them at a time: copies of them stay small."""
+    for parts in split(*vectors):
+        yield tuple(part.double() for part in parts)
+
+
+def split(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Vectors [P] in at most `BLOCKS` parts, the same of all of them at a time."""
+    size = max(SMALLEST_BLOCK, -(-len(vectors[0]) // BLOCKS))
+    return zip(*(vector.split(size) for vector in vectors), strict=True)
 
 
 def norm(a: Tensor) -> float:
@@ -121,12 +136,9 @@ def norm(a: Tensor) -> float:
 
 def way(before: Point, after: Point) -> Way | None:
     """The way between two points; None where they are one, or a gradient is zero."""
-    parts = zip(
-        *(v.split(2**20) for v in (before.x, after.x, before.gradient, after.gradient)), strict=True
-    )
     sums = torch.zeros(6, dtype=torch.float64, device=before.x.device)
-    for x0, x1, *gradients in parts:
-        step, (g0, g1) = (x1 - x0).double(), (g.double() for g in gradients)
+    for x0, x1, g0, g1 in blocks(before.x, after.x, before.gradient, after.gradient):
+        step = x1 - x0
         pairs = (step, step), (step, g0), (step, g1), (g0, g1), (g0, g0), (g1, g1)
         sums += torch.stack([torch.dot(*pair) for pair in pairs])
     square, first, last, both, *squares = sums.tolist()  # the only wait for a device

@@ -92,15 +92,17 @@ class ParameterVector:
             torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters
         )
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """Gradient [P] of a scalar; zero where the scalar does not depend on a parameter."""
-        return _flat(torch.autograd.grad(loss, self.parameters, materialize_grads=True))
+    def add_gradient(self, total: Tensor, loss: Tensor, *outputs: Tensor) -> list[Tensor]:
+        """Add the gradient of a scalar to a vector [P]; returns its gradients by some outputs.
 
-    def gradients(self, loss: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of a scalar by a tensor on the way to it, and by the parameters [P]."""
-        inputs = [outputs, *self.parameters]
-        first, *rest = torch.autograd.grad(loss, inputs, materialize_grads=True)
-        return first, _flat(rest)
+        It is zero where the scalar does not depend on a parameter.
+        """
+        inputs = [*outputs, *self.parameters]
+        found = torch.autograd.grad(loss, inputs, materialize_grads=True)
+        own, shares = found[: len(outputs)], found[len(outputs) :]
+        for part, share in zip(self._split(total), shares, strict=True):
+            part.add_(share.to_dense().reshape(-1))
+        return list(own)
 
     def hessian_vector(self, loss: Tensor, vector: Tensor) -> Tensor:
         """Hessian of a scalar L times a vector v [P], H v = ∇(v'∇L), exact (Pearlmutter, 1994)."""

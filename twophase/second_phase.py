@@ -214,7 +214,8 @@ def iterate(
         evaluations += result.evaluations
     if not result.descended:
         return _stay(point, evaluations, Status(result.status), state)
-    x = torch.add(point.x, direction.vector, alpha=result.step)
+    end = result.point
+    x = end.x if end else torch.add(point.x, direction.vector, alpha=result.step)
     left = _state(x, point, direction, result, state, waiting)
     return Iteration(x, result.value, result.step, evaluations, Status.MOVED, left, result.point)
 

@@ -42,8 +42,9 @@ class Change:
         direction = self.direction if self.inverse is None else self.direction / self.inverse
         return dot(self.direction, direction)
 
-    @cached_property
+    @property
     def difference(self) -> Tensor:
+        """y [P], made anew each time: to keep it costs more than to make it."""
         return self.gradient - self.previous
 
     def _dual(self, a: Tensor, b: Tensor) -> float:
@@ -118,7 +119,7 @@ class ConjugateDirection(Settings):
         restart = self.powell is not None and abs(change.gp) >= self.powell * change.gg
         if restart or not abs(beta) <= torch.finfo(point.gradient.dtype).max:
             return steepest_descent(point.gradient, inverse)
-        vector = torch.add(-scaled(point.gradient, inverse), last.direction, alpha=beta)
+        vector = (beta * last.direction).sub_(scaled(point.gradient, inverse))
         slope = dot(vector, point.gradient)
         if not -math.inf < slope < 0:
             return steepest_descent(point.gradient, inverse)

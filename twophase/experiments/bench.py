@@ -32,6 +32,7 @@ from twophase.experiments.progress import track
 from twophase.experiments.provenance import git_revision, now, versions
 from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.losses import mse
+from twophase.minimization import minimize
 from twophase.objective import Objective, evaluate
 from twophase.objectives.full_batch import FullBatch
 from twophase.preconditioner import Identity, from_moments
@@ -232,7 +233,8 @@ def descend(
         iteration = iterate(objective, point, state, descent, inverse)
         if iteration.status is not Status.MOVED:
             break
-        point, state = iteration.point or evaluate(objective, iteration.x), iteration.state
+        state = iteration.state  # the one before need not be kept while a gradient is made
+        point = iteration.point or evaluate(objective, iteration.x)
         costs.append(objective.passes.total - before)
         losses.append(point.value)
     return Course(costs, losses)
@@ -352,6 +354,7 @@ def memory(width: int, device: torch.device) -> list[Row]:
     few, many = 16, 256
     inputs = torch.rand(many, 1, generator=torch.Generator().manual_seed(0)).to(device)
     cases = {
+        "PR+ with golden": Descent(ConjugateDirection("PR+"), GoldenSection()),
         "PR+ with parabola": Descent(ConjugateDirection("PR+"), ParabolaFirst()),
         f"self-scaled BFGS with history {HISTORY}": replace(
             SELF_SCALED_BFGS, direction=SelfScaledBFGSDirection(HISTORY)
@@ -365,7 +368,7 @@ def memory(width: int, device: torch.device) -> list[Row]:
             targets = torch.sin(6 * batch)
             objective = FullBatch(network, nn.functional.mse_loss, batch, targets, few)
             with LiveBytes() as live:
-                descend(objective, objective.vector.read(), settings, 3 * HISTORY)
+                minimize(objective, iterations=3 * HISTORY, second=settings)
             peaks.append(live.peak / objective.vector.read().nbytes)
         once = partial(_once, "peak memory of CG")
         rows.append(once(f"{name}, {few} examples", peaks[0], "vectors"))

@@ -8,8 +8,8 @@ last and marks a finished run; until then the history so far is in `history.part
 import io
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from twophase.device import device_name, resolve_device
-from twophase.errors import InputError, TwoPhaseError
+from twophase.distributed import processes
+from twophase.errors import InputError, ProcessError, TwoPhaseError
 from twophase.experiments import checkpoints
 from twophase.experiments.competitors import Progress, go_on
 from twophase.experiments.config import RunConfig
@@ -69,7 +70,7 @@ def run(
     A training leaves history.csv and weights.pt; a configuration with `passes` leaves curve.csv.
     A finished run of the same configuration is not repeated. A training that was stopped goes on
     after its last checkpoint; on the CPU the results are then those of a run in one piece, bit
-    for bit.
+    for bit. Several processes (see `twophase.distributed`) each call this; the first one writes.
 
     Args:
         config: what to run.
@@ -88,18 +89,48 @@ def run(
         NonFiniteError: the loss is no longer finite; the folder has no history.csv or summary.json.
         OSError: the folder cannot be written to or the disk is full; what was there is intact.
     """
-    chosen = resolve_device(device)
-    found = finished(config, out)
+    chosen, here = resolve_device(device), processes()
+    if here.count > 1 and config.passes is not None:
+        raise InputError("passes", config.passes, "None with several processes")
+    found = here.agreed(partial(finished, config, out))
     if found is not None:
         return found
     task = config.problem.load(config.seed, config.dtype, chosen, root)
     trainer = config.trainer(task, chosen)
+    with ExitStack() as held:
+        found, state = here.agreed(partial(_begin, config, out, trainer, branch_from, held))
+        if found is not None:
+            return found
+        if here.rank > 0 and state is not None:
+            trainer.load_state_dict(state)
+        return _run(config, out, trainer, task, branches or {}, branch_from)
+
+
+def _begin(
+    config: RunConfig, out: Path, trainer: Trainer, branch_from: Path | None, held: ExitStack
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Take the folder and put the trainer where the run was stopped.
+
+    Returns the summary where the run is finished by now, and the state that other processes need.
+    """
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / ".lock", timeout=0):
-            return _run(config, out, trainer, task, branches or {}, branch_from)
+        held.enter_context(FileLock(out / ".lock", timeout=0))
     except Timeout:
         raise InputError("out", str(out), "a folder that no other process is training in") from None
+    found = finished(config, out)
+    if found is not None:
+        return found, None
+    if (out / CHECKPOINTS).is_symlink():
+        raise InputError("out", str(out), f"a folder in which {CHECKPOINTS} is no link")
+    if (out / FAILED).exists():
+        _start_anew(config, out)
+    write_json(out / "config.json", {"format": FORMAT, **config.to_dict()})
+    if config.passes is None:
+        with _noting_failure(out):
+            _resume(trainer, out, branch_from)
+    needed = processes().count > 1 and trainer.history
+    return None, trainer.state_dict() if needed else None
 
 
 def _run(
@@ -110,23 +141,25 @@ def _run(
     branches: Mapping[str, SwitchRule],
     branch_from: Path | None,
 ) -> dict[str, Any]:
-    """The run itself, in a folder that no other process is in."""
-    found = finished(config, out)
-    if found is not None:
-        return found
-    if (out / CHECKPOINTS).is_symlink():
-        raise InputError("out", str(out), f"a folder in which {CHECKPOINTS} is no link")
-    if (out / FAILED).exists():
-        _start_anew(config, out)
-    write_json(out / "config.json", {"format": FORMAT, **config.to_dict()})
-    try:
+    """The run itself, in a folder that no other process is in; the first process writes there."""
+    first = processes().rank == 0
+    with _noting_failure(out) if first else nullcontext():
         if config.passes is not None:
             return _measure(config, out, trainer, task, branch_from)
-        _resume(trainer, out, branch_from)
-        keep = _keeper(trainer, out, branches)
-        shown = partial(track, label=f"epochs of {config.strategy}")
+        keep = _keeper(trainer, out, branches) if first else None
+        shown = partial(track, label=f"epochs of {config.strategy}") if first else None
         outcome = train(trainer, config.epochs, keep, shown, config.budget)
-        return _finish(config, out, trainer, task, outcome)
+        summary = _facts(config, trainer, task) | _summary(trainer, task, outcome)
+        return _finish(out, trainer, outcome, summary) if first else summary
+
+
+@contextmanager
+def _noting_failure(out: Path) -> Iterator[None]:
+    """Where the run cannot go on, its folder says why."""
+    try:
+        yield
+    except ProcessError:
+        raise  # it can, once all processes are there again
     except TwoPhaseError as error:
         write_atomically(out / FAILED, f"{error}\n")
         raise
@@ -237,14 +270,11 @@ def _keeper(
     return keep
 
 
-def _finish(
-    config: RunConfig, out: Path, trainer: Trainer, task: Task, outcome: Fit
-) -> dict[str, Any]:
+def _finish(out: Path, trainer: Trainer, outcome: Fit, summary: dict[str, Any]) -> dict[str, Any]:
     write_atomically(out / HISTORY, _csv(outcome.records))
     weights = io.BytesIO()
     torch.save(trainer.model.state_dict(), weights)
     write_atomically(out / WEIGHTS, weights.getvalue())
-    summary = _facts(config, trainer, task) | _summary(trainer, task, outcome)
     summary["files"] = {name: digest_of(out / name) for name in (HISTORY, WEIGHTS)}
     write_sealed(out / "summary.json", summary)
     # only now: until the summary is there, these are what a stopped run goes on from

@@ -1,15 +1,15 @@
 """Losses that are sums of squared residuals, with the residuals' Jacobian."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from twophase.distributed import processes
 from twophase.errors import InputError, check_integer
 from twophase.examples import Shuffled
 from twophase.least_squares.term import Parametrized, Rows, Term
@@ -51,6 +51,19 @@ class Linearization(NamedTuple):
         return torch.dot(self.residuals, self.residuals).item()
 
 
+class Piece(NamedTuple):
+    """Some points of a term, the rows of ρ and J that they make, and the factor of these."""
+
+    term: Rows
+    points: tuple[Tensor, ...]
+    here: slice
+    scale: float
+
+
+# Rows of ρ: where they are, their numbers, and the factor that these still need.
+Chunk = tuple[slice, Tensor, float]
+
+
 class LeastSquares(Shuffled):
     """A loss Σ_terms weight · mean(residual(model, points)²) of a model's parameters.
 
@@ -61,7 +74,8 @@ class LeastSquares(Shuffled):
 
     `chunk_size` points of a term are evaluated at a time; None: as many as `chunk_bytes` holds. The
     Jacobian is made by `torch.func`, a row for each residual, and counts as the gradient does; with
-    k residuals for each point as k backward passes.
+    k residuals for each point as k backward passes. Several processes have a share of the points
+    of each term; ρ and J are whole in each.
 
     >>> line = nn.Linear(1, 1).double()
     >>> x = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
@@ -81,6 +95,7 @@ class LeastSquares(Shuffled):
         self.vector = ParameterVector(model.parameters(), model.buffers())
         self._names = [f"model.{n}" for n, p in model.named_parameters() if p.requires_grad]
         self.passes, self.resolution = Passes(), round_off(self.vector.dtype)
+        self.processes = processes()
         self._given = chunk_size
         self._terms = [
             (Rows(model, term), tuple(map(self._there, term.tensors)), term.weight)
@@ -92,16 +107,22 @@ class LeastSquares(Shuffled):
     classes = False  # there is no accuracy
 
     @property
+    def shared(self) -> tuple[Tensor, ...]:
+        """What must be the same in all processes."""
+        return tuple(tensor for _, tensors, _ in self._terms for tensor in tensors)
+
+    @property
     def count(self) -> int:
         """Points of all terms."""
         return sum(len(tensors[0]) for _, tensors, _ in self._terms)
 
-    def batch_loss(self, batch: Tensor) -> Tensor:
+    def batch_loss(self, batch: Tensor, some: slice = slice(None)) -> Tensor:
         """The loss over the points with indices [B], with its graph; on average the whole loss.
 
         Points are counted from the first term's on. A term's part is its weight times the mean over
         its points in the batch, times their share of the batch over that of all points.
         """
+        batch = batch[some]
         loss, first, every = batch.new_zeros((), dtype=self.vector.dtype), 0, len(batch)
         for module, tensors, weight in self._terms:
             count = len(tensors[0])
@@ -132,8 +153,14 @@ class LeastSquares(Shuffled):
         """ρ [R] at `x` [P] in float64: one forward pass."""
         self.passes.forward += 1
         self.vector.write(x)
-        parts = [rows * scale for rows, scale in self._chunks()]
-        return torch.cat(parts) if parts else x.new_zeros(1).double()
+        return self._gathered(x, self._chunks())
+
+    def _gathered(self, x: Tensor, chunks: Iterable[Chunk]) -> Tensor:
+        """All processes' rows [R]; without a term there is one, which is 0."""
+        residuals = torch.zeros(max(1, self.size[0]), dtype=torch.float64, device=x.device)
+        for here, rows, scale in chunks:
+            residuals[here] = rows * scale
+        return self.processes.sums([residuals], x)[0]
 
     @torch.enable_grad()
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
@@ -142,11 +169,12 @@ class LeastSquares(Shuffled):
         self.passes.backward += 1
         self.vector.write(x)
         value, gradient = 0.0, torch.zeros_like(x)
-        for rows, scale in self._chunks():
+        for _, rows, scale in self._chunks():
             part = (rows * scale).square().sum()
             value += part.item()
-            gradient += self.vector.gradient(part)
-        return value, gradient
+            self.vector.add_gradient(gradient, part)
+        value, gradient = self.processes.sums([value, gradient], x)
+        return float(value), gradient
 
     def linearize(self, x: Tensor, counted: bool = True) -> Linearization:
         """ρ and J at `x` [P], in float64; the last one is kept, and not computed again."""
@@ -168,8 +196,7 @@ class LeastSquares(Shuffled):
         self.passes.forward += 1
         self.passes.backward += 1
         self.vector.write(x)
-        weights = iter(rows.split(self._chunk_rows))
-        return self._pulled(x, lambda part: next(weights))[1]
+        return self._pulled(x, lambda here, part: rows[here])[1]
 
     def push(self, x: Tensor, vector: Tensor) -> Tensor:
         """J v [R] in float64 at `x` [P] for v [P], in forward mode; it counts as a gradient."""
@@ -184,8 +211,7 @@ class LeastSquares(Shuffled):
         }
         # the fast kernels of attention have no forward mode
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            parts = [rows * scale for rows, scale in self._chunks(given)]
-        return torch.cat(parts) if parts else x.new_zeros(1).double()
+            return self._gathered(x, self._chunks(given))
 
     @property
     def keeps_jacobian(self) -> bool:
@@ -208,45 +234,47 @@ class LeastSquares(Shuffled):
     def _together(self, x: Tensor) -> Linearization:
         # without a term there is one residual, which is 0
         residuals = torch.zeros(max(1, self.size[0]), dtype=torch.float64, device=x.device)
-        jacobian, done = residuals.new_zeros(len(residuals), len(x)), 0
-        for term in self._terms:
-            for part, blocks, scale in self._jacobian(*term):
-                here = slice(done, done + len(part))
-                residuals[here] = part
-                _fill(jacobian[here], blocks, scale)
-                done += len(part)
+        jacobian = residuals.new_zeros(len(residuals), len(x))
+        for here, rows, blocks, scale in self._jacobian():
+            residuals[here] = rows
+            _fill(jacobian[here], blocks, scale)
+        jacobian, residuals = self.processes.sums([jacobian, residuals], x)
         return Linearization(x, residuals, 2 * (jacobian.T @ residuals), jacobian)
 
     def _summed(self, x: Tensor) -> Linearization:
         gradient = torch.zeros_like(x).double()
-        squared, residuals = gradient.new_zeros(len(x), len(x)), []
-        for term in self._terms:
-            for rows, blocks, scale in self._jacobian(*term):
-                jacobian = _fill(rows.new_empty(len(rows), len(x)), blocks, scale)
-                squared.addmm_(jacobian.T, jacobian)
-                gradient += 2 * (jacobian.T @ rows)
-                residuals.append(rows)
-        return Linearization(x, torch.cat(residuals), gradient, None, squared)
+        squared, residuals = gradient.new_zeros(len(x), len(x)), gradient.new_zeros(self.size[0])
+        for here, rows, blocks, scale in self._jacobian():
+            jacobian = _fill(rows.new_empty(len(rows), len(x)), blocks, scale)
+            squared.addmm_(jacobian.T, jacobian)
+            gradient += 2 * (jacobian.T @ rows)
+            residuals[here] = rows
+        squared, gradient, residuals = self.processes.sums([squared, gradient, residuals], x)
+        return Linearization(x, residuals, gradient, None, squared)
 
     def _sloped(self, x: Tensor) -> Linearization:
-        residuals, pulled = self._pulled(x, lambda part: part.detach())
+        residuals, pulled = self._pulled(x, lambda here, part: part.detach())
         return Linearization(x, residuals, 2 * pulled, None)
 
     @torch.enable_grad()
-    def _pulled(self, x: Tensor, weights: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """ρ [R] and J'u [P] for the weights u of each part of ρ."""
-        residuals, pulled = [x.new_zeros(0).double()], torch.zeros_like(x).double()
-        for rows, scale in self._chunks():
+    def _pulled(
+        self, x: Tensor, weights: Callable[[slice, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """ρ [R] and J'u [P] for the weights u of each part of ρ, by its place and itself."""
+        pulled = torch.zeros_like(x).double()
+        residuals = pulled.new_zeros(self.size[0])
+        for here, rows, scale in self._chunks():
             part = scale * rows
-            pulled += self.vector.gradient(torch.dot(part, weights(part))).double()
-            residuals.append(part.detach())
-        return torch.cat(residuals), pulled
+            self.vector.add_gradient(pulled, torch.dot(part, weights(here, part)))
+            residuals[here] = part.detach()
+        residuals, pulled = self.processes.sums([residuals, pulled], x)
+        return residuals, pulled
 
     @cached_property
     def _widths(self) -> list[tuple[Any, int]]:
         """Each term with its number k of residuals for a point."""
         with torch.no_grad():
-            return [(term, _width(term[0], term[1])) for term in self._terms]
+            return [(term, term[0].width(term[1])) for term in self._terms]
 
     @cached_property
     def columns(self) -> int:
@@ -257,24 +285,27 @@ class LeastSquares(Shuffled):
         first = self.vector.parameters[0]
         return tensor.to(first.device, first.dtype if tensor.is_floating_point() else None)
 
-    def _chunks(self, along: Parametrized | None = None) -> Iterator[tuple[Tensor, float]]:
-        """Residuals of some points in float64, and the factor that makes them part of ρ.
+    def _pieces(self, sizes: Iterable[int]) -> Iterator[Piece]:
+        """This process's points of each term, at most so many at a time."""
+        first = 0
+        for ((module, tensors, weight), width), size in zip(self._widths, sizes, strict=True):
+            count = len(tensors[0])
+            own = self.processes.share(count)
+            for start in range(own.start, own.stop, size):
+                stop = min(start + size, own.stop)
+                here = slice(first + width * start, first + width * stop)
+                points = tuple(t[start:stop] for t in tensors)
+                yield Piece(module, points, here, math.sqrt(weight / (count * width)))
+            first += width * count
+
+    def _chunks(self, along: Parametrized | None = None) -> Iterator[Chunk]:
+        """This process's parts of ρ: where they are, residuals in float64, and their factor.
 
         With parameters and their tangents `along`, the residuals' derivatives along these.
         """
-        for index, (module, tensors, weight) in enumerate(self._terms):
-            for part in zip(*(t.split(self._chunk_sizes[index]) for t in tensors), strict=True):
-                rows = (module(*part) if along is None else module.slope(along, part)).double()
-                total = len(tensors[0]) * rows.shape[1]
-                yield rows.reshape(-1), math.sqrt(weight / total)
-
-    @property
-    def _chunk_rows(self) -> list[int]:
-        """The number of residuals in each of the chunks."""
-        sizes = []
-        for size, ((_, tensors, _), width) in zip(self._chunk_sizes, self._widths, strict=True):
-            sizes += [width * len(part) for part in tensors[0].split(size)]
-        return sizes
+        for module, points, here, scale in self._pieces(self._chunk_sizes):
+            rows = module(*points) if along is None else module.slope(along, points)
+            yield here, rows.double().reshape(-1), scale
 
     @cached_property
     def _chunk_sizes(self) -> list[int]:
@@ -288,40 +319,22 @@ class LeastSquares(Shuffled):
         chunks = max(1, math.ceil(needed / chunk_bytes(tensors[0].device)))
         return math.ceil(count / chunks)
 
-    def _jacobian(
-        self, module: nn.Module, tensors: tuple[Tensor, ...], weight: float
-    ) -> Iterator[tuple[Tensor, list[Tensor], float]]:
-        """Parts of ρ from some points of a term at a time, with those of J, not yet scaled.
+    def _jacobian(self) -> Iterator[tuple[slice, Tensor, list[Tensor], float]]:
+        """This process's parts of ρ: where they are, their numbers, and those of J, not yet scaled.
 
         These are a matrix for each parameter, whose columns are its numbers, and a factor for all.
         """
         parameters = dict(
             zip(self._names, (p.detach() for p in self.vector.parameters), strict=True)
         )
-
-        def rows(values: dict[str, Tensor], *point: Tensor) -> tuple[Tensor, Tensor]:
-            found = functional_call(module, values, tuple(t[None] for t in point))[0]
-            return found, found.detach()
-
-        each = vmap(jacrev(rows, has_aux=True), in_dims=(None, *[0] * len(tensors)))
-        length = sum(p.numel() for p in parameters.values()) * tensors[0].element_size()
+        length = sum(p.numel() * p.element_size() for p in parameters.values())
         size = max(1, JACOBIAN_CHUNK_BYTES // length)
         # the fast kernels of attention have no rule for vmap
         with sdpa_kernel(SDPBackend.MATH):
-            for part in zip(*(t.split(size) for t in tensors), strict=True):
-                jacobians, found = each(parameters, *part)
-                scale = math.sqrt(weight / (len(tensors[0]) * found.shape[1]))
+            for module, points, here, scale in self._pieces([size] * len(self._terms)):
+                jacobians, found = module.jacobians(parameters, points)
                 blocks = [jacobians[name].flatten(2).flatten(0, 1) for name in self._names]
-                yield scale * found.double().reshape(-1), blocks, scale
-
-
-def _width(module: nn.Module, tensors: tuple[Tensor, ...]) -> int:
-    """Residuals k of a point, by its first ones; `InputError` where others change its own."""
-    alone, beside = (module(*(t[:count] for t in tensors)) for count in (1, 3))
-    if not torch.allclose(alone[0], beside[0], rtol=1e-3, atol=1e-5, equal_nan=True):
-        found = f"{alone[0].tolist()} for the first point, {beside[0].tolist()} beside others"
-        raise InputError("residual", found, "row i from point i alone")
-    return alone.shape[1]
+                yield here, scale * found.double().reshape(-1), blocks, scale
 
 
 def _fill(jacobian: Tensor, blocks: list[Tensor], scale: float) -> Tensor:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import functional_call, jacrev, jvp, vmap
 
 from twophase.errors import InputError, check_call, check_number
 
@@ -80,3 +81,23 @@ class Rows(nn.Module):
             return functional_call(self, dict(zip(names, parameters, strict=True)), points)
 
         return jvp(rows, values, tangents)[1]
+
+    def width(self, points: tuple[Tensor, ...]) -> int:
+        """Residuals k of a point; `InputError` where other points change them."""
+        alone, beside = (self(*(t[:count] for t in points)) for count in (1, 3))
+        if not torch.allclose(alone[0], beside[0], rtol=1e-3, atol=1e-5, equal_nan=True):
+            found = f"{alone[0].tolist()} for the first point, {beside[0].tolist()} beside others"
+            raise InputError("residual", found, "row i from point i alone")
+        return alone.shape[1]
+
+    def jacobians(
+        self, values: dict[str, Tensor], points: tuple[Tensor, ...]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Derivatives [N, k, ...] of the residuals by parameters, and the residuals [N, k]."""
+
+        def rows(values: dict[str, Tensor], *point: Tensor) -> tuple[Tensor, Tensor]:
+            found = functional_call(self, values, tuple(t[None] for t in point))[0]
+            return found, found.detach()
+
+        each = vmap(jacrev(rows, has_aux=True), in_dims=(None, *[0] * len(points)))
+        return each(values, *points)

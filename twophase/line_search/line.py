@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from twophase.objective import Objective, Point, dot, observe
+from twophase.objective import Objective, Point, dot, observe, split
 
 # Times the resolution: differences beyond this are no rounding error.
 CLEAR = 10.0
@@ -89,8 +89,9 @@ class Line:
     @cached_property
     def smallest_step(self) -> float:
         """Step at which the change of every parameter is lost in its own rounding error."""
-        relative = torch.where(self.direction != 0, self.x / self.direction, math.inf)
-        smallest = relative.abs().min().item()
+        parts = split(self.x, self.direction)
+        relative = [torch.where(d != 0, x / d, math.inf).abs().min() for x, d in parts]
+        smallest = torch.stack(relative).min().item()
         return 16 * torch.finfo(self.x.dtype).eps * smallest if smallest < math.inf else 0.0
 
     def trial(self, step: float) -> Trial:

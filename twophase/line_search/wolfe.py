@@ -71,14 +71,16 @@ class StrongWolfe(Settings):
                 return line.result(trial, SearchStatus.MINIMUM)
             if not trial.value <= line.start.value + line.resolution:
                 broken = max(broken, promised)
-            before, promised = low, 0.0
+            promised, longer = 0.0, math.nan
             if decreases and trial.slope < 0 and trial.value <= low.value + line.resolution:
-                low = trial
+                low, longer = trial, _growth(low, trial)
             else:
                 high = trial
+            del trial  # its gradient, unless it is one of the two
             if high is None:
-                step = _growth(before, low)
+                step = longer
                 continue
+            low, high = _light(low, high)
             if low.step == 0 and high.value > line.start.value:
                 step, promised = line.contraction(high)
             elif abs(high.step - low.step) > SHRINKAGE * width:
@@ -121,6 +123,13 @@ class ParabolaFirst(Settings):
             if 1 / TRUST <= ratio <= TRUST:
                 break
         return self.search(line, step)
+
+
+def _light(low: Trial, high: Trial) -> tuple[Trial, Trial]:
+    """Both, the one with the larger loss without its gradient, which is not handed on."""
+    if low.value <= high.value:
+        return low, high._replace(point=None)
+    return low._replace(point=None), high
 
 
 def _ended(line: Line, low: Trial, high: Trial, broken: float) -> SearchResult:

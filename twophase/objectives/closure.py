@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from twophase.distributed import processes
 from twophase.errors import InputError
 from twophase.objective import Objective, Passes, Point, norm, round_off
 from twophase.objectives.mean_loss import Score
@@ -71,15 +72,21 @@ class ClosureObjective:
 
     What is known of the closure is in `habits`, for other closures that are alike.
 
+    With several processes each has a closure of its own, over its share of the examples: the loss
+    is the mean of theirs, and so are the gradients, whether DistributedDataParallel has averaged
+    these already or not.
+
     Its resolution is that of the loss's dtype, at best that of the parameters'. `InputError` where
     the closure returns no real scalar, for a gradient neither calls backward nor returns a loss
     with a graph, or changes the parameters.
     """
 
     classes, count = False, 1  # no accuracy, and no mini-batches
+    shared: tuple[Tensor, ...] = ()  # each process has data of its own
 
     def __init__(self, vector: ParameterVector, closure: Closure, habits: Habits = UNKNOWN):
         self.vector, self.closure, self.habits = vector, closure, habits
+        self.processes = processes()
         self.passes = Passes()
         self.resolution = round_off(vector.dtype)
         self.unused = [False] * len(vector.parameters)  # without a gradient, at the last one
@@ -89,14 +96,16 @@ class ClosureObjective:
         if self.habits.calls_backward is not False:
             return self.value_and_gradient(x)[0]
         self.passes.forward += 1
-        if self.habits.needs_graph:
-            return self._with_graph(x).item()
-        try:
-            with torch.no_grad():
-                return self._loss(x).item()
-        except NoGraphError:
-            self.habits = self.habits._replace(needs_graph=True)
-        return self._with_graph(x).item()
+        return self._mean(x, self._value(x))[0].item()
+
+    def _value(self, x: Tensor) -> Tensor:
+        if not self.habits.needs_graph:
+            try:
+                with torch.no_grad():
+                    return self._loss(x)
+            except NoGraphError:
+                self.habits = self.habits._replace(needs_graph=True)
+        return self._with_graph(x)
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         """Value and gradient [P] at `x` [P]: one forward and backward pass."""
@@ -118,7 +127,14 @@ class ClosureObjective:
             if all(p.grad is None for p in self.vector.parameters):
                 raise NoGraphError("closure", INDEPENDENT, ALLOWED)
         self.unused = [p.grad is None for p in self.vector.parameters]
+        if self.processes.count > 1:
+            loss, gradient = self._mean(x, loss, self.vector.read_gradient())
+            self.write_gradient(gradient)
         return loss.item()
+
+    def _mean(self, x: Tensor, *parts: Tensor) -> list[Tensor]:
+        """Tensors in the mean over the processes."""
+        return [total / self.processes.count for total in self.processes.sums(parts, x)]
 
     def write_gradient(self, gradient: Tensor) -> None:
         """As `ParameterVector.write_gradient`, but None where the last one had none."""

@@ -53,9 +53,14 @@ class FullBatch(Shuffled, MeanLoss):
         """Examples K."""
         return len(self.inputs)
 
-    def batch_loss(self, batch: Tensor) -> Tensor:
+    @property
+    def shared(self) -> tuple[Tensor, ...]:
+        return self.inputs, self.targets
+
+    def batch_loss(self, batch: Tensor, some: slice = slice(None)) -> Tensor:
         """The mean loss of the examples with indices [B], in the model's dtype, with its graph."""
-        return self.loss(self.model(self.inputs[batch]), self.targets[batch])
+        chosen = batch[some]
+        return self.loss(self.model(self.inputs[chosen]), self.targets[chosen])
 
     def sample(self) -> tuple[Tensor, Tensor]:
         """The first examples, and of labels those with the smallest and the largest one."""
@@ -66,5 +71,5 @@ class FullBatch(Shuffled, MeanLoss):
         return self.inputs[found], self.targets[found]
 
     def _examples(self, part: float = 1) -> Iterable[tuple[Tensor, Tensor]]:
-        size = max(1, int(self.chunk_size * part))
-        return zip(self.inputs.split(size), self.targets.split(size), strict=True)
+        size, own = max(1, int(self.chunk_size * part)), self.processes.share(self.count)
+        return zip(self.inputs[own].split(size), self.targets[own].split(size), strict=True)

@@ -1,7 +1,7 @@
 """The mean loss of a model over a whole data set, as an objective."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from twophase.distributed import processes
 from twophase.errors import InputError
 from twophase.losses import Loss
 from twophase.modules import evaluating
@@ -36,7 +37,7 @@ class HitCount:
     def __init__(self, top: int = 1):
         self.top = top
         self.hits: Tensor | int = 0
-        self.examples = 0
+        self.examples: Tensor | int = 0
 
     def __call__(self, outputs: Any, targets: Tensor) -> None:
         classes = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
@@ -48,7 +49,7 @@ class HitCount:
 
     def share(self) -> float | None:
         """Hits per example, in 0..1; None before a batch with classes."""
-        return float(self.hits) / self.examples if self.examples else None
+        return float(self.hits) / int(self.examples) if self.examples else None
 
 
 class MeanLoss(ABC):
@@ -58,7 +59,8 @@ class MeanLoss(ABC):
     converted to float64 before the loss, and chunks are summed in float64: near a minimum a line
     search compares values that differ by less than float32 resolves. Each evaluation leaves its `x`
     in the model. `value` and `value_and_gradient` are in the model's own mode (train or eval),
-    `score` and `measure`, which fill records, in eval mode.
+    `score` and `measure`, which fill records, in eval mode. Several
+    processes evaluate a share of the examples each.
     """
 
     def __init__(self, model: nn.Module, loss: Loss):
@@ -66,6 +68,7 @@ class MeanLoss(ABC):
         # a loss with weights of its own must take float64 outputs, too
         self._loss64 = deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
         self.vector = ParameterVector(model.parameters(), model.buffers())
+        self.processes = processes()
         self.passes = Passes()
         self.resolution = round_off(self.vector.dtype)
 
@@ -76,6 +79,17 @@ class MeanLoss(ABC):
     def count(self) -> int:
         """Examples K."""
 
+    @property
+    @abstractmethod
+    def shared(self) -> tuple[Tensor, ...]:
+        """What must be the same in all processes, as far as it is at hand."""
+
+    @property
+    def own_count(self) -> int:
+        """Those of this process."""
+        own = self.processes.share(self.count)
+        return own.stop - own.start
+
     @abstractmethod
     def batch_count(self, size: int | None) -> int:
         """Mini-batches of `size` examples each (None: all) in an epoch."""
@@ -85,8 +99,8 @@ class MeanLoss(ABC):
         """The mini-batches of an epoch, each with a length, on the model's device."""
 
     @abstractmethod
-    def batch_loss(self, batch: Any) -> Tensor:
-        """The mean loss of a mini-batch, in the model's dtype, with its graph."""
+    def batch_loss(self, batch: Any, some: slice = slice(None)) -> Tensor:
+        """The mean loss of a mini-batch, or some of its examples, in the model's dtype."""
 
     @abstractmethod
     def sample(self) -> tuple[Tensor, Tensor]:
@@ -94,7 +108,10 @@ class MeanLoss(ABC):
 
     @abstractmethod
     def _examples(self, part: float = 1) -> Iterable[tuple[Tensor, Tensor]]:
-        """Inputs and targets in chunks, or in such a part of a chunk, on the model's device."""
+        """This process's examples in chunks, or in such a part of a chunk, on the model's device.
+
+        The first dimension of inputs and targets is theirs.
+        """
 
     def value(self, x: Tensor) -> float:
         """Loss at `x` [P]: one forward pass, without a graph."""
@@ -117,7 +134,7 @@ class MeanLoss(ABC):
         with sdpa_kernel(SDPBackend.MATH):
             for part, _ in self._parts(None, examples):
                 product += self.vector.hessian_vector(part, vector)
-        return product
+        return self.processes.sums([product], x)[0]
 
     def score(self, x: Tensor, top: int = 1) -> Score:
         """Loss and top-`top` accuracy at `x` [P], in eval mode: one forward pass."""
@@ -137,7 +154,8 @@ class MeanLoss(ABC):
     def _forward(self, x: Tensor, hits: HitCount | None) -> float:
         self.passes.forward += 1
         self.vector.write(x)
-        return float(sum(part for part, _ in self._parts(hits)))
+        value = sum(part for part, _ in self._parts(hits))
+        return float(self._total(x, hits, torch.as_tensor(value, dtype=torch.float64))[0])
 
     @torch.enable_grad()
     def _forward_backward(self, x: Tensor, hits: HitCount | None) -> tuple[float, Tensor]:
@@ -148,16 +166,23 @@ class MeanLoss(ABC):
         value = squares = torch.zeros((), dtype=torch.float64, device=x.device)
         for part, outputs in self._parts(hits):
             if isinstance(outputs, Tensor) and outputs.requires_grad:
-                slope, share = self.vector.gradients(part, outputs)
+                (slope,) = self.vector.add_gradient(gradient, part, outputs)
                 squares = squares + (slope.double() * outputs.detach()).square().sum()
             else:
-                share = self.vector.gradient(part)
-            gradient += share
+                self.vector.add_gradient(gradient, part)
             value = value + part.detach()
+        gradient, value, squares = self._total(x, hits, gradient, value, squares)
         # the only wait for the device
         loss, square = torch.stack((value, squares)).tolist()
         self.resolution = self._resolution(loss, square**0.5)
         return loss, gradient
+
+    def _total(self, x: Tensor, hits: HitCount | None, *parts: Tensor) -> Sequence[Tensor]:
+        """The parts, and hits, of all processes."""
+        if hits is None:
+            return self.processes.sums(parts, x)
+        *sums, hits.hits, hits.examples = self.processes.sums([*parts, hits.hits, hits.examples], x)
+        return sums
 
     def _resolution(self, value: float, sensitivity: float) -> float:
         """Relative noise of the loss by rounding errors of the outputs o.
@@ -175,13 +200,15 @@ class MeanLoss(ABC):
         """Each chunk's contribution to the mean loss, a float64 scalar, and its outputs."""
         seen = 0
         for inputs, targets in self._examples() if examples is None else examples:
+            if not len(inputs):  # of a process that has no example
+                continue
             loss, outputs = self.part(inputs, targets)
             if hits is not None:
                 hits(outputs, targets)
             seen += len(inputs)
             yield loss * (len(inputs) / self.count), outputs
-        if seen != self.count:
-            allowed = f"all {self.count} in each, the first dimension of inputs"
+        if seen != self.own_count:
+            allowed = f"all {self.own_count} in each, the first dimension of inputs"
             raise InputError("data", f"{seen} examples in a pass", allowed)
 
     def part(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Any]:

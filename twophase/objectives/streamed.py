@@ -17,7 +17,9 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data.distributed import DistributedSampler
 
+from twophase.distributed import Processes
 from twophase.errors import InputError
 from twophase.examples import Examples
 from twophase.losses import Loss
@@ -36,11 +38,15 @@ class Streamed(MeanLoss):
     Mini-batches are the loader's, in its order; those of a dataset are drawn as those of examples
     in memory. A pass for the full loss is `in_order`, `chunk_size` examples at a time (None: as
     many as the loader takes, or 512). `InputError` where a batch is no pair of tensors.
+
+    Several processes read a share of the examples each, where they can be read by their numbers;
+    else all read all of them, and take every so-manieth batch.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, source: Source, chunk_size: int | None = None):
         super().__init__(model, loss)
         self.source, self._all = source, in_order(source, chunk_size)
+        self._own = _part(self._all, self.processes)
         self._begin = self._pair(_first(self._all))
         self.classes = self._begin.has_labels
 
@@ -48,6 +54,11 @@ class Streamed(MeanLoss):
     def count(self) -> int:
         """Examples K, by the length of the dataset, or else counted in a pass."""
         return _count(self._all)
+
+    @cached_property
+    def own_count(self) -> int:
+        """Those of this process, as `count`."""
+        return self.count if self._own is self._all else _count(self._own)
 
     def batch_count(self, size: int | None) -> int:
         """Mini-batches of an epoch: the loader's own, or those of `size` examples of a dataset."""
@@ -65,16 +76,20 @@ class Streamed(MeanLoss):
             source = DataLoader(source, size or self.count, sampler=order, generator=_own())
         return map(self._pair, source)
 
-    def batch_loss(self, batch: Examples) -> Tensor:
+    @property
+    def shared(self) -> tuple[Tensor, ...]:
+        return self._begin.inputs, self._begin.targets
+
+    def batch_loss(self, batch: Examples, some: slice = slice(None)) -> Tensor:
         """The mean loss of some examples, in the model's dtype, with its graph."""
-        return self.loss(self.model(batch.inputs), batch.targets)
+        return self.loss(self.model(batch.inputs[some]), batch.targets[some])
 
     def sample(self) -> tuple[Tensor, Tensor]:
         """The first examples of the first batch."""
         return self._begin.inputs[:LARGEST_PROBE], self._begin.targets[:LARGEST_PROBE]
 
     def _examples(self, part: float = 1) -> Iterable[tuple[Tensor, Tensor]]:
-        for chunk in map(self._pair, self._all):
+        for chunk in map(self._pair, self._own):
             size = max(1, int(len(chunk) * part))
             yield from zip(chunk.inputs.split(size), chunk.targets.split(size), strict=True)
 
@@ -93,6 +108,9 @@ def in_order(source: Source, size: int | None = None) -> DataLoader[Any]:
     if not isinstance(source, DataLoader):
         return DataLoader(source, size or CHUNK, generator=_own())
     dataset, sampler = source.dataset, source.sampler
+    if isinstance(sampler, DistributedSampler):
+        allowed = "one without: processes share each batch and each pass"
+        raise InputError("data", "a DataLoader with a DistributedSampler", allowed)
     if isinstance(dataset, IterableDataset) or source.batch_size is None:
         return source
     if isinstance(sampler, SubsetRandomSampler):
@@ -102,6 +120,11 @@ def in_order(source: Source, size: int | None = None) -> DataLoader[Any]:
             return source
     elif not isinstance(sampler, SequentialSampler) or len(sampler) != len(dataset):  # type: ignore
         return source
+    return _sequential(source, dataset, size)
+
+
+def _sequential(source: DataLoader[Any], dataset: Any, size: int | None = None) -> DataLoader[Any]:
+    """A loader of a dataset from its first example to its last, else as `source`."""
     return DataLoader(
         dataset,
         size or source.batch_size,
@@ -112,6 +135,26 @@ def in_order(source: Source, size: int | None = None) -> DataLoader[Any]:
         persistent_workers=source.num_workers > 0,
         generator=_own(),
     )
+
+
+class _Strided:
+    """Every so-manieth batch of a loader whose examples have no numbers, from this process's on."""
+
+    def __init__(self, loader: DataLoader[Any], here: Processes):
+        self.loader, self.here = loader, here
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.loader, self.here.rank, None, self.here.count)
+
+
+def _part(loader: DataLoader[Any], here: Processes) -> Iterable[Any]:
+    """What a process reads in a pass."""
+    if here.count == 1:
+        return loader
+    if loader.batch_size is None or not isinstance(loader.sampler, SequentialSampler):
+        return _Strided(loader, here)
+    own = here.share(len(loader.dataset))  # type: ignore[arg-type]
+    return _sequential(loader, Subset(loader.dataset, range(own.start, own.stop)))
 
 
 def _own() -> torch.Generator:
@@ -134,8 +177,8 @@ def _first(loader: DataLoader[Any]) -> Any:
     raise InputError("data", f"{type(loader.dataset).__name__} of no example", "at least one")
 
 
-def _count(loader: DataLoader[Any]) -> int:
+def _count(loader: Iterable[Any]) -> int:
     """Examples, by the length of the dataset or else in a pass."""
-    if _endless(loader) or loader.batch_size is None:
+    if not isinstance(loader, DataLoader) or _endless(loader) or loader.batch_size is None:
         return sum(len(batch[0]) for batch in loader)
     return len(loader.sampler)  # type: ignore[arg-type]

@@ -1,0 +1,242 @@
+"""Trainings to be made by one process and by several, and what is to be the same of them.
+
+`python -m torch.distributed.run --nproc-per-node=2 scenarios.py FOLDER` leaves what each process
+has found in FOLDER/RANK.pt.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import twophase
+from twophase import AdamSettings, LeastSquares, SecondPhase, Term, TwoPhase, derivatives
+from twophase.distributed import apart, processes
+from twophase.errors import TwoPhaseError
+from twophase.objectives import FullBatch, Streamed
+
+ADAM = AdamSettings(1e-2, 8)
+cross_entropy = nn.functional.cross_entropy
+
+
+def network(*more, dtype=torch.float64, outputs=3, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 7), nn.Tanh(), *more, nn.Linear(7, outputs)).to(dtype)
+
+
+def examples(count=37, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(count, 2, generator=generator, dtype=dtype)
+    return inputs, (inputs.norm(dim=1) > 1).long() + (inputs[:, 0] > 1).long()
+
+
+class Unnumbered(IterableDataset):
+    """Examples that can only be read one after the other."""
+
+    def __iter__(self):
+        yield from zip(*examples(), strict=True)
+
+
+def evaluations(objective):
+    """All that an objective over examples can be asked."""
+    x = objective.vector.read()
+    score = objective.score(x)
+    point, accuracy = objective.measure(x)
+    direction = torch.cos(torch.arange(len(x), dtype=x.dtype))
+    return {
+        "value": objective.value(x),
+        "loss": score.loss,
+        "accuracies": [score.accuracy, accuracy],
+        "measured": point.value,
+        "resolution": point.resolution,
+        "gradient": point.gradient,
+        "hessian": objective.hessian_vector(x, direction),
+        "passes": objective.passes.total,
+    }
+
+
+def full_batch(count=37):
+    return evaluations(FullBatch(network(), cross_entropy, *examples(count), chunk_size=5))
+
+
+def streamed(source, size=None):
+    return evaluations(Streamed(network(), cross_entropy, source(), size))
+
+
+def heat(model=None, columns=1):
+    """A sum of squares of two terms, with a weight, whose residuals have `columns` each."""
+    model = model or network(outputs=columns)
+    points = torch.linspace(-1, 1, 26, dtype=torch.float64).view(13, 2)
+
+    def inside(model, points):
+        u, du, ddu = derivatives(model, points, order=2)
+        return du[:, 0] - ddu[:, 1] + u**2
+
+    def border(model, points):
+        return model(points) - 1
+
+    return LeastSquares(model, [Term(inside, points), Term(border, points[:3], 10.0)], 4)
+
+
+def sums_of_squares(columns=1):
+    """A Jacobian that is kept, one that is only squared, and one that is not made."""
+    problem = heat(columns=columns)
+    x, rows = problem.vector.read(), torch.arange(problem.size[0], dtype=torch.float64).sin()
+    vector = torch.arange(len(problem.vector.read()), dtype=torch.float64).cos()
+    found = {"value": problem.value(x), "residuals": problem.residuals(x)}
+    found |= {"pull": problem.pull(x, rows), "push": problem.push(x, vector)}
+    found["with gradient"] = problem.value_and_gradient(x)
+    for name in ("_together", "_summed", "_sloped"):
+        found[name] = tuple(part for part in getattr(problem, name)(x) if part is not None)
+    return found
+
+
+def training(model=None, data=None, count=37, keys=("train_loss", "grad_norm"), **settings):
+    """What `fit` reports, and the weights that it leaves."""
+    model = network() if model is None else model
+    data = examples(count) if data is None else data()
+    settings = {"adam": ADAM, "epochs": 14, "switch": 8, "loss": cross_entropy} | settings
+    module = model.model if isinstance(model, LeastSquares) else model
+    result = twophase.fit(model, None if isinstance(model, LeastSquares) else data, **settings)
+    weights = nn.utils.parameters_to_vector(module.parameters()).detach()
+    found = {key: torch.tensor(result.history[key].tolist()) for key in keys}
+    buffers = [buffer.double() for buffer in module.buffers()]
+    return found | {"weights": weights, "buffers": buffers, "phases": list(result.history.phase)}
+
+
+def alone_in_minimize():
+    problem = heat()
+    found = twophase.minimize(problem, passes=60)
+    timed = twophase.minimize(heat(), seconds=0.5)
+    return {"loss": found.loss, "x": found.x, "status": str(timed.status)}
+
+
+def own_share(*tensors):
+    """What a loop of one's own takes: equal parts."""
+    here = processes().share(len(tensors[0]))
+    return [tensor[here] for tensor in tensors]
+
+
+def closure_of(model, calls_backward, inputs, targets):
+    def closure():
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        if calls_backward:
+            for parameter in model.parameters():
+                parameter.grad = None
+            loss.backward()
+        return loss
+
+    return closure
+
+
+def loop(make, wrap, calls_backward, steps=30):
+    """A loop of one's own, over equal shares, with or without DistributedDataParallel."""
+    model = network()
+    wrapped = DistributedDataParallel(model) if wrap and dist.is_initialized() else model
+    optimizer = make(model.parameters())
+    closure = closure_of(wrapped, calls_backward, *own_share(*examples(36)))
+    losses = torch.stack([optimizer.step(closure) for _ in range(steps)])
+    return {"losses": losses, "weights": nn.utils.parameters_to_vector(model.parameters()).detach()}
+
+
+def mini_batches(wrap):
+    """`TwoPhase` over mini-batches, of each of which a process has a half."""
+    model = network()
+    wrapped = DistributedDataParallel(model) if wrap and dist.is_initialized() else model
+    optimizer = TwoPhase(model.parameters(), 1e-2, batches=3, switch=5)
+    inputs, targets = examples(36)
+    whole = closure_of(wrapped, True, *own_share(inputs, targets))
+    for _ in range(9):
+        if optimizer.phase == "adam":
+            for batch in torch.arange(36).split(12):
+                optimizer.step(closure_of(wrapped, True, *own_share(inputs[batch], targets[batch])))
+        optimizer.end_epoch(whole)
+    return {"losses": torch.tensor(optimizer.history.train_loss.tolist())}
+
+
+def dataset(**of_loader):
+    data = TensorDataset(*examples())
+    return DataLoader(data, **of_loader) if of_loader else data
+
+
+SCENARIOS = {
+    "examples in memory": full_batch,
+    "a single example": partial(full_batch, 1),
+    "a dataset": partial(streamed, dataset, 4),
+    "a loader": partial(streamed, partial(dataset, batch_size=6, shuffle=True)),
+    "examples without numbers": partial(streamed, lambda: DataLoader(Unnumbered(), 4)),
+    "sums of squares": sums_of_squares,
+    "sums of several squares": partial(sums_of_squares, 2),
+    "both phases": training,
+    "a batch of one": partial(training, count=33),
+    "the race": partial(training, epochs=36, switch=twophase.Race(passes=9)),
+    "norms from mini-batches": partial(training, monitor=twophase.FromBatches()),
+    "validation": partial(
+        training, validation=examples(9), keep="validation", keys=("train_loss", "validation_loss")
+    ),
+    "a dataset that is read": partial(training, data=dataset),
+    "batch statistics": lambda: training(network(nn.BatchNorm1d(7)), freeze=True),
+    "squares": lambda: training(heat(), epochs=12, switch=6, adam=AdamSettings(1e-2, 5)),
+    "minimize": alone_in_minimize,
+    "conjugate gradient": partial(training, **twophase.PAPER | {"switch": 8}),
+    **{
+        f"{name}, {kind}{', wrapped' if wrap else ''}": partial(loop, make, wrap, backward)
+        for name, make in (("TwoPhase", TwoPhase), ("SecondPhase", SecondPhase))
+        for kind, backward in (("plain closure", False), ("backward", True))
+        for wrap in (False, True)
+    },
+    "mini-batches": partial(mini_batches, False),
+    "mini-batches, wrapped": partial(mini_batches, True),
+}
+
+
+def of_its_own(rank):
+    """A training that is this process's alone."""
+    with apart():
+        return training(network(seed=rank))
+
+
+def mistakes(rank):
+    """What is wrong in several processes, each with its one line; all of them go on."""
+    half = examples(40)[0][rank::2], examples(40)[1][rank::2]
+    made = {
+        "data of its own": lambda: training(data=lambda: half),
+        "other weights": lambda: training(network(seed=rank)),
+        "other weights in a loop": lambda: SecondPhase(
+            (model := network(seed=rank)).parameters()
+        ).step(closure_of(model, False, *examples())),
+        "a shared sampler": lambda: training(
+            data=lambda: DataLoader(
+                dataset(), 8, sampler=torch.utils.data.DistributedSampler(dataset())
+            )
+        ),
+    }
+    found = {}
+    for name, make in made.items():
+        try:
+            make()
+            found[name] = "nothing was said"
+        except TwoPhaseError as error:
+            found[name] = str(error)
+    return found
+
+
+def main(folder):
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    found = {name: make() for name, make in SCENARIOS.items()}
+    found["float32"] = training(
+        network(dtype=torch.float32), partial(examples, dtype=torch.float32)
+    )
+    found["of its own"], found["mistakes"] = of_its_own(rank), mistakes(rank)
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,124 @@
+"""Two processes compute what one computes, and say so where they cannot."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twophase.distributed import ALONE, Processes, apart, processes
+from twophase.distributed.processes import fingerprint
+
+sys.path.insert(0, str(Path(__file__).parent))
+import scenarios  # noqa: E402
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+PLAIN = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def same(found, expected, where=""):
+    """Numbers, tensors and containers of them, to 1e-11 of their largest."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        return all(same(found[key], expected[key], f"{where}/{key}") for key in expected)
+    if isinstance(expected, list | tuple):
+        assert len(found) == len(expected), where
+        return all(same(a, b, where) for a, b in zip(found, expected, strict=True))
+    if isinstance(expected, torch.Tensor | float):
+        a, b = (torch.as_tensor(one).double() for one in (found, expected))
+        assert a.shape == b.shape and bool(((a - b).abs() <= 1e-11 * b.abs().max()).all()), (
+            f"{where}: {a} instead of {b}"
+        )
+        return True
+    assert found == expected, where
+    return True
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """What each of two processes has found."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [*TORCHRUN, "--nproc-per-node=2", scenarios.__file__, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=PLAIN, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", scenarios.SCENARIOS)
+def test_two_processes_find_what_one_finds(name, of_two):
+    expected = scenarios.SCENARIOS[name]()
+    for found in of_two:
+        assert same(found[name], expected, name)
+
+
+@pytest.mark.slow
+def test_processes_stay_the_same_to_the_last_bit(of_two):
+    for name in [*scenarios.SCENARIOS, "float32"]:
+        first, second = ([*_tensors(found[name])] for found in of_two)
+        assert len(first) == len(second) > 0
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), name
+
+
+def _tensors(found):
+    if isinstance(found, torch.Tensor):
+        yield found
+    elif isinstance(found, dict | list | tuple):
+        for one in found.values() if isinstance(found, dict) else found:
+            yield from _tensors(one)
+
+
+@pytest.mark.slow
+def test_a_training_apart_is_each_ones_own(of_two):
+    for rank, found in enumerate(of_two):
+        assert same(found["of its own"], scenarios.of_its_own(rank))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("data of its own", "data: 'other numbers in other processes.*use all of them in each"),
+        ("other weights", "parameters: they differ between the processes; wrap the model"),
+        ("other weights in a loop", "parameters: they differ between the processes"),
+        ("a shared sampler", "DistributedSampler' is not allowed; use one without"),
+    ],
+)
+def test_what_does_not_go_together_is_one_clear_line(name, words, of_two):
+    for found in of_two:
+        said = found["mistakes"][name]
+        assert re.search(words, said) and "\n" not in said
+
+
+def test_without_a_group_a_process_is_alone():
+    assert processes() is ALONE
+    with apart():
+        assert processes() is ALONE
+    parts = [torch.ones(3), 2]
+    assert ALONE.sums(parts, torch.zeros(1)) is parts
+    assert ALONE.agreed(lambda: "made") == "made"
+
+
+@given(st.integers(0, 100), st.integers(1, 9))
+def test_shares_are_all_examples_once_and_nearly_equal(count, number):
+    shares = []
+    for rank in range(number):
+        one = Processes()
+        one.rank, one.count = rank, number
+        shares.append(range(count)[one.share(count)])
+    assert [i for share in shares for i in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool])
+def test_a_fingerprint_tells_single_bits_apart(dtype):
+    tensor = torch.tensor([0, 1, 1, 0, 1]).to(dtype)
+    other = tensor.clone()
+    other.view(torch.uint8)[0] ^= 1
+    assert int(fingerprint([tensor])) == int(fingerprint([tensor.clone()]))
+    assert int(fingerprint([tensor])) != int(fingerprint([other]))

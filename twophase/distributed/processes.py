@@ -1,0 +1,189 @@
+"""The processes of one training: each evaluates its share of the examples, and all add them up.
+
+With a process group of torch.distributed (`torchrun`, or `init_process_group` in a script) every
+process holds the model and its optimizer, and each loss, gradient and Jacobian is a sum over the
+shares: one all-reduce an evaluation. Whatever is decided is decided by these sums, so that all
+processes do the same; a fingerprint of the parameters in every sum shows if they do not.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from twophase.errors import InputError, ProcessError, TwoPhaseError
+
+T = TypeVar("T")
+# Fingerprints are whole numbers below this prime, so that float64 holds sums of 8,192 of them.
+PRIME = 2**40 - 87
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# What a field of data must be.
+SHARED = "all of them in each process, which takes a share by itself"
+APART = "with twophase.distributed.apart(): ... for a training of its own in each process"
+
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
+
+
+class Processes:
+    """The processes that share a training; this class: one alone, with nothing to exchange."""
+
+    rank, count = 0, 1
+
+    def share(self, count: int) -> slice:
+        """Which of `count` examples are this process's: equal parts, the later the longer by 1."""
+        return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
+
+    def sums(self, parts: Sequence[Any], x: Tensor) -> Sequence[Any]:
+        """Tensors, or numbers, added up over the processes, in float64 and their own dtype.
+
+        One all-reduce. `ProcessError` where the parameters x [P] are not the same in all.
+        """
+        return parts
+
+    def mean(self, parameters: Iterable[Tensor], loss: Tensor, size: int) -> Tensor:
+        """Make the loss over `size` examples, and `grad`, those of all examples of a mini-batch.
+
+        One all-reduce, in the parameters' dtype, and no wait for a device. Returns that loss.
+        """
+        return loss
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """What the first process makes, for all; so is the `TwoPhaseError` or OSError it raises."""
+        return make()
+
+    def check_same(self, field: str, tensors: Iterable[Tensor], allowed: str) -> None:
+        """`InputError` where processes hold other tensors; one all-gather."""
+
+
+ALONE = Processes()
+
+
+class Group(Processes):
+    """Those of torch's default process group; the sums are the same numbers in each."""
+
+    def __init__(self) -> None:
+        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+
+    def sums(self, parts: Sequence[Any], x: Tensor) -> Sequence[Any]:
+        tensors = [_tensor(part, x.device) for part in parts]
+        own = fingerprint([x])
+        flat = torch.cat([part.detach().double().reshape(-1) for part in (*tensors, own)])
+        self._add_up(flat)
+        if flat[-1].item() != self.count * own.item():
+            raise ProcessError(
+                "parameters: they differ between the processes; wrap the model in "
+                "DistributedDataParallel, or build it after the same torch.manual_seed, and use "
+                f"as many threads in each, or {APART}"
+            )
+        sizes = [part.numel() for part in tensors]
+        return [
+            total.view_as(part).to(part.dtype)
+            for total, part in zip(flat[:-1].split(sizes), tensors, strict=True)
+        ]
+
+    def mean(self, parameters: Iterable[Tensor], loss: Tensor, size: int) -> Tensor:
+        parameters = list(parameters)
+        given = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        numbers = torch.stack([loss.detach().to(given[0]), torch.ones_like(given[0].sum())])
+        flat = size * torch.cat([part.reshape(-1) for part in (*given, numbers)])
+        self._add_up(flat)
+        flat /= flat[-1].clone()
+        means = flat.split([*(p.numel() for p in parameters), 2])
+        for parameter, mean in zip(parameters, means, strict=False):
+            # a parameter that no process has used has no gradient, as alone
+            if parameter.grad is not None or bool(mean.any()):
+                parameter.grad = mean.view_as(parameter)
+        return means[-1][0]
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        box: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                box[0] = make()
+            except (TwoPhaseError, OSError) as error:
+                box[1] = error
+        with _explained():
+            dist.broadcast_object_list(box)
+        made, error = box
+        if error is not None:
+            raise error
+        return made
+
+    def check_same(self, field: str, tensors: Iterable[Tensor], allowed: str) -> None:
+        own = [[list(t.shape), str(t.dtype), int(fingerprint([t]))] for t in tensors]
+        found: list[Any] = [None] * self.count
+        with _explained():
+            dist.all_gather_object(found, own)
+        for rank, other in enumerate(found):
+            if other != found[0]:
+                first, shapes = ([one[0] for one in those] for those in (found[0], other))
+                what = f"shapes {first} in process 0, {shapes} in process {rank}"
+                raise InputError(field, f"other numbers in other processes: {what}", allowed)
+
+    def _add_up(self, flat: Tensor) -> None:
+        with _explained():
+            dist.all_reduce(flat)
+
+
+def _tensor(part: Any, device: torch.device) -> Tensor:
+    """A number in float64; a tensor as it is."""
+    return part if isinstance(part, Tensor) else torch.tensor(part, dtype=torch.float64).to(device)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """`ProcessError` for what torch says where the connection to another process is lost."""
+    try:
+        yield
+    except RuntimeError as error:  # also torch's DistError
+        reason = str(error).strip().partition("\n")[0]
+        raise ProcessError(
+            "processes: the connection to another one is lost: it has ended, or did not answer in "
+            f"time; start again, a run goes on from its last checkpoint ({reason})"
+        ) from error
+
+
+def processes() -> Processes:
+    """Those of the process group that is there now; `ALONE` without one, or in `apart`."""
+    if _apart.get() or not dist.is_available() or not dist.is_initialized():
+        return ALONE
+    return Group() if dist.get_world_size() > 1 else ALONE
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Trainings that begin inside are each process's own, though there is a process group.
+
+    >>> with apart():
+    ...     processes() is ALONE
+    True
+    """
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
+    """A whole number below `PRIME` [1], by all bits of the tensors, wherever these stand."""
+    total: Tensor | None = None
+    for tensor in tensors:
+        flat = tensor.detach().reshape(-1)
+        bits = flat.view(BITS.get(flat.element_size(), torch.uint8)).sum(dtype=torch.int64)
+        total = bits if total is None else total + bits
+    assert total is not None
+    return total.remainder(PRIME).reshape(1)
+
+
+def adds_up(model: nn.Module) -> bool:
+    """Whether the loss of a mini-batch is a mean over its examples, each one by itself.
+
+    It is not where BatchNorm gathers statistics; torch's SyncBatchNorm adds these up itself.
+    """
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return not any(norm.training and not isinstance(norm, nn.SyncBatchNorm) for norm in norms)

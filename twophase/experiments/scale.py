@@ -1,0 +1,179 @@
+"""Time and memory of both phases over parameters P and examples K, and what follows for more.
+
+Networks of two hidden layers of tanh units, 32 inputs and one output, on random examples with a
+mean squared error, in float32: their time is that of matrix products, as in most networks.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from twophase.adam import Adam, AdamSettings
+from twophase.device import clock
+from twophase.directions import ConjugateDirection, SelfScaledBFGSDirection
+from twophase.experiments.live_bytes import LiveBytes
+from twophase.experiments.progress import track
+from twophase.least_squares import LevenbergMarquardt
+from twophase.line_search import GoldenSection, StrongWolfe
+from twophase.minimization import Minimum, minimize
+from twophase.objectives import FullBatch
+from twophase.problems import networks
+from twophase.second_phase import Descent, Minimizer
+
+INPUTS = 32
+ADAM = "Adam, an epoch"
+PHASES: dict[str, Minimizer] = {
+    "CG, golden section": Descent(ConjugateDirection("PR+"), GoldenSection()),
+    "limited memory, 10 steps": Descent(SelfScaledBFGSDirection(10), StrongWolfe()),
+    "Levenberg–Marquardt": LevenbergMarquardt(),
+}
+KINDS = (ADAM, *PHASES)
+# Iterations that are made, of which the first, with what is made once, is not timed.
+ITERATIONS = 3
+BYTES = 4  # of a number
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices for the extrapolation: floating-point operations and bytes per second, of each.
+
+    Defaults: 2e14 operations a second, a fifth of an H100's peak in bf16 (NVIDIA's data sheet: 989
+    TFLOP/s), 25 GB/s between devices (a 200 Gbit/s link each) and 80 GB of memory.
+    """
+
+    devices: int = 64
+    operations: float = 2e14
+    bandwidth: float = 25e9
+    memory: float = 80e9
+
+    def pass_seconds(self, parameters: float, examples: float) -> float:
+        """A gradient of all examples: 6 operations for each parameter and example."""
+        return 6 * parameters * examples / (self.devices * self.operations)
+
+    def reduce_seconds(self, parameters: float, size: int = 8) -> float:
+        """A ring all-reduce of a vector: each device sends and takes it nearly twice."""
+        return 2 * (1 - 1 / self.devices) * parameters * size / self.bandwidth
+
+
+def width_of(parameters: int) -> int:
+    """The width of the hidden layers of the network with about so many parameters."""
+    linear = INPUTS + 3  # w² + (inputs + 3) w + 1
+    return max(1, round((math.sqrt(linear**2 + 4 * parameters) - linear) / 2))
+
+
+def problem(parameters: int, examples: int) -> FullBatch:
+    """A network of about `parameters`, with `examples` to fit."""
+    width = width_of(parameters)
+    generator = torch.Generator().manual_seed(0)
+    with networks.seeded(0):
+        hidden = nn.Linear(INPUTS, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()
+        model = nn.Sequential(*hidden, nn.Linear(width, 1))
+    inputs = torch.randn(examples, INPUTS, generator=generator)
+    return FullBatch(model, nn.functional.mse_loss, inputs, inputs[:, :1].sin())
+
+
+def run(cells: Iterable[tuple[int, int]], kinds: Iterable[str] = KINDS) -> pd.DataFrame:
+    """A row for each number of parameters and examples, and each kind of epoch or iteration.
+
+    `seconds` and `passes` are means of the timed ones; `peak` are the bytes of tensors that live
+    beside model, data and Adam's moments, counted in runs of their own, in which nothing is timed.
+    """
+    rows = []
+    for (parameters, examples), kind in track(list(product(cells, kinds)), label="measurements"):
+        objective = problem(parameters, examples)
+        size = objective.vector.read().numel()
+        with LiveBytes() as live:
+            _work(problem(parameters, examples), kind, 2)
+        seconds, passes = _work(objective, kind, ITERATIONS)
+        cell = {"kind": kind, "parameters": size, "examples": examples}
+        rows.append(cell | {"seconds": seconds, "passes": passes, "peak": live.peak})
+    return pd.DataFrame(rows)
+
+
+def _work(objective: FullBatch, kind: str, iterations: int) -> tuple[float, float]:
+    """Seconds and passes of an epoch or iteration, a mean over all but the first."""
+    return _adam(objective, iterations) if kind == ADAM else _second(objective, kind, iterations)
+
+
+def _adam(objective: FullBatch, epochs: int) -> tuple[float, float]:
+    generator = torch.Generator().manual_seed(0)
+    adam = Adam(objective.vector.parameters, AdamSettings(), generator)
+    device = objective.vector.parameters[0].device
+    times = [clock(device)]
+    for _ in range(epochs):
+        adam.epoch(objective)
+        times.append(clock(device))
+    return (times[-1] - times[1]) / (epochs - 1), 3.0
+
+
+def _second(objective: FullBatch, kind: str, iterations: int) -> tuple[float, float]:
+    seen: list[Minimum] = []
+    minimize(objective, iterations=iterations, second=PHASES[kind], callback=seen.append)
+    first, last = seen[0], seen[-1]
+    made = max(1, last.iterations - first.iterations)
+    return (last.seconds - first.seconds) / made, (last.passes - first.passes) / made
+
+
+def exponents(table: pd.DataFrame, least: float = 0.02) -> pd.DataFrame:
+    """For each kind seconds ≈ c · P^p · K^k, by least squares of the logarithms, and the misfit.
+
+    Cells below `least` seconds are left out, where what does not depend on P and K has a part.
+    `misfit` is the largest factor between a measurement and its fit.
+    """
+    rows = []
+    for kind, cells in table[table.seconds >= least].groupby("kind", sort=False):
+        logs = np.log(cells[["parameters", "examples", "seconds"]].to_numpy(float))
+        varied = (np.ptp(logs[:, :2], axis=0) > 0).all()
+        if len(cells) < 3 or not varied:
+            continue
+        design = np.column_stack([np.ones(len(cells)), logs[:, :2]])
+        found, *_ = np.linalg.lstsq(design, logs[:, 2], rcond=None)
+        misfit = np.exp(np.abs(design @ found - logs[:, 2]).max())
+        rows.append((kind, *found[1:], math.exp(found[0]), misfit, len(cells)))
+    names = ["kind", "parameters^", "examples^", "seconds at 1", "misfit", "cells"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def vectors(table: pd.DataFrame) -> pd.DataFrame:
+    """The peak memory in vectors of length P, by kind, where P is largest."""
+    largest = table[table.parameters.eq(table.parameters.max())]
+    found = largest.assign(vectors=largest.peak / (BYTES * largest.parameters))
+    return found.groupby("kind", sort=False).vectors.max().reset_index()
+
+
+def on_paper(
+    table: pd.DataFrame, parameters: float, examples: float, cluster: Cluster, batch: int = 4096
+) -> pd.DataFrame:
+    """An epoch and an iteration on a cluster: seconds of computing and of exchange, memory, ratio.
+
+    Passes and vectors are those measured where P is largest. Each evaluation of the second phase
+    has one all-reduce (of a loss alone it is a few bytes), an epoch of Adam one for each of its
+    mini-batches. `memory` are the bytes of a device that holds all vectors, the model and Adam's
+    moments where they are used; `fits` says whether it has them.
+    """
+    largest = table[table.parameters.eq(table.parameters.max())]
+    held = vectors(table).set_index("kind").vectors
+    rows = []
+    for kind, cells in largest.groupby("kind", sort=False):
+        passes = cells.passes.median()
+        gradients = math.ceil(examples / batch) if kind == ADAM else _gradients(kind, passes)
+        size = BYTES if kind == ADAM else 8  # sums of the second phase are in float64
+        compute = passes / 3 * cluster.pass_seconds(parameters, examples)
+        exchange = gradients * cluster.reduce_seconds(parameters, size)
+        memory = (1 + held[kind]) * BYTES * parameters
+        rows.append((kind, passes, compute, exchange, memory, memory <= cluster.memory))
+    names = ["kind", "passes", "computing", "exchange", "memory", "fits"]
+    found = pd.DataFrame(rows, columns=names)
+    total = found.computing + found.exchange
+    return found.assign(over_adam=total / total[found.kind == ADAM].iloc[0])
+
+
+def _gradients(kind: str, passes: float) -> float:
+    """Gradients in an iteration: one; for products of Levenberg–Marquardt one in three passes."""
+    return max(1.0, passes / 3) if kind == "Levenberg–Marquardt" else 1.0
