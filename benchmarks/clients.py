@@ -13,8 +13,10 @@ DeepXDE and Lightning are of the extra `test`.
 import argparse
 import math
 import os
+import shlex
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -281,28 +283,29 @@ def rows(seeds: int, names: list[str]) -> Iterator[dict[str, Any]]:
             yield {"way": name, "seed": seed, **found._asdict()}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run all ways, or those that are named, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--way", nargs="+", default=list(WAYS), choices=list(WAYS))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    chosen = parser.parse_args(arguments)
+    command = ["python", "benchmarks/clients.py", *(arguments or sys.argv[1:])]
+    chosen.out.mkdir(parents=True, exist_ok=True)
     revision = provenance.git_revision()  # before the results change the tree
-    table = pd.DataFrame(rows(arguments.seeds, arguments.way))
+    table = pd.DataFrame(rows(chosen.seeds, chosen.way))
     packages = ("deepxde", "lightning")
     made = {
-        "command": "python benchmarks/clients.py --out reports/reference/clients",
+        "command": shlex.join(command),
         "revision": revision,
         "versions": provenance.versions() | {name: version(name) for name in packages},
         "device": device_name(torch.device("cpu"), 1),
         "time": provenance.now(),
     }
-    write_atomically(arguments.out / "clients.csv", table.to_csv(index=False))
-    write_json(arguments.out / "provenance.json", made)
+    write_atomically(chosen.out / "clients.csv", table.to_csv(index=False))
+    write_json(chosen.out / "provenance.json", made)
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

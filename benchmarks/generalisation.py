@@ -6,8 +6,10 @@ MNIST is read from the data folder. What is finished in the folder of the runs i
 """
 
 import argparse
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from twophase.experiments.branches import Place
 from twophase.experiments.files import write_atomically, write_json
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run all settings, or those of the named data sets and networks, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -27,14 +29,14 @@ def main() -> None:
     parser.add_argument("--model", nargs="+")
     parser.add_argument("--passes", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
+    chosen = parser.parse_args(arguments)
     place = Place(chosen.work or chosen.out / "runs", chosen.data, "cpu")
     began = time.perf_counter()
     problems = generalisation.problems(chosen.dataset, chosen.model)
     table = generalisation.run(problems, chosen.passes, chosen.seeds, place)
     facts = comparison.facts([], "cpu", seconds=time.perf_counter() - began)
-    facts["command"] = " ".join(["python benchmarks/generalisation.py", *sys.argv[1:]])
+    command = ["python", "benchmarks/generalisation.py", *(arguments or sys.argv[1:])]
+    facts["command"] = shlex.join(command)
     chosen.out.mkdir(parents=True, exist_ok=True)
     write_atomically(
         chosen.out / "generalisation.csv", table.to_csv(index=False, float_format="%.6g")
@@ -43,4 +45,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

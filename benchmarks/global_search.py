@@ -8,6 +8,7 @@ row for each start of the local methods, and `provenance.json`. What is there is
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     notes = chosen.out / "provenance.json"
     kept = json.loads(notes.read_text()) if notes.exists() else {"commands": []}
     command = ["python", "benchmarks/global_search.py", *(arguments or sys.argv[1:])]
-    facts = comparison.facts([], "cpu") | {"command": " ".join(command)}
+    facts = comparison.facts([], "cpu") | {"command": shlex.join(command)}
     kept["commands"].append(facts)
     # now, as it may be stopped
     write_json(notes, kept)

@@ -10,6 +10,7 @@ against the passes after the swap; what that holds is not run again.
 import argparse
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -227,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # before the results change the tree
     facts = comparison.facts([], "cpu", seconds=time.perf_counter() - began)
     kept = json.loads(notes.read_text()) if notes.exists() else {"commands": [], "costs": {}}
-    kept["commands"].append(facts | {"command": " ".join(command)})
+    kept["commands"].append(facts | {"command": shlex.join(command)})
     kept["costs"] |= costs
     chosen.out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, pd.concat([*before, found]).to_csv(index=False))

@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     _place_options(sweep, "folder of the runs and of sweep.csv")
     traces = add("traces", "record gradient norms of Adam alone, resumable", _traces)
     _preset_options(traces, seeds=3)
+    traces.add_argument("--audit", action="store_true", help="the Hessian's spectrum, too; hours")
     _place_options(traces, "folder of the runs")
     bench = add("bench", "ratios of speed, work and memory, side by side", _bench)
     bench.add_argument("--preset", default="quick", help="smoke or quick (default)")
@@ -235,7 +236,7 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
         *(parser, "seeds", "passes", "swap-epoch", "batch-size", "train-examples"),
         help="default: the preset's",
     )
-    parser.add_argument("--dtype", help="of networks for images: float32 (default) or float64")
+    parser.add_argument("--dtype", help="default: float32, of full-batch problems float64")
     parser.add_argument("--no-tuning", action="store_true", help="all methods as shipped")
     _executor_options(parser)
     _number_options(parser, "processes", help="the same as --executor 'Local(N)'")
@@ -354,11 +355,14 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _traces(options: argparse.Namespace) -> None:
-    from twophase.experiments import traces
+    from twophase.experiments import convexity_audit, traces
 
     chosen = traces.configs(options.preset, options.dataset, options.model, options.seeds)
     traces.record(chosen, options.out, options.data, options.device)
     print(f"traces: {options.out / 'grad_norm_traces.csv'}")
+    if options.audit:
+        convexity_audit.audit(chosen, options.out, options.data, options.device)
+        print(f"audits: {options.out / 'audit.csv'}")
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -416,6 +416,8 @@ def test_the_networks_are_all_there_by_size():
     names = [start.problem.name for start in plan.prefixes()]
     assert names == [*(f"digits {model}" for model in comparison.SIZES), "poisson"]
     assert [start.dtype for start in plan.prefixes()] == ["float32"] * 5 + ["float64"]
+    single = replace(plan, models=("vit-mlp",), dtype="float32")
+    assert [start.dtype for start in single.prefixes()] == ["float32"] * 2
 
 
 def test_a_plan_has_whole_seeds_first():

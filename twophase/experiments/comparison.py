@@ -7,6 +7,7 @@ method; what is read off are curves.
 import logging
 import os
 import platform
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -162,12 +163,13 @@ class Plan:
     seeds: int = 3  # 0, 1, ..., so many
     batch_size: int = 512
     train_examples: int | None = None
-    dtype: str = "float32"  # of networks for images; full-batch problems take float64
+    dtype: str | None = None  # None: float32, of full-batch problems float64
 
     def __post_init__(self) -> None:
         check_integer("seeds", self.seeds, 1, MOST_SEEDS)
         check_integer("passes", self.passes, GRADIENT_PASSES)
-        check_choice("dtype", self.dtype, DTYPES)
+        if self.dtype is not None:
+            check_choice("dtype", self.dtype, DTYPES)
         for model in self.models:
             check_choice("model", model, networks.MODELS)
         self.prefixes()
@@ -185,7 +187,7 @@ class Plan:
         return self._prefix(named(self.problems[0], smallest, self.train_examples), TUNING_SEED)
 
     def _prefix(self, problem: Problem, seed: int) -> RunConfig:
-        dtype = "float64" if problem.full_batch else self.dtype
+        dtype = self.dtype or ("float64" if problem.full_batch else "float32")
         return prefix(problem, self.swap_epoch, seed, self.batch_size, dtype=dtype)
 
 
@@ -329,7 +331,7 @@ def facts(
     `arguments` are those of `python -m twophase`, `seconds` those for what was not there before.
     """
     return {
-        "command": " ".join(["python -m twophase", *arguments]),
+        "command": shlex.join(["python", "-m", "twophase", *arguments]),
         "revision": git_revision(),
         "versions": versions(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -104,6 +104,21 @@ def audit_recording(
     return pd.DataFrame(rows)
 
 
+def audit(
+    chosen: Sequence[RunConfig],
+    out: Path,
+    root: Path | None = None,
+    device: str | torch.device = "auto",
+) -> pd.DataFrame:
+    """`audit_recording` of each of some recordings; all rows also in `audit.csv` in `out`."""
+    tables = []
+    for config in chosen:
+        tables.append(audit_recording(config, out, root, device))
+        table = pd.concat(tables, ignore_index=True)
+        write_atomically(out / "audit.csv", table.to_csv(index=False))
+    return table
+
+
 def committed() -> pd.DataFrame:
     """The source tree's audits of the recorded traces; `InputError` without it."""
     return committed_table("reports/reference/convexity-audit/audit.csv")
