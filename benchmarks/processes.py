@@ -124,8 +124,8 @@ def speedups(table: pd.DataFrame) -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of examples")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)

@@ -204,6 +204,10 @@ ROWS = {
         ["problem", "method", "seed"],
         lambda options: product(options.problems, options.methods, options.seeds),
     ),
+    "processes/seconds.csv": (
+        ["processes", "threads"],
+        lambda options: importlib.import_module("processes").WAYS,
+    ),
     "second-phase-ideas/curves.csv": (["problem", "method", "seed", "swap_epoch"], of_ideas),
     "switch-regret/regret.csv": (
         ["case", "seed", "rule"],
@@ -289,6 +293,8 @@ SMALLER = {
     "pattern-resnet8-groupnorm": PATTERN,
     "payoff-map": COMPARED,
     "physics-networks": "--problems regression --methods Adam --seeds 0 --seconds 0.1".split(),
+    "processes": "--scale 0.002 --turns 1 --repetitions 1".split(),
+    "scale": "--parameters 300 --examples 20".split(),
     "second-phase-ideas": "--networks tanh-regression --seeds 0 --swap 2 --passes 12".split(),
     "switch-regret": ["--case", "mlp-4", "--seeds", "1"],
     "table1-mnist-2048": (

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from torch import nn
 from twophase.adam import Adam, AdamSettings
 from twophase.device import clock
 from twophase.directions import ConjugateDirection, SelfScaledBFGSDirection
+from twophase.errors import check_choice
 from twophase.experiments.live_bytes import LiveBytes
 from twophase.experiments.progress import track
 from twophase.least_squares import LevenbergMarquardt
@@ -30,10 +32,12 @@ INPUTS = 32
 ADAM = "Adam, an epoch"
 PHASES: dict[str, Minimizer] = {
     "CG, golden section": Descent(ConjugateDirection("PR+"), GoldenSection()),
-    "limited memory, 10 steps": Descent(SelfScaledBFGSDirection(10), StrongWolfe()),
+    # a step more is two vectors more
+    "limited memory, 2 steps": Descent(SelfScaledBFGSDirection(2), StrongWolfe()),
     "Levenberg–Marquardt": LevenbergMarquardt(),
 }
-KINDS = (ADAM, *PHASES)
+# About how many gradients each takes.
+KINDS = dict(zip((ADAM, *PHASES), (1, 5, 2, 50), strict=True))
 # Iterations that are made, of which the first, with what is made once, is not timed.
 ITERATIONS = 3
 BYTES = 4  # of a number
@@ -75,49 +79,60 @@ def problem(parameters: int, examples: int) -> FullBatch:
         hidden = nn.Linear(INPUTS, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()
         model = nn.Sequential(*hidden, nn.Linear(width, 1))
     inputs = torch.randn(examples, INPUTS, generator=generator)
-    return FullBatch(model, nn.functional.mse_loss, inputs, inputs[:, :1].sin())
+    noise = torch.randn(examples, 1, generator=generator)
+    return FullBatch(model, nn.functional.mse_loss, inputs, inputs[:, :1].sin() + noise)
 
 
-def run(cells: Iterable[tuple[int, int]], kinds: Iterable[str] = KINDS) -> pd.DataFrame:
+def run(
+    parameters: Iterable[int], examples: Iterable[int], most: float, kinds: Iterable[str] = KINDS
+) -> pd.DataFrame:
     """A row for each number of parameters and examples, and each kind of epoch or iteration.
 
+    Left out is what takes more than `most` in gradients times parameters times examples.
     `seconds` and `passes` are means of the timed ones; `peak` are the bytes of tensors that live
     beside model, data and Adam's moments, counted in runs of their own, in which nothing is timed.
     """
-    rows = []
-    for (parameters, examples), kind in track(list(product(cells, kinds)), label="measurements"):
-        objective = problem(parameters, examples)
-        size = objective.vector.read().numel()
-        with LiveBytes() as live:
-            _work(problem(parameters, examples), kind, 2)
-        seconds, passes = _work(objective, kind, ITERATIONS)
-        cell = {"kind": kind, "parameters": size, "examples": examples}
-        rows.append(cell | {"seconds": seconds, "passes": passes, "peak": live.peak})
-    return pd.DataFrame(rows)
+    cells = [
+        (p, k, kind)
+        for p, k, kind in product(parameters, examples, kinds)
+        if p * k * KINDS[check_choice("kind", kind, KINDS)] <= most
+    ]
+    return pd.DataFrame([_measured(*cell) for cell in track(cells, label="measurements")])
 
 
-def _work(objective: FullBatch, kind: str, iterations: int) -> tuple[float, float]:
+def _measured(parameters: int, examples: int, kind: str) -> dict[str, Any]:
+    seconds, passes = _work(problem(parameters, examples), kind)
+    objective = problem(parameters, examples)
+    size = sum(p.numel() for p in objective.vector.parameters)
+    with LiveBytes() as live:
+        _work(objective, kind)
+    cell = {"kind": kind, "parameters": size, "examples": examples}
+    return cell | {"seconds": seconds, "passes": passes, "peak": live.peak}
+
+
+def _work(objective: FullBatch, kind: str) -> tuple[float, float]:
     """Seconds and passes of an epoch or iteration, a mean over all but the first."""
-    return _adam(objective, iterations) if kind == ADAM else _second(objective, kind, iterations)
+    return _adam(objective) if kind == ADAM else _second(objective, PHASES[kind])
 
 
-def _adam(objective: FullBatch, epochs: int) -> tuple[float, float]:
+def _adam(objective: FullBatch) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(0)
     adam = Adam(objective.vector.parameters, AdamSettings(), generator)
     device = objective.vector.parameters[0].device
     times = [clock(device)]
-    for _ in range(epochs):
+    for _ in range(ITERATIONS):
         adam.epoch(objective)
         times.append(clock(device))
-    return (times[-1] - times[1]) / (epochs - 1), 3.0
+    return (times[-1] - times[1]) / (ITERATIONS - 1), 3.0
 
 
-def _second(objective: FullBatch, kind: str, iterations: int) -> tuple[float, float]:
+def _second(objective: FullBatch, second: Minimizer) -> tuple[float, float]:
     seen: list[Minimum] = []
-    minimize(objective, iterations=iterations, second=PHASES[kind], callback=seen.append)
-    first, last = seen[0], seen[-1]
-    made = max(1, last.iterations - first.iterations)
-    return (last.seconds - first.seconds) / made, (last.passes - first.passes) / made
+    last = minimize(objective, iterations=ITERATIONS, second=second, callback=seen.append)
+    if last.iterations < 2:  # it has ended
+        return last.seconds, float(last.passes)
+    made = last.iterations - seen[0].iterations
+    return (last.seconds - seen[0].seconds) / made, (last.passes - seen[0].passes) / made
 
 
 def exponents(table: pd.DataFrame, least: float = 0.02) -> pd.DataFrame:
@@ -130,7 +145,7 @@ def exponents(table: pd.DataFrame, least: float = 0.02) -> pd.DataFrame:
     for kind, cells in table[table.seconds >= least].groupby("kind", sort=False):
         logs = np.log(cells[["parameters", "examples", "seconds"]].to_numpy(float))
         varied = (np.ptp(logs[:, :2], axis=0) > 0).all()
-        if len(cells) < 3 or not varied:
+        if len(cells) < 4 or not varied:
             continue
         design = np.column_stack([np.ones(len(cells)), logs[:, :2]])
         found, *_ = np.linalg.lstsq(design, logs[:, 2], rcond=None)
