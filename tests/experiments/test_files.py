@@ -178,15 +178,13 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
 
 def left_by_a_killed_writer(path):
     """What a process that is killed while it writes leaves."""
-    program = (
-        "import os, signal, sys; from pathlib import Path;"
-        "from twophase.experiments import files;"
-        "files.os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL);"
-        "files.write_atomically(Path(sys.argv[1]), 'half')"
-    )
-    subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True)
-    (left,) = path.parent.glob(".*.tmp")
-    return left
+    dead, names = subprocess.Popen([sys.executable, "-c", ""]), []
+    dead.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: dead.pid)
+        patch.setattr(os, "fsync", lambda file: names.extend(path.parent.iterdir()))
+        write_atomically(path, "half")
+    return path.rename(*names)
 
 
 def test_what_a_process_of_this_machine_left_goes_at_once(tmp_path, monkeypatch):
