@@ -127,6 +127,10 @@ def test_a_loss_that_turns_nan_leaves_nothing_that_looks_finished(tmp_path, caps
         ("--fallback", "20", "or None"),
         ("--dtype", "float16", "one of float32, float64"),
         ("--device", "tpu", "auto, cpu or cuda"),
+        ("--epochs", "9" * 5000, "use a whole number of at most 19 digits"),
+        ("--seed", "-" + "9" * 5000, "use a whole number of at most 19 digits"),
+        ("--problem", "nofile", "or the path of a UTF-8 file"),
+        ("--data", "a\0b", "use the path of a folder or file"),
     ],
 )
 def test_bad_input_is_one_line_with_field_value_and_what_is_allowed(
@@ -137,9 +141,101 @@ def test_bad_input_is_one_line_with_field_value_and_what_is_allowed(
     assert code == 2
     assert len(errors) == 1
     assert option.strip("-").replace("-", "_") in errors[0].replace("-", "_")
-    assert value in errors[0]
+    assert repr(value).strip("'")[:300] in errors[0]
     assert allowed in errors[0]
     assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["run", "pattern"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--batch-size", "64"),
+        ("--batch-size", "-1"),
+        ("--train-examples", "0"),
+        ("--validation-examples", "10"),
+        ("--model", "gpt-1k"),
+    ],
+)
+def test_what_a_problem_does_not_have_is_refused(tmp_path, capsys, command, option, value):
+    out = tmp_path / "out"
+    given = ["--problem", "poisson", option, value, "--out", str(out)]
+    code, _, errors = twophase(capsys, command, *given)
+    name = option.strip("-").replace("-", "_")
+    assert (code, len(errors)) == (2, 1)
+    assert f"{name}: " in errors[0]
+    assert f"use nothing with poisson, which has no {name}" in errors[0]
+    assert not out.exists()
+
+
+def test_an_equation_needs_no_batch_size(tmp_path, capsys, monkeypatch):
+    """Without the option the default of images is none of it."""
+    chosen = []
+    monkeypatch.setattr("twophase.experiments.pattern.config", lambda *given: chosen.append(given))
+    monkeypatch.setattr("twophase.experiments.pattern.run", lambda *given: _stop())
+    for problem in ("poisson", "digits"):
+        twophase(capsys, "pattern", "--problem", problem, "--out", str(tmp_path / "out"))
+    assert [adam.batch_size for _, _, adam, _ in chosen] == [None, 64]
+
+
+def _stop():
+    raise InputError("x", 1, "nothing")
+
+
+@pytest.mark.parametrize(
+    ("option", "example"),
+    [
+        ("--switch", "Race(passes=30)"),
+        ("--fallback", "Fallback(trial=5)"),
+        ("--direction", "ConjugateDirection('FR')"),
+        ("--line-search", "StrongWolfe(c2=0.1)"),
+        ("--preconditioner", "AdamMoments(min_batches=1)"),
+        ("--monitor", "FromBatches"),
+        ("--second", "LevenbergMarquardt(damping=0.1)"),
+    ],
+)
+def test_the_advice_fits_the_option(tmp_path, capsys, option, example):
+    value = "Descent(" if option == "--second" else ""
+    code, _, errors = twophase(capsys, "run", option, value, "--out", str(tmp_path / "out"))
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].endswith(f'is not allowed; use a text such as "{example}"')
+    assert isinstance(config(option, example), RunConfig)
+
+
+def test_the_advice_for_executors_is_an_executor(capsys):
+    for text in ("", "Local("):
+        code, _, errors = twophase(capsys, "regret", "--out", "x", "--executor", text)
+        assert (code, len(errors)) == (2, 1)
+        assert "use local, slurm, or such as Local(processes=4)" in errors[0]
+
+
+COMMANDS = ["run", "table1", "compare", "regret", "pattern", "traces", "bench", "report", "sweep"]
+
+
+def with_device(tmp_path, command, device):
+    (tmp_path / "spec.yaml").write_text("seed: 0")
+    more = [str(tmp_path / "spec.yaml")] if command == "sweep" else []
+    return [command, *more, "--device", device, "--out", str(tmp_path / "out")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_device_that_is_not_there_is_one_line_before_anything_is_made(tmp_path, capsys, command):
+    for device in ("x", "cuda:77"):
+        code, printed, errors = twophase(capsys, *with_device(tmp_path, command, device))
+        assert (code, printed, len(errors)) == (2, "", 1)
+        assert f"device: '{device}' is not allowed; use auto, cpu or cuda" in errors[0]
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["table1", "compare", "regret", "pattern", "sweep"])
+def test_a_cluster_may_have_other_devices(tmp_path, capsys, monkeypatch, command):
+    """The nodes' are not known here; what no machine has is told all the same."""
+    monkeypatch.setenv("PATH", "")
+    for device, field in (("cuda:77", "executor: "), ("cuda:x", "device: 'cuda:x'")):
+        given = with_device(tmp_path, command, device)
+        code, _, errors = twophase(capsys, *given, "--executor", "slurm")
+        assert (code, len(errors)) == (2, 1)
+        assert field in errors[0]
 
 
 @pytest.mark.parametrize(
@@ -364,7 +460,8 @@ def test_the_same_command_runs_on_the_real_mnist(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run", "--out", ""], ["plot", "run", "--out", ""], ["plot", ""]]
+    "arguments",
+    [["run", "--out", "a\0b"], ["run", "--out", ""], ["plot", "run", "--out", ""], ["plot", ""]],
 )
 def test_an_empty_path_is_not_the_working_folder(tmp_path, monkeypatch, capsys, arguments):
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = build_parser().parse_args(given, argparse.Namespace(arguments=given))
         if options.command is not _run:
             _check_alone(given[0])
+        _check_device(options)
         return options.command(options) or 0
     except TwoPhaseError as error:
         _say(f"twophase: error: {error}")
@@ -112,6 +114,17 @@ def _check_alone(command: str) -> None:
         raise InputError("torchrun -m twophase", command, allowed)
 
 
+def _check_device(options: argparse.Namespace) -> None:
+    """Before anything is made; a cluster's nodes may have other devices than this machine."""
+    from twophase.device import resolve_device
+    from twophase.experiments.executors import ALONE, named
+
+    device = getattr(options, "device", "cpu")
+    elsewhere = named(getattr(options, "executor", None) or ALONE).shared
+    if not (elsewhere and re.fullmatch(r"cuda(:\d+)?", device)):
+        resolve_device(device)
+
+
 def _report(options: argparse.Namespace) -> None:
     from twophase.reporting import report
 
@@ -139,7 +152,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     _number_options(parser, "epochs", default=40)
     _number_options(parser, "seed", default=0)
     text("--dtype", default="float32", help="float32 (default) or float64")
-    _number_options(parser, "batch-size", default=512)
+    _number_options(parser, "batch-size", help="default: 512; equations have none")
     _number_options(parser, "learning-rate", kind=float, default=1e-3)
     parser.add_argument("--freeze", action="store_true", help=FREEZE)
     text(
@@ -301,7 +314,7 @@ def _pattern_options(parser: argparse.ArgumentParser) -> None:
     _number_options(parser, "train-examples", "validation-examples", help="default: all")
     _number_options(parser, "passes", default=600)
     _number_options(parser, "seeds", default=3)
-    _number_options(parser, "batch-size", default=64)
+    _number_options(parser, "batch-size", help="default: 64; equations have none")
     _number_options(parser, "learning-rate", kind=float, default=1e-3)
     parser.add_argument("--freeze", action="store_true", help=FREEZE)
     _executor_options(parser)
@@ -316,7 +329,7 @@ def _pattern(options: argparse.Namespace) -> None:
 
     names = ("problem", "model", "train_examples", "validation_examples", "batch_size")
     names += ("learning_rate", "freeze")
-    asked = Options(**{name: getattr(options, name) for name in names}).config()
+    asked = Options(**{name: getattr(options, name) for name in names}).config(usual_batch=64)
     config = pattern.config(asked.problem, options.passes, asked.adam, asked.freeze)
     place = branches.Place(options.work or options.out / "runs", options.data, options.device)
     began, executor = time.perf_counter(), _executor(options)
@@ -432,7 +445,7 @@ def _number_options(
 
 def _path(text: str) -> Path:
     """A path; an empty one would be the working folder."""
-    if not text:
+    if not text or "\0" in text:
         raise argparse.ArgumentTypeError(
             str(InputError("path", text, "the path of a folder or file"))
         )
@@ -445,6 +458,9 @@ def _number(name: str, kind: type):
             return kind(text)
         except ValueError:
             allowed = "a whole number" if kind is int else "a number"
+            # Python reads no number of thousands of digits
+            if kind is int and text.strip().lstrip("+-").isdecimal():
+                allowed += " of at most 19 digits"
             raise argparse.ArgumentTypeError(str(InputError(name, text, allowed))) from None
 
     return parse

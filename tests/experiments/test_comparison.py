@@ -35,7 +35,7 @@ from twophase.experiments.comparison import (
     tuning_entries,
 )
 from twophase.experiments.competitors import SGD, AdamGoesOn, TorchLBFGS
-from twophase.experiments.executors import Local
+from twophase.experiments.executors import Local, Slurm
 from twophase.experiments.files import project_folder
 from twophase.line_search import StrongWolfe
 from twophase.problems.problem import ImageProblem, PhysicsProblem
@@ -389,6 +389,13 @@ def test_a_prefix_has_no_validation_examples_to_be_paid_for():
         ({"dtype": "float16"}, "dtype: 'float16'"),
         ({"train_examples": 0}, "train_examples: 0"),
         ({"batch_size": 0}, "batch_size: 0"),
+        ({"problems": ("regression",), "batch_size": -1}, "batch_size: -1"),
+        ({"problems": ("regression",), "train_examples": -1}, "train_examples: -1"),
+        ({"problems": ("regression",), "train_examples": 10**30}, "train_examples: 10+ "),
+        ({"problems": ("poisson", "regression"), "batch_size": 16}, "batch_size: 16 is .* nothing"),
+        ({"problems": ("poisson",), "models": ("vit-mlp",)}, "model: .* poisson, which has no mod"),
+        ({"problems": ("poisson",), "dtype": "float32"}, "dtype: 'float32' .* float64 with poiss"),
+        ({"problems": ("nofile",)}, "problem: 'nofile' .* or the path of a UTF-8 file"),
     ],
 )
 def test_a_wrong_plan_names_its_field(change, message):
@@ -409,6 +416,23 @@ def test_a_wrong_plan_names_its_field(change, message):
 def test_a_wrong_entry_names_its_field(methods, passes, candidates, message):
     with pytest.raises(InputError, match=f"^{message}"):
         entries([DIGITS], methods, passes, candidates)
+
+
+def test_each_problem_takes_the_options_that_it_has():
+    both = comparison.plan("smoke", problems=("digits", "poisson"), batch_size=9, dtype="float64")
+    assert [start.adam.batch_size for start in both.prefixes()[:2]] == [9, None]
+    assert comparison.plan("smoke", problems=("poisson",), dtype="float64").prefixes()
+
+
+@pytest.mark.parametrize("field", ["batch_size", "train_examples"])
+def test_a_plan_is_checked_whatever_takes_its_fields(field):
+    with pytest.raises(InputError, match=f"^{field}: -1"):
+        Plan(("poisson",), ("vit-mlp",), 1, 30, **{field: -1})
+
+
+def test_the_device_of_a_cluster_is_none_of_this_machine():
+    found = comparison.facts([], "cuda:77", Slurm())
+    assert found["device"] == "cuda:77 of the cluster's nodes"
 
 
 def test_the_networks_are_all_there_by_size():

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 import twophase
 from twophase.errors import DataError, InputError, NonFiniteError
 from twophase.examples import Dataset, Examples
-from twophase.experiments import branches, checkpoints, runs, table1
+from twophase.experiments import branches, checkpoints, files, runs, table1
 from twophase.experiments.config import RunConfig
 from twophase.problems.problem import Task
 from twophase.settings import Settings
@@ -201,6 +202,65 @@ def test_a_finished_run_with_damaged_results_is_made_again(tmp_path, finished, d
             runs.read(folder)
     assert run(folder)["status"] == "completed"
     assert is_right(folder, finished)
+
+
+def test_the_damage_is_told_once(tmp_path, finished, caplog):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    (folder / "weights.pt").unlink()
+    run(folder)
+    assert caplog.text.count("weights.pt is damaged; the run is made again") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.pt", "history.csv", "summary.json", "history.partial.csv", "failed.txt"]
+)
+def test_a_result_that_cannot_be_written_is_named_before_training(
+    tmp_path, finished, caplog, monkeypatch, name
+):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    monkeypatch.setattr(Trainer, "epoch", None)
+    with pytest.raises(InputError, match=f"^file: .*copy/{name}' is not allowed; use a regular"):
+        run(folder)
+    assert not caplog.text
+    assert list((folder / name).iterdir()) == [] and not (folder / "failed.txt").is_file()
+
+
+def test_checkpoints_that_are_a_file_are_named_before_training(tmp_path, stopped, monkeypatch):
+    folder = shutil.copytree(stopped, tmp_path / "copy")
+    shutil.rmtree(folder / runs.CHECKPOINTS)
+    (folder / runs.CHECKPOINTS).write_text("")
+    monkeypatch.setattr(Trainer, "epoch", None)
+    with pytest.raises(InputError, match="^out: .* checkpoints is no link and no file"):
+        run(folder)
+
+
+@pytest.mark.parametrize("again", ["run", "sweep"])
+def test_what_a_finished_run_had_no_time_to_clear_goes_with_the_next(tmp_path, stopped, again):
+    """It was killed after its summary."""
+    place = branches.Place(tmp_path, device="cpu")
+    config = replace(CONFIG, adam=None, switch=twophase.Race())
+    folder = place.folder(config)
+    run(folder, config)
+    shutil.copytree(stopped / runs.CHECKPOINTS, folder / runs.CHECKPOINTS)
+    shutil.copy(stopped / runs.PARTIAL, folder)
+    left = folder / f".history.csv.{files.here()}.{2**22 + 1}.tmp"
+    left.write_text("half")
+    if again == "run":
+        run(folder, config)
+    else:
+        branches.run([config], place)
+    there = {path.name for path in folder.iterdir()} - {".lock"}
+    assert there == {"config.json", "history.csv", "summary.json", "weights.pt"}
+
+
+def test_what_another_process_may_still_need_stays(tmp_path, finished, stopped):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    shutil.copytree(stopped / runs.CHECKPOINTS, folder / runs.CHECKPOINTS)
+    with FileLock(folder / ".lock"):
+        assert run(folder)["status"] == "completed"
+    assert len(list((folder / runs.CHECKPOINTS).iterdir())) == 2
 
 
 def test_a_summary_of_an_older_version_is_one(tmp_path, finished):

@@ -160,3 +160,39 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="note.txt"):
         write_atomically(tmp_path / "note.txt", "x")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    """A device node, a pipe or a folder, also where a link leads to it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("pipe")
+    before = {path: path.lstat() for path in tmp_path.iterdir()}
+    for path in before:
+        with pytest.raises(
+            InputError, match=f"^file: .*{path.name}' is not allowed; use a regular"
+        ):
+            write_atomically(path, "x")
+    assert {path: path.lstat() for path in tmp_path.iterdir()} == before
+
+
+def left_by_a_killed_writer(path):
+    """What a process that is killed while it writes leaves."""
+    dead, names = subprocess.Popen([sys.executable, "-c", ""]), []
+    dead.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: dead.pid)
+        patch.setattr(os, "fsync", lambda file: names.extend(path.parent.iterdir()))
+        write_atomically(path, "half")
+    return path.rename(*names)
+
+
+def test_what_a_process_of_this_machine_left_goes_at_once(tmp_path, monkeypatch):
+    """Where another machine, or a container, has the same number it may live there."""
+    left = left_by_a_killed_writer(tmp_path / "a.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "here", lambda: "01234567")
+        write_atomically(tmp_path / "b.csv", "")
+        assert left.exists()
+    write_atomically(tmp_path / "b.csv", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.csv"]

@@ -24,7 +24,7 @@ from twophase.experiments import runs, sweep
 from twophase.experiments.branches import Place, digest_name
 from twophase.experiments.config import RunConfig
 from twophase.experiments.executors import ALONE
-from twophase.problems.problem import ImageProblem
+from twophase.problems.problem import ImageProblem, PhysicsProblem
 
 EIGHT = """
 preset: smoke
@@ -119,6 +119,29 @@ RUNS = {
 }
 
 
+def test_the_problems_of_a_sweep_take_the_options_that_they_have(tmp_path):
+    text = "preset: smoke\nproblem: [digits, poisson]\nmodel: mlp-4\nvalidation_examples: 9\n"
+    images, equation = spec(tmp_path, text).configs()
+    assert images.problem == ImageProblem("digits", "mlp-4", 48, 9)
+    assert images.adam.batch_size == 16
+    assert (equation.problem, equation.adam.batch_size) == (PhysicsProblem("poisson"), None)
+    (alone,) = spec(tmp_path, "preset: smoke\nproblem: poisson").configs()
+    assert alone == equation
+
+
+@pytest.mark.parametrize(
+    ("text", "switch"),
+    [
+        ("switch.factor: 0.7\nswitch: GradientNormPeak", tp.GradientNormPeak(0.7)),
+        ("second: paper\nswitch.factor: 0.7", tp.GradientNormPeak(0.7)),
+    ],
+)
+def test_a_part_is_named_and_one_of_its_fields_swept(tmp_path, text, switch):
+    assert spec(tmp_path, text).configs()[0].switch == switch
+    text = "second.direction.beta: FR\nsecond.direction: ConjugateDirection\nsecond: paper"
+    assert spec(tmp_path, text).configs()[0].second.direction == tp.ConjugateDirection("FR")
+
+
 @pytest.mark.parametrize("text", RUNS)
 def test_fields_are_those_of_a_run(tmp_path, text):
     assert spec(tmp_path, text).configs() == [RunConfig(**RUNS[text])]
@@ -162,6 +185,42 @@ BAD = {
     "a: " + "[" * 5000: "a YAML file that maps",
     "seed: \x00": "a YAML file that maps",
     "seed: " + "9" * 5000: "a YAML file that maps",
+    "seed: !!map [1]": "a YAML file that maps fields to values (",
+    "seed: !!bool x": "a YAML file that maps fields to values (",
+    'seed: !!int ""': "a YAML file that maps fields to values (",
+    'seed: !!float ""': "a YAML file that maps fields to values (",
+    "seed: !!timestamp x": "a YAML file that maps fields to values (",
+    "seed: !!omap x": "a YAML file that maps fields to values (",
+    "seed: " + "1:" * 200 + "1.5": "a YAML file that maps fields to values (",
+    'seed: !!timestamp "2000-99-01"': "a YAML file that maps fields to values (",
+    "learning_rate: [0.1]\nadam.learning_rate: 0.3": (
+        "adam.learning_rate: 0.3 is not allowed; use nothing with learning_rate, which sets it"
+    ),
+    "adam.batch_size: [3, 4]\nbatch_size: 8": "adam.batch_size: [3, 4] is not allowed",
+    "adam: AdamSettings(0.1)\nlearning_rate: 0.3": (
+        "learning_rate: 0.3 is not allowed; use nothing with adam, which sets it"
+    ),
+    "adam: AdamSettings\nlearning_rate: 0.3": "learning_rate: 0.3 is not allowed",
+    "adam.betas: [[0.8, 0.9]]\nadam: AdamSettings(0.1)": "adam.betas: ",
+    "second.direction: LBFGSDirection\ndirection: LBFGSDirection": "second.direction: ",
+    "second: LevenbergMarquardt(damping=0.1)\nsecond.damping: 0.3": "second.damping: 0.3",
+    "line_search: StrongWolfe(c2=0.2)\nsecond.line_search.c2: 0.3": "second.line_search.c2: ",
+    "preconditioner: Identity\nsecond.preconditioner: Identity": "second.preconditioner: ",
+    "switch: [GradientNormPeak, GradientNormPeak(0.8)]\nswitch.factor: 0.9": "switch.factor: 0.9",
+    "switch: 3\nswitch.epoch: 2": "switch.epoch: 2",
+    "monitor: FromBatches()\nmonitor.x: 2": "monitor.x: 2",
+    "model: mlp-4\nproblem.model: [vit-mlp]": "problem.model: ['vit-mlp'] is not allowed",
+    "problem: mnist\nproblem.dataset: digits": "problem.dataset: 'digits' is not allowed",
+    "train_examples: 9\nproblem.train_examples: 10": "problem.train_examples: 10",
+    "problem: poisson\nmodel: mlp-4": (
+        "model: 'mlp-4' is not allowed; use nothing with poisson, which has no model"
+    ),
+    "problem: [poisson, digits]\nbatch_size: [16, 32]": "batch_size: 16 is not allowed; use",
+    "problem: [poisson, burgers]\nbatch_size: 16": "batch_size: 16 is not allowed; use",
+    "problem: [poisson, digits]\nbatch_size: -1": "batch_size: -1 is not allowed; use a whole",
+    "problem: [[poisson]]": "problem: ['poisson'] is not allowed",
+    'switch: ""': """switch: '' is not allowed; use a text such as "Race(passes=30)\"""",
+    "adam: AdamSettings(": """adam: 'AdamSettings(' is not allowed; use a text such as "Adam""",
     TOO_MANY: "spec: '10100 runs' is not allowed; use at most 10000",
     f"seed: {list(range(10001))}": "seed: 'a list of 10001'",
     "notebook: nowhere.ipynb": "notebook: 'nowhere.ipynb' is not allowed",

@@ -35,12 +35,13 @@ from twophase.experiments.competitors import (
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import write_atomically, write_json
+from twophase.experiments.options import check_applies, lacking, problem_named
 from twophase.experiments.provenance import git_revision, now, versions
 from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.objective import GRADIENT_PASSES
 from twophase.preconditioner import AdamMoments, Identity
 from twophase.problems import networks
-from twophase.problems.problem import DTYPES, ImageProblem, Problem, named
+from twophase.problems.problem import DTYPES, ImageProblem, Problem
 from twophase.second_phase import SELF_SCALED_BFGS, Descent, Minimizer
 
 log = logging.getLogger("twophase")
@@ -170,6 +171,9 @@ class Plan:
         check_integer("passes", self.passes, GRADIENT_PASSES)
         if self.dtype is not None:
             check_choice("dtype", self.dtype, DTYPES)
+        check_integer("batch_size", self.batch_size, 1)
+        if self.train_examples is not None:
+            check_integer("train_examples", self.train_examples, 1)
         for model in self.models:
             check_choice("model", model, networks.MODELS)
         self.prefixes()
@@ -178,13 +182,15 @@ class Plan:
         """All prefixes, seed by seed, so that a plan that is stopped has whole seeds."""
         problems: dict[Problem, None] = {}
         for name in self.problems:
-            problems |= {named(name, model, self.train_examples): None for model in self.models}
+            each = (problem_named(name, model, self.train_examples) for model in self.models)
+            problems |= dict.fromkeys(each)
         return [self._prefix(problem, seed) for seed in range(self.seeds) for problem in problems]
 
     def tuning(self) -> RunConfig:
         """Where the methods are tuned: on the first problem's smallest network."""
         smallest = min(self.models, key=SIZES.index)
-        return self._prefix(named(self.problems[0], smallest, self.train_examples), TUNING_SEED)
+        problem = problem_named(self.problems[0], smallest, self.train_examples)
+        return self._prefix(problem, TUNING_SEED)
 
     def _prefix(self, problem: Problem, seed: int) -> RunConfig:
         dtype = self.dtype or ("float64" if problem.full_batch else "float32")
@@ -199,9 +205,17 @@ PLANS = {
 
 
 def plan(preset: str, **changes: Any) -> Plan:
-    """A preset's plan, with the fields that are not None instead of its own; else `InputError`."""
+    """A preset's plan, with the fields that are not None instead of its own; else `InputError`.
+
+    So it is for a field that no problem of the plan has.
+    """
     given = {name: value for name, value in changes.items() if value is not None}
-    return replace(PLANS[check_choice("preset", preset, PLANS)], **given)
+    found = replace(PLANS[check_choice("preset", preset, PLANS)], **given)
+    asked = {name: given.get(name) for name in ("batch_size", "train_examples")}
+    check_applies(found.problems, {"model": given.get("models"), **asked})
+    if given.get("dtype", "float64") != "float64" and all(map(lacking, found.problems)):
+        raise InputError("dtype", found.dtype, f"float64 with {', '.join(found.problems)}")
+    return found
 
 
 def entries(
@@ -330,12 +344,14 @@ def facts(
 
     `arguments` are those of `python -m twophase`, `seconds` those for what was not there before.
     """
+    # a cluster's nodes may have other devices than this machine
+    nodes = f"{device} of the cluster's nodes" if executor.shared else ""
     return {
         "command": shlex.join(["python", "-m", "twophase", *arguments]),
         "revision": git_revision(),
         "versions": versions(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "device": device_name(resolve_device(device)),
+        "device": nodes or device_name(resolve_device(device)),
         "executor": str(executor),
         "wall_seconds": None if seconds is None else round(seconds),
         "time": now(),

@@ -197,9 +197,14 @@ ALONE = Local(1)
 def named(text: str | Executor) -> Executor:
     """The executor of a text: local, slurm, or such as "Slurm(partition='debug', minutes=10)"."""
     known: dict[Any, Executor] = {"local": Local(), "slurm": Slurm()}
-    found = known.get(text) or (from_text(text, "executor") if isinstance(text, str) else text)
+    allowed = "local, slurm, or such as Local(processes=4)"
+    try:
+        found = known.get(text) or (from_text(text, "executor") if isinstance(text, str) else text)
+    except InputError as error:
+        # what is no text of an object, not a field of one
+        raise (InputError("executor", text, allowed) if error.value == text else error) from None
     if not isinstance(found, Executor):
-        raise InputError("executor", text, "local, slurm, or such as Local(processes=4)")
+        raise InputError("executor", text, allowed)
     return found
 
 

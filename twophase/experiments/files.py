@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import pandas as pd
 
 from twophase.errors import InputError
 
-# What is being written, with the number of the process that does: a file, or a report's folder.
-_UNFINISHED = re.compile(r"\..+\.(\d+)\.tmp|\.unfinished-(\d*)\b.*")
+# What is being written, with the place and number of the process that does: a file, or, without
+# the place, a report's folder.
+_UNFINISHED = re.compile(r"\..+?(?:\.([0-9a-f]{8}))?\.(\d+)\.tmp|\.unfinished-(\d*)\b.*")
 _MINUTE, _DAY = 60.0, 86400.0
 
 
@@ -24,11 +27,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that whatever happens there is the old file or the new one, whole.
 
     Text is encoded as UTF-8. The content goes to a temporary file beside it, which is flushed to
-    the disk and renamed. `OSError`, which names the file, where the folder is missing or full; the
-    old file is intact. What killed processes have left in the folder is removed.
+    the disk and renamed. `InputError` for what is no regular file; `OSError`, which names the file,
+    where the folder is missing or full; the old file is intact. What killed processes have left in
+    the folder is removed.
     """
+    check_regular(path)
     clear_unfinished(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{here()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -42,11 +47,31 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_regular(path: Path) -> None:
+    """`InputError` where a path is that of a folder, a device or a pipe, not to be replaced."""
+    if path.exists() and not path.is_file():
+        raise InputError("file", str(path), "a regular file, or a path where nothing is")
+
+
+@cache
+def here() -> str:
+    """Eight characters for all processes that tell each other apart by their numbers.
+
+    They differ from machine to machine and, where Linux says so, from one start of it to the next
+    and from container to container.
+    """
+    known = [platform.node()]
+    with suppress(OSError):
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        known.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256(" ".join(known).encode()).hexdigest()[:8]
+
+
 def clear_unfinished(folder: Path, age: float = _MINUTE) -> None:
     """Remove what killed processes have left half written in a folder.
 
-    That is what was not touched for `age` seconds and whose process is none of this machine's, or
-    what is a day old.
+    That is what has the number of no process of this machine, and was written here or not touched
+    for `age` seconds, or what is a day old.
     """
     with suppress(OSError):
         for path in folder.iterdir():
@@ -54,8 +79,8 @@ def clear_unfinished(folder: Path, age: float = _MINUTE) -> None:
             if found is None:
                 continue
             old = time.time() - path.lstat().st_mtime
-            dead = not _is_running(int(found[1] or found[2] or 0))
-            if old > _DAY or (old >= age and dead):
+            dead = not _is_running(int(found[2] or found[3] or 0))
+            if old > _DAY or (dead and (old >= age or found[1] == here())):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
@@ -88,7 +113,8 @@ def write_sealed(path: Path, content: dict) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file without its digest; empty where it is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # a pipe would have to be waited for
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(content, dict):

@@ -1,17 +1,28 @@
 """A run as a person names it: by numbers and texts, on the command line and in YAML."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import twophase as tp
 from twophase.errors import InputError, check_choice
 from twophase.experiments.config import RunConfig
-from twophase.problems.problem import PhysicsProblem, named
+from twophase.problems import physics
+from twophase.problems.problem import PhysicsProblem, Problem, named
 from twophase.second_phase import Descent, check_minimizer
 from twophase.settings import Settings, from_dict, from_text
 
 _DEFAULTS = {"second": tp.DEFAULT, "switch": tp.Race(), "fallback": tp.Fallback()}
 _KNOWN: dict[str, dict[str, Any]] = {"default": _DEFAULTS, "paper": dict(tp.PAPER)}
+EXAMPLES = {
+    "second": "LevenbergMarquardt(damping=0.1)",
+    "direction": "ConjugateDirection('FR')",
+    "line_search": "StrongWolfe(c2=0.1)",
+    "preconditioner": "AdamMoments(min_batches=1)",
+    "switch": "Race(passes=30)",
+    "fallback": "Fallback(trial=5)",
+    "monitor": "FromBatches",
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,7 @@ class Options:
     Args:
         problem, model, train_examples, validation_examples: see `problem.named`.
         strategy: adam, second or adam+second.
-        batch_size, learning_rate: of Adam.
+        batch_size, learning_rate: of Adam; None: the usual batches, see `config`.
         second: default, paper or a text such as "LevenbergMarquardt".
         direction, line_search, preconditioner, switch, fallback: texts; None: those of `second`.
         epochs, seed, dtype, freeze, monitor, keep: as for `RunConfig`, the monitor as a text.
@@ -35,7 +46,7 @@ class Options:
     epochs: int = 40
     seed: int = 0
     dtype: str = "float32"
-    batch_size: int = 512
+    batch_size: int | None = None
     learning_rate: float = 1e-3
     freeze: bool = False
     second: str = "default"
@@ -47,22 +58,28 @@ class Options:
     monitor: str = "Exact"
     keep: str = "train"
 
-    def config(self) -> RunConfig:
-        """The library's defaults or the paper's, with what was given; `InputError` as there."""
+    def config(self, usual_batch: int = 512) -> RunConfig:
+        """The library's defaults or the paper's, with what was given; `InputError` as there.
+
+        `usual_batch` is the batch size where none is given. `InputError` also for what the problem
+        does not have.
+        """
         settings = self._method()
         check_choice("strategy", self.strategy, ("adam", "second", "adam+second"))
         if self.strategy == "adam":
             settings["second"] = None
-        problem = named(self.problem, self.model, self.train_examples)
+        problem = problem_named(self.problem, self.model, self.train_examples)
+        check_applies([self.problem], {name: getattr(self, name) for name in _OF_EXAMPLES})
         if not isinstance(problem, PhysicsProblem):
             problem = replace(problem, validation_examples=self.validation_examples)
-        adam = tp.AdamSettings(self.learning_rate, None if problem.full_batch else self.batch_size)
+        batch_size = usual_batch if self.batch_size is None else self.batch_size
+        adam = tp.AdamSettings(self.learning_rate, None if problem.full_batch else batch_size)
         return RunConfig(
             problem,
             self.epochs,
             None if self.strategy == "second" else adam,
             keep=self.keep,
-            monitor=from_text(self.monitor, "monitor"),
+            monitor=object_of(self.monitor, "monitor"),
             freeze=self.freeze,
             seed=self.seed,
             dtype=self.dtype,
@@ -76,11 +93,11 @@ class Options:
             if self.second.partition("(")[0] not in Settings.kinds:
                 allowed = "default, paper, or a second phase such as LevenbergMarquardt"
                 raise InputError("second", self.second, allowed)
-            settings["second"] = from_text(self.second, "second")
+            settings["second"] = object_of(self.second, "second")
             check_minimizer(settings["second"])
         for name in ("direction", "line_search", "preconditioner"):
             if getattr(self, name) is not None:
-                part = from_text(getattr(self, name), name)
+                part = object_of(getattr(self, name), name)
                 whole = settings["second"]
                 # what is not given is that of the default for large networks
                 whole = tp.SELF_SCALED_BFGS if whole == tp.DEFAULT else whole
@@ -89,10 +106,49 @@ class Options:
                 settings["second"] = replace(whole, **{name: part})
         for name in ("switch", "fallback"):
             if getattr(self, name) is not None:
-                settings[name] = from_text(getattr(self, name), name)
+                settings[name] = object_of(getattr(self, name), name)
         if isinstance(settings["switch"], int):
             settings["switch"] = tp.FixedEpoch(settings["switch"])
         return settings
+
+
+# What equations do not have: they are given whole, with their network and all their points.
+_OF_EXAMPLES = ("model", "train_examples", "validation_examples", "batch_size")
+
+
+def lacking(problem: Any) -> tuple[str, ...]:
+    """The options that a problem of that name does not have."""
+    return _OF_EXAMPLES if isinstance(problem, str) and problem in physics.PROBLEMS else ()
+
+
+def check_applies(problems: Iterable[str], given: Mapping[str, Any]) -> None:
+    """`InputError` for an option that is given, not None, and that none of some problems has."""
+    problems = list(problems)
+    for name, value in given.items():
+        if value is not None and all(name in lacking(problem) for problem in problems):
+            allowed = f"nothing with {', '.join(problems)}, which has no {name}"
+            raise InputError(name, value, allowed)
+
+
+def problem_named(name: str, model: str | None, train_examples: int | None) -> Problem:
+    """As `problem.named`, with what else a person may name."""
+    try:
+        return named(name, model, train_examples)
+    except InputError as error:
+        if error.field != "problem":
+            raise
+        raise InputError("problem", name, f"{error.allowed}, or the path of a UTF-8 file") from None
+
+
+def object_of(text: str, field: str, example: str = "") -> Any:
+    """As `from_text`; what cannot be read is told with an `example` that fits the field."""
+    try:
+        return from_text(text, field)
+    except InputError as error:
+        if not error.allowed.startswith("a text such as"):
+            raise
+        allowed = f'a text such as "{example or EXAMPLES[field]}"'
+        raise InputError(error.field, error.value, allowed) from None
 
 
 def changed(settings: Any, path: str, value: Any) -> Any:
@@ -111,5 +167,5 @@ def changed(settings: Any, path: str, value: Any) -> Any:
     if rest:
         value = changed(getattr(settings, name), rest, value)
     elif isinstance(value, str) and value.partition("(")[0] in Settings.kinds:
-        value = from_text(value, name)
+        value = object_of(value, name, value.partition("(")[0])
     return replace(settings, **{name: from_dict(value)})

@@ -26,6 +26,8 @@ from twophase.experiments import checkpoints
 from twophase.experiments.competitors import Progress, go_on
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import (
+    check_regular,
+    clear_unfinished,
     digest_of,
     read_json,
     write_atomically,
@@ -50,6 +52,7 @@ HISTORY, CURVE, PARTIAL, WEIGHTS = "history.csv", "curve.csv", "history.partial.
 # why a run failed; while it is there, another configuration may have the folder
 FAILED = "failed.txt"
 WRITTEN = ("summary.json", HISTORY, CURVE, PARTIAL, WEIGHTS, CHECKPOINTS)
+RESULTS = (*WRITTEN[:-1], FAILED)
 # What summaries and tables tell in any case, as numbers.
 NUMBERS = ("passes", "seconds", "train_loss")
 COLUMNS = {HISTORY: ("epoch", "train_loss", "grad_norm", "passes"), CURVE: Progress._fields}
@@ -118,11 +121,12 @@ def _begin(
         held.enter_context(FileLock(out / ".lock", timeout=0))
     except Timeout:
         raise InputError("out", str(out), "a folder that no other process is training in") from None
-    found = finished(config, out)
+    found = finished(config, out, tell=True)
     if found is not None:
         return found, None
-    if (out / CHECKPOINTS).is_symlink():
-        raise InputError("out", str(out), f"a folder in which {CHECKPOINTS} is no link")
+    kept = out / CHECKPOINTS
+    if kept.is_symlink() or (kept.exists() and not kept.is_dir()):
+        raise InputError("out", str(out), f"a folder in which {CHECKPOINTS} is no link and no file")
     if (out / FAILED).exists():
         _start_anew(config, out)
     write_json(out / "config.json", {"format": FORMAT, **config.to_dict()})
@@ -277,10 +281,25 @@ def _finish(out: Path, trainer: Trainer, outcome: Fit, summary: dict[str, Any]) 
     write_atomically(out / WEIGHTS, weights.getvalue())
     summary["files"] = {name: digest_of(out / name) for name in (HISTORY, WEIGHTS)}
     write_sealed(out / "summary.json", summary)
-    # only now: until the summary is there, these are what a stopped run goes on from
-    (out / PARTIAL).unlink(missing_ok=True)
-    checkpoints.clear(out / CHECKPOINTS)
+    # only now: until the summary is there, this is what a stopped run goes on from
+    _clear(out)
     return summary
+
+
+def _clear(out: Path) -> None:
+    """Drop what a finished run needs no more."""
+    (out / PARTIAL).unlink(missing_ok=True)
+    if not (out / CHECKPOINTS).is_symlink():
+        checkpoints.clear(out / CHECKPOINTS)
+    clear_unfinished(out)
+
+
+def _clear_late(out: Path) -> None:
+    """Drop it where a run was killed before it could, and no other process is in the folder."""
+    clear_unfinished(out)
+    if (out / PARTIAL).exists() or (out / CHECKPOINTS).is_dir():
+        with suppress(OSError, Timeout), FileLock(out / ".lock", timeout=0):
+            _clear(out)
 
 
 def _measure(
@@ -304,8 +323,12 @@ def _measure(
     return summary
 
 
-def finished(config: RunConfig, out: Path) -> dict[str, Any] | None:
-    """The summary of the same run if `out` holds it; an error if it holds another run."""
+def finished(config: RunConfig, out: Path, tell: bool = False) -> dict[str, Any] | None:
+    """The summary of the same run if `out` holds it; an error if it holds another run.
+
+    So it is where a result is no regular file, which could not be written. With `tell` the log says
+    what is damaged. What a killed process had no time to clear goes.
+    """
     if not (out / "config.json").exists():
         for name in WRITTEN:
             if (out / name).exists():
@@ -314,13 +337,18 @@ def finished(config: RunConfig, out: Path) -> dict[str, Any] | None:
     differs = _difference(config, out)
     if differs and not (out / FAILED).exists():
         raise InputError("out", str(out), differs)
+    for name in RESULTS:
+        check_regular(out / name)
     summary = None if differs else _summary_of(out, HISTORY if config.passes is None else CURVE)
     damaged = [
         name for name in (summary or {}).get("files", {}) if not _is_whole(out, name, summary)
     ]
-    if damaged:
+    if damaged and tell:
         log.warning("%s is damaged; the run is made again", out / damaged[0])
-    return None if damaged else summary
+    if damaged or summary is None:
+        return None
+    _clear_late(out)
+    return summary
 
 
 def _difference(config: RunConfig, out: Path) -> str:
@@ -343,7 +371,7 @@ def _summary_of(out: Path, table: str) -> dict[str, Any] | None:
     known = isinstance(summary.get("status", ""), str) and isinstance(
         summary.get("files", {}), dict
     )
-    return summary if numbers and ended and known and (out / table).exists() else None
+    return summary if numbers and ended and known and (out / table).is_file() else None
 
 
 def _is_whole(out: Path, name: str, summary: Mapping[str, Any]) -> bool:

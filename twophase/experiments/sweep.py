@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.executors import Executor, Job
 from twophase.experiments.files import project_folder, write_atomically
-from twophase.experiments.options import Options, changed
+from twophase.experiments.options import Options, changed, lacking
 from twophase.experiments.progress import Tally, silenced
 
 MOST_RUNS = 10_000
@@ -32,6 +32,13 @@ _OPTIONS = {field.name: field for field in fields(Options)}
 _FIELDS = (*_OPTIONS, *(field.name for field in fields(RunConfig) if field.name not in _OPTIONS))
 # texts that stand for objects; null is one of them
 _OBJECTS = ("direction", "line_search", "preconditioner", "switch", "fallback", "monitor")
+# what else is set by an option that is called otherwise
+_SETS: dict[str, tuple[str, ...]] = {
+    "problem": ("problem.dataset", "problem.equation", "problem.source"),
+    **{n: (f"problem.{n}",) for n in ("model", "train_examples", "validation_examples")},
+    **{name: (f"adam.{name}",) for name in ("batch_size", "learning_rate")},
+    **{name: (f"second.{name}",) for name in ("direction", "line_search", "preconditioner")},
+}
 _TEXTS = ("problem", "model", "strategy", "dtype", "second", "keep")
 
 
@@ -58,8 +65,17 @@ class Spec:
 
     def configs(self) -> list[RunConfig]:
         """The configurations; `InputError` for a value that is not allowed, before any is run."""
-        common = PRESETS.get(self.preset, {}) | dict(self.shared)
-        return [_config(common | point) for point in self.points()]
+        _check_once({**self.shared, **self.swept})
+        return [_config(self._fields(point)) for point in self.points()]
+
+    def _fields(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """All fields of a run; of several problems each takes what it has of the shared ones."""
+        problem = {**self.shared, **point}.get("problem", Options.problem)
+        others = [each for each in self.swept.get("problem", []) if not lacking(each)]
+        absent = lacking(problem)
+        preset = {n: v for n, v in PRESETS.get(self.preset, {}).items() if n not in absent}
+        shared = {n: v for n, v in self.shared.items() if n not in absent or not others}
+        return {**preset, **shared, **point}
 
 
 def read(path: Path) -> Spec:
@@ -198,11 +214,31 @@ def _numbers(done: branches.Done) -> dict[str, Any]:
 def _config(given: Mapping[str, Any]) -> RunConfig:
     options = {name: _option(name, value) for name, value in given.items() if name in _OPTIONS}
     config = Options(**options).config()
-    for name, value in given.items():
-        if name not in _OPTIONS:
-            check_choice("field", name.partition(".")[0], _FIELDS)
-            config = changed(config, name, value)
+    # an object before its fields
+    for name in sorted(given.keys() - _OPTIONS, key=lambda name: name.count(".")):
+        check_choice("field", name.partition(".")[0], _FIELDS)
+        config = changed(config, name, given[name])
     return config
+
+
+def _check_once(given: Mapping[str, Any]) -> None:
+    """`InputError` where two fields set the same, so that one of them would be of no effect.
+
+    An object that is only named, such as "GradientNormPeak", leaves its fields to others.
+    """
+    for whole, part in permutations(given, 2):
+        first, second = (_SETS.get(name, (name,)) for name in (whole, part))
+        same = part not in _OPTIONS and not set(first).isdisjoint(second)
+        inside = second[0].startswith(f"{first[0]}.")
+        # options are taken first, so that a whole object would replace what they set
+        lost = inside and part in _OPTIONS and whole not in _OPTIONS
+        if same or lost or (inside and not _only_named(given[whole])):
+            raise InputError(part, given[part], f"nothing with {whole}, which sets it")
+
+
+def _only_named(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return all(isinstance(each, str) and "(" not in each for each in values)
 
 
 def _option(name: str, value: Any) -> Any:
@@ -278,6 +314,9 @@ def _load(path: Path) -> dict[Any, Any]:
         raise InputError("spec", str(path), f"{allowed} ({line}{error.problem})") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
+        raise InputError("spec", str(path), f"{allowed} ({reason})") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError):
+        reason = "a value that is none of its tag's, such as !!int"
         raise InputError("spec", str(path), f"{allowed} ({reason})") from None
     if not isinstance(content, dict) or not content:
         raise InputError("spec", str(path), allowed)
