@@ -394,7 +394,6 @@ def test_a_prefix_has_no_validation_examples_to_be_paid_for():
         ({"problems": ("regression",), "train_examples": 10**30}, "train_examples: 10+ "),
         ({"problems": ("poisson", "regression"), "batch_size": 16}, "batch_size: 16 is .* nothing"),
         ({"problems": ("poisson",), "models": ("vit-mlp",)}, "model: .* poisson, which has no mod"),
-        ({"problems": ("poisson",), "dtype": "float32"}, "dtype: 'float32' .* float64 with poiss"),
         ({"problems": ("nofile",)}, "problem: 'nofile' .* or the path of a UTF-8 file"),
     ],
 )

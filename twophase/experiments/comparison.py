@@ -35,7 +35,7 @@ from twophase.experiments.competitors import (
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import write_atomically, write_json
-from twophase.experiments.options import check_applies, lacking, problem_named
+from twophase.experiments.options import check_applies, problem_named
 from twophase.experiments.provenance import git_revision, now, versions
 from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.objective import GRADIENT_PASSES
@@ -213,8 +213,6 @@ def plan(preset: str, **changes: Any) -> Plan:
     found = replace(PLANS[check_choice("preset", preset, PLANS)], **given)
     asked = {name: given.get(name) for name in ("batch_size", "train_examples")}
     check_applies(found.problems, {"model": given.get("models"), **asked})
-    if given.get("dtype", "float64") != "float64" and all(map(lacking, found.problems)):
-        raise InputError("dtype", found.dtype, f"float64 with {', '.join(found.problems)}")
     return found
 
 
