@@ -57,7 +57,8 @@ def test_the_summary_has_worst_median_and_costs():
     assert (found.worst, found["median"], found.worst_seed) == pytest.approx((1, 0.5, 2))
     assert (found.reading, found.trials, found.cases) == (20 / 120, 10 / 120, 2)
     said = regret.sentence(regret.with_regret(pd.concat(parts)), rule="rule")
-    assert "**1.00** in the worst of 2 cases and **0.50**" in said and "*none*" in said
+    alone = "(medians over the seeds; on a single seed up to **2.00**, *a*)"
+    assert f"**1.00** in the worst of 2 cases {alone} and **0.50**" in said and "*none*" in said
 
 
 def test_rules_and_cases_are_in_words():

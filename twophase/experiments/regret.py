@@ -431,12 +431,16 @@ def cases_in_words(names: Iterable[str]) -> pd.DataFrame:
 
 def sentence(table: pd.DataFrame, column: str = "regret", rule: str = "race") -> str:
     """A rule's worst and median regret, beside the best of the others, in Markdown."""
-    found = summary(table.dropna(subset=[column]), column)
+    table = table.dropna(subset=[column])
+    found = summary(table, column)
     mine, best = found.loc[rule], found.drop(rule).iloc[0]
+    single = table[table.rule.eq(rule)].sort_values(column).iloc[-1]
+    alone = f"on a single seed up to **{mine.worst_seed:.2f}**, *{single.case}*"
     return (
         f"The {rule} has a regret of **{mine.worst:.2f}** in the worst of {mine.cases:.0f} cases "
-        f"and **{mine['median']:.2f}** in the median; of the others *{best.name}* has the best "
-        f"worst case, **{best.worst:.2f}**, and a median of **{best['median']:.2f}**"
+        f"(medians over the seeds; {alone}) and **{mine['median']:.2f}** in the median; of the "
+        f"others *{best.name}* has the best worst case, **{best.worst:.2f}**, and a median of "
+        f"**{best['median']:.2f}**"
     )
 
 
