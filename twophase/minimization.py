@@ -76,14 +76,11 @@ def minimize(
     vector = getattr(problem, "vector", None)
     x = _where(x, vector)
     chosen, problem, reason = second.prepare(problem, len(x))
-    began, before, here = time.perf_counter(), problem.passes.total, processes()
-    here.check_same("problem", getattr(problem, "shared", ()), SHARED)
+    began, before = time.perf_counter(), problem.passes.total
+    processes().check_same("problem", getattr(problem, "shared", ()), SHARED)
     try:
         for count, status, best in _descent(problem, start(problem, x), chosen):
-            passed = time.perf_counter() - began
-            if seconds is not None:
-                passed = here.agreed(partial(float, passed))
-            cost = count, problem.passes.total - before, passed
+            cost = count, problem.passes.total - before, _passed(began, seconds is not None)
             x, size = best.x, norm(best.gradient)
             if status is Status.MOVED and any(map(operator.ge, cost, limits)):
                 done = size <= chosen.tolerance_grad
@@ -97,6 +94,12 @@ def minimize(
         if vector is not None:
             vector.write(x)
     return found
+
+
+def _passed(began: float, decides: bool) -> float:
+    """Seconds since then; where they decide, those of the first process for all."""
+    passed = time.perf_counter() - began
+    return processes().agreed(partial(float, passed)) if decides else passed
 
 
 def _where(x: Tensor | None, vector: ParameterVector | None) -> Tensor:

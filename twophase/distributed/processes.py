@@ -108,9 +108,9 @@ class Group(Processes):
                 box[1] = error
         with _explained():
             dist.broadcast_object_list(box)
-        made, error = box
-        if error is not None:
-            raise error
+        made, failed = box
+        if failed is not None:
+            raise failed
         return made
 
     def check_same(self, field: str, tensors: Iterable[Tensor], allowed: str) -> None:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from twophase.directions import State
 from twophase.errors import InputError, check_number
+from twophase.least_squares.linearization import Linearization
 from twophase.least_squares.mean_squares import squares_of
 from twophase.least_squares.normal_equations import NormalEquations, normal_equations
-from twophase.least_squares.problem import LeastSquares, Linearization
+from twophase.least_squares.problem import LeastSquares
 from twophase.objective import Objective, Point, dot, norm
 from twophase.second_phase import (
     PATIENCE,

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from twophase.directions.direction import scaled
-from twophase.least_squares.problem import LeastSquares, Linearization
+from twophase.least_squares.linearization import Linearization
+from twophase.least_squares.problem import LeastSquares
 from twophase.objective import dot, norm
 
 # The second derivative of the residuals along a step is a difference over this part of it.

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from twophase.distributed import processes
 from twophase.errors import InputError, check_integer, check_type
 from twophase.examples import Shuffled
+from twophase.least_squares.linearization import Linearization
 from twophase.least_squares.term import Parametrized, Rows, Term
 from twophase.modules import evaluating
 from twophase.objective import Passes, Point, round_off
@@ -24,31 +25,6 @@ JACOBIAN_CHUNK_BYTES, JACOBIAN_BYTES = 64 * 2**20, 2**30
 # Multiplications that normal equations of R residuals and P parameters may take, min(R, P)² times
 # max(R, P): a few seconds on one core.
 NORMAL_WORK = 5e10
-
-
-class Linearization(NamedTuple):
-    """Residuals ρ [R] at x [P] and their Jacobian J [R, P]; the loss is ‖ρ‖².
-
-    `gradient` is the loss's, 2 J'ρ [P]. J is None where it is too large to be kept; `squared` is
-    J'J [P, P] then, or None where that is too large or takes too long, too.
-    """
-
-    x: Tensor
-    residuals: Tensor
-    gradient: Tensor
-    jacobian: Tensor | None
-    squared: Tensor | None = None
-
-    @property
-    def finite(self) -> bool:
-        """Whether all of it is finite."""
-        parts = self.residuals, self.gradient, self.jacobian, self.squared
-        return all(bool(part.isfinite().all()) for part in parts if part is not None)
-
-    @property
-    def value(self) -> float:
-        """The loss."""
-        return torch.dot(self.residuals, self.residuals).item()
 
 
 class Piece(NamedTuple):

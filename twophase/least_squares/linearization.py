@@ -1,0 +1,31 @@
+"""A sum of squares at a point, as if its residuals were linear."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Linearization(NamedTuple):
+    """Residuals ρ [R] at x [P] and their Jacobian J [R, P]; the loss is ‖ρ‖².
+
+    `gradient` is the loss's, 2 J'ρ [P]. J is None where it is too large to be kept; `squared` is
+    J'J [P, P] then, or None where that is too large or takes too long, too.
+    """
+
+    x: Tensor
+    residuals: Tensor
+    gradient: Tensor
+    jacobian: Tensor | None
+    squared: Tensor | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether all of it is finite."""
+        parts = self.residuals, self.gradient, self.jacobian, self.squared
+        return all(bool(part.isfinite().all()) for part in parts if part is not None)
+
+    @property
+    def value(self) -> float:
+        """The loss."""
+        return torch.dot(self.residuals, self.residuals).item()
