@@ -291,7 +291,7 @@ SMALLER = {
     "pattern-gpt-50k": PATTERN,
     "pattern-resnet8": PATTERN,
     "pattern-resnet8-groupnorm": PATTERN,
-    "payoff-map": COMPARED,
+    "payoff-map": "--seeds 1 --swap-epoch 1 --passes 6".split(),  # equations have no batches
     "physics-networks": "--problems regression --methods Adam --seeds 0 --seconds 0.1".split(),
     "processes": "--scale 0.002 --turns 1 --repetitions 1".split(),
     "scale": "--parameters 300 --examples 20".split(),

@@ -465,3 +465,9 @@ def test_arguments_of_another_kind_name_themselves(network, rings, field, value)
         fit(network(), rings(), epochs=2, **{field: value})
     with pytest.raises(InputError, match="^model: "):
         fit(torch.ones(2), rings(), epochs=2)
+
+
+def test_targets_that_are_infinite_are_no_model_that_does_not_repeat_itself():
+    inputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(NonFiniteError, match="^loss: inf is not allowed"):
+        fit(nn.Linear(3, 1), (inputs, torch.full((20, 1), math.inf)), epochs=9, switch=3)

@@ -103,7 +103,9 @@ def _say(line: str) -> None:
     from twophase.distributed.launch import first_to_say
 
     if first_to_say(line):
-        print(line, file=sys.stderr)
+        # a text of a user's may have what a terminal takes for the end of a line
+        shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        print("".join(shown), file=sys.stderr)
 
 
 def _check_alone(command: str) -> None:
