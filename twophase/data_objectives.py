@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from twophase.device import resolve_device
-from twophase.distributed import SHARED
 from twophase.errors import InputError, check_type
 from twophase.examples import Dataset, Examples
 from twophase.least_squares import LeastSquares
@@ -38,24 +37,8 @@ def data_objectives(
 ) -> tuple[TrainingLoss, TrainingLoss | None]:
     """The mean losses over the training and, where there are any, the validation examples.
 
-    A `LeastSquares` is one by itself. `InputError` for data beside it, for none without it, or for
-    other data in other processes.
+    A `LeastSquares` is one by itself. `InputError` for data beside it, or for none without it.
     """
-    found = _objectives(model, data, validation, loss, device, chunk_size)
-    for field, one in zip(("data", "validation"), found, strict=True):
-        if one is not None:
-            one.processes.check_same(field, one.shared, SHARED)
-    return found
-
-
-def _objectives(
-    model: nn.Module | LeastSquares,
-    data: Data | None,
-    validation: Data | None,
-    loss: Loss,
-    device: str | torch.device,
-    chunk_size: int | None,
-) -> tuple[TrainingLoss, TrainingLoss | None]:
     if isinstance(model, LeastSquares):
         if data is not None:
             raise InputError("data", type(data).__name__, "None: a LeastSquares has its own")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from twophase.automatic import DEFAULT
-from twophase.distributed import SHARED, processes
+from twophase.distributed import check_shared, processes
 from twophase.errors import InputError, check_call, check_number, check_type
 from twophase.objective import Objective, Point, evaluate, norm, start
 from twophase.parameters import ParameterVector
@@ -77,7 +77,7 @@ def minimize(
     x = _where(x, vector)
     chosen, problem, reason = second.prepare(problem, len(x))
     began, before = time.perf_counter(), problem.passes.total
-    processes().check_same("problem", getattr(problem, "shared", ()), SHARED)
+    check_shared(problem=problem)
     try:
         for count, status, best in _descent(problem, start(problem, x), chosen):
             cost = count, problem.passes.total - before, _passed(began, seconds is not None)

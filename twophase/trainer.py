@@ -6,6 +6,7 @@ from torch import nn
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.data_objectives import Data, data_objectives
+from twophase.distributed import check_shared
 from twophase.errors import check_call, check_integer, check_type
 from twophase.least_squares import LeastSquares
 from twophase.loop import Loop
@@ -82,6 +83,7 @@ class Trainer(Loop):
         objective, self.validation = data_objectives(
             model, data, validation, loss, device, chunk_size
         )
+        check_shared(data=objective, validation=self.validation)
         self.model = model.model if isinstance(model, LeastSquares) else model
         self.device = objective.vector.parameters[0].device
         if second is not None and not freeze:

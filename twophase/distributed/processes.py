@@ -70,7 +70,7 @@ class Group(Processes):
 
     def sums(self, parts: Sequence[Any], x: Tensor) -> Sequence[Any]:
         tensors = [_tensor(part, x.device) for part in parts]
-        own = fingerprint([x])
+        own = fingerprint(x)
         flat = torch.cat([part.detach().double().reshape(-1) for part in (*tensors, own)])
         self._add_up(flat)
         if flat[-1].item() != self.count * own.item():
@@ -114,7 +114,7 @@ class Group(Processes):
         return made
 
     def check_same(self, field: str, tensors: Iterable[Tensor], allowed: str) -> None:
-        own = [[list(t.shape), str(t.dtype), int(fingerprint([t]))] for t in tensors]
+        own = [[list(t.shape), str(t.dtype), int(fingerprint(t))] for t in tensors]
         found: list[Any] = [None] * self.count
         with _explained():
             dist.all_gather_object(found, own)
@@ -154,6 +154,13 @@ def processes() -> Processes:
     return Group() if dist.get_world_size() > 1 else ALONE
 
 
+def check_shared(**objectives: Any) -> None:
+    """`InputError` where an objective, by its field, has other data in other processes."""
+    for field, one in objectives.items():
+        if one is not None:
+            processes().check_same(field, getattr(one, "shared", ()), SHARED)
+
+
 @contextmanager
 def apart() -> Iterator[None]:
     """Trainings that begin inside are each process's own, though there is a process group.
@@ -169,15 +176,11 @@ def apart() -> Iterator[None]:
         _apart.reset(token)
 
 
-def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
-    """A whole number below `PRIME` [1], by all bits of the tensors, wherever these stand."""
-    total: Tensor | None = None
-    for tensor in tensors:
-        flat = tensor.detach().reshape(-1)
-        bits = flat.view(BITS.get(flat.element_size(), torch.uint8)).sum(dtype=torch.int64)
-        total = bits if total is None else total + bits
-    assert total is not None
-    return total.remainder(PRIME).reshape(1)
+def fingerprint(tensor: Tensor) -> Tensor:
+    """A whole number below `PRIME` [1], by all bits of a tensor, wherever these stand."""
+    flat = tensor.detach().reshape(-1)
+    bits = flat.view(BITS.get(flat.element_size(), torch.uint8)).sum(dtype=torch.int64)
+    return bits.remainder(PRIME).reshape(1)
 
 
 def adds_up(model: nn.Module) -> bool:
