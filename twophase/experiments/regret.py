@@ -35,7 +35,7 @@ from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import committed_table
 from twophase.experiments.traces import peak_epoch
 from twophase.objective import GRADIENT_PASSES
-from twophase.problems.problem import ImageProblem, PhysicsProblem, Problem
+from twophase.problems.problem import ImageProblem, PhysicsProblem, Problem, TextProblem
 from twophase.record import ADAM, TRIAL, way_of
 from twophase.second_phase import Status
 from twophase.switching import (
@@ -127,6 +127,26 @@ CASES: dict[str, Case] = {
     ),
     "regression float32": Case(PhysicsProblem("regression"), 900, _adam(None), held_out=True),
     "burgers": Case(PhysicsProblem("burgers"), 1200, _adam(None), "float64", held_out=True),
+    "mlp-16 128": Case(_images("mlp-16", 128), held_out=True),
+    "mlp-16 512": Case(_images("mlp-16", 512), held_out=True),
+    "fashion mlp-8": Case(
+        ImageProblem("fashion-mnist", "mlp-8", 2048, 1000, "cross-entropy"),
+        900,
+        _adam(128, 3e-3),
+        held_out=True,
+    ),
+    "cifar10 vit 512": Case(
+        ImageProblem("cifar10", _SMALL, 512, 1000), 600, _adam(32), held_out=True
+    ),
+    "resnet8 96": Case(
+        ImageProblem("digits", "resnet8-groupnorm", 96, 96), 450, _adam(16), held_out=True
+    ),
+    "gpt-10k 64": Case(
+        TextProblem(model="gpt-10k", context=32, train_examples=64, validation_examples=64),
+        600,
+        _adam(16),
+        held_out=True,
+    ),
 }
 
 
