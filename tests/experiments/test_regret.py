@@ -61,6 +61,19 @@ def test_the_summary_has_worst_median_and_costs():
     assert f"**1.00** in the worst of 2 cases {alone} and **0.50**" in said and "*none*" in said
 
 
+def test_validation_regret_is_shown_in_the_order_of_q():
+    parts = []
+    for case, q in {"many examples": 20.0, "few": 0.1}.items():
+        for seed, found in enumerate((0.2, 0.1, 0.4)):
+            validation = [0.1, 0.1, 0.1, found]
+            made = rows(1, 1, 1, 1, validation=validation).assign(case=case, q=q, seed=seed)
+            parts.append(regret.with_regret(made))
+    table = regret.by_q(pd.concat(parts))
+    assert table.case.tolist() == ["few", "many examples"] and table.Q.tolist() == [0.1, 20.0]
+    assert table.rule.tolist() == pytest.approx([math.log10(2)] * 2)
+    assert list(table) == ["Q", "case", "none", "rule"], "without fixed swaps, the best one first"
+
+
 def test_rules_and_cases_are_in_words():
     said = regret.rules_in_words([*regret.RULES, regret.NONE]).set_index("rule").switches
     assert said.map(len).min() > 10 and len(said) == len(regret.RULES) + 1
@@ -189,9 +202,9 @@ def test_what_is_not_there_is_named(tmp_path):
         regret.run(None, None, 0, place)
 
 
-def test_half_of_the_cases_are_set_aside_and_all_can_be_made():
+def test_half_of_the_cases_or_more_are_set_aside_and_all_can_be_made():
     aside = [case for case in regret.CASES.values() if case.held_out]
-    assert len(regret.CASES) >= 16 and len(aside) * 2 == len(regret.CASES)
+    assert len(regret.CASES) >= 16 and len(aside) * 2 >= len(regret.CASES)
     for name, case in regret.CASES.items():
         for rule, config in regret.entries(case, 0, regret.RULES).items():
             assert config.budget == (None if rule == regret.NONE else case.passes), name

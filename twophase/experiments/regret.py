@@ -297,9 +297,9 @@ def run(
     """Train what is not finished; a row for each case, seed and training, with its regret.
 
     `names` are of `CASES` and `rules` of `RULES`, None: all; `InputError` for others. Columns:
-    case, held_out, seed, rule (or the fixed swap), swap_epoch, epoch, loss, validation_loss, spent,
-    reading and trials (passes), peak (of Adam alone, the epoch of the largest smoothed norm),
-    regret and validation_regret. A training that failed has none.
+    case, held_out, seed, rule (or the fixed swap), q, swap_epoch, epoch, loss, validation_loss,
+    spent, reading and trials (passes), peak (of Adam alone, the epoch of the largest smoothed
+    norm), regret and validation_regret. A training that failed has none.
     """
     check_integer("seeds", seeds, 1, MOST_SEEDS)
     chosen = {name: CASES[check_choice("case", name, CASES)] for name in names or CASES}
@@ -321,7 +321,8 @@ def run(
 def _outcome(done: branches.Done, config: RunConfig) -> dict[str, Any]:
     history, summary = runs.read(done.folder)
     start = history.train_loss.iloc[0]
-    found = {"swap_epoch": summary["swap_epoch"], "start": start} | end(history, config)._asdict()
+    found = {key: summary[key] for key in ("q", "swap_epoch")} | {"start": start}
+    found |= end(history, config)._asdict()
     return found | {"peak": peak_epoch(history.grad_norm)} if config.second is None else found
 
 
@@ -424,6 +425,16 @@ def parts(table: pd.DataFrame) -> pd.DataFrame:
         if len(rows)
     ]
     return pd.concat(found, axis=1)
+
+
+def by_q(table: pd.DataFrame) -> pd.DataFrame:
+    """Validation regret of each rule (columns), the median over the seeds, in the order of Q.
+
+    A case is a row, with its overdetermination Q = K M / P.
+    """
+    found = table.pivot_table("validation_regret", ["q", "case"], "rule", "median")
+    order = summary(table, "validation_regret").index
+    return found[list(order)].rename_axis(index={"q": "Q"}, columns=None).reset_index()
 
 
 def rules_in_words(names: Iterable[str]) -> pd.DataFrame:
