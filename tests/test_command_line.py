@@ -302,6 +302,15 @@ def test_strategies_and_problems_by_name():
         config("--second", "LevenbergMarquardt", "--direction", "LBFGSDirection")
     assert config("--strategy", "adam").second is None
     assert config("--strategy", "second").adam is None
+    for unused in (
+        ("--strategy", "adam", "--switch", "3"),
+        ("--strategy", "adam", "--second", "paper"),
+        ("--strategy", "second", "--learning-rate", "0.1"),
+        ("--strategy", "second", "--fallback", "None"),
+    ):
+        field = unused[2].strip("-").replace("-", "_")
+        with pytest.raises(InputError, match=f"^{field}: .* nothing with --strategy {unused[1]}$"):
+            config(*unused)
     poisson = config("--problem", "poisson")
     assert (poisson.problem, poisson.adam.batch_size) == (PhysicsProblem("poisson"), None)
 

@@ -16,7 +16,7 @@ def test_auto_takes_the_gpu_that_is_there(monkeypatch):
     assert resolve_device("auto") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["tpu", "meta", "cuda:99", "cpu:x", "", None])
+@pytest.mark.parametrize("name", ["tpu", "meta", "cuda:99", "cpu:x", "", None, 10**30])
 def test_a_device_that_is_not_there_is_refused(name):
     with pytest.raises(InputError, match="^device: .* use auto, cpu or cuda"):
         resolve_device(name)

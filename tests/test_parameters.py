@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import twophase
 from twophase.errors import InputError
 from twophase.parameters import ParameterVector
 
@@ -75,3 +76,33 @@ def test_frozen_parameters_are_no_part_of_the_vector():
 def test_parameters_that_are_no_vector_are_refused(parameters, message):
     with pytest.raises(InputError, match=f"^params: .*{message}"):
         ParameterVector(parameters)
+
+
+@pytest.mark.parametrize("optimizer", [twophase.TwoPhase, twophase.SecondPhase])
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        (None, "'NoneType' is not allowed; use tensors, model.parameters()"),
+        ([], "optimizer got an empty parameter list"),
+        (nn.Linear(1, 1), "'Linear' is not allowed"),
+        (nn.Sequential(nn.Linear(1, 1)), "'Sequential' is not allowed"),
+        (nn.Parameter(torch.ones(2)), "'Parameter' is not allowed"),
+        ([torch.ones(2, requires_grad=True) * 2], "can't optimize a non-leaf Tensor"),
+        ([3], "can only optimize Tensors"),
+        (list(nn.Linear(1, 1, device="meta").parameters()), "a parameter on meta"),
+        ([nn.Parameter(torch.zeros(1, 1).expand(1, 3))], r"an expanded parameter \[1, 3\]"),
+    ],
+)
+def test_optimizers_say_what_they_take(optimizer, params, said):
+    with pytest.raises(InputError, match=f"^params: .*{said}"):
+        optimizer(params)
+
+
+def test_a_model_without_numbers_is_refused_before_it_is_moved():
+    with pytest.raises(InputError, match="^params: 'a parameter on meta'"):
+        twophase.fit(nn.Linear(1, 1, device="meta"), (torch.ones(2, 1), torch.ones(2, 1)), epochs=1)
+
+
+def test_a_parameter_with_one_row_is_not_expanded():
+    strided = torch.zeros(3).as_strided((1, 3), (0, 1))
+    ParameterVector([nn.Parameter(strided)])

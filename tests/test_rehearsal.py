@@ -82,6 +82,10 @@ CASES = {
         "loss: .* without a graph",
     ),
     "sparse gradients": (Sparse(), (LABELS, TARGETS), {}, "model: .* sparse gradients"),
+    "complex targets": (
+        *(network(), (INPUTS, TARGETS.to(torch.complex64)), {"loss": functional.mse_loss}),
+        "targets: 'torch.complex64 .* what the loss takes",
+    ),
     "targets that are broadcast": (
         *(network(1), (INPUTS, TARGETS[:, 0]), {}),
         r"targets: \[2\] is not allowed; use the outputs' shape \[2, 1\]",

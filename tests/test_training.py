@@ -457,6 +457,7 @@ def test_what_was_reached_is_in_the_error(network, rings, adam, error):
     ("field", "value"),
     [
         *[("loss", "mse"), ("loss", lambda outputs: outputs), ("on_epoch", 3), ("progress", 3)],
+        *[("progress", int), ("progress", len), ("progress", lambda records: records)],
         *[("freeze", 1), ("adam", torch.ones(2)), ("second", torch.ones(2))],
     ],
 )

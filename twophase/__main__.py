@@ -196,9 +196,9 @@ def _config(options: argparse.Namespace):
     """The configuration of a run: the library's defaults or the paper's, and what was given."""
     from twophase.experiments.options import Options
 
-    return Options(
-        **{field.name: getattr(options, field.name) for field in fields(Options)}
-    ).config()
+    chosen = Options(**{field.name: getattr(options, field.name) for field in fields(Options)})
+    chosen.check_used()
+    return chosen.config()
 
 
 def _plot(options: argparse.Namespace) -> None:

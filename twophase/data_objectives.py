@@ -17,7 +17,7 @@ from twophase.objectives.closure import ClosureObjective, check_closure
 from twophase.objectives.full_batch import FullBatch
 from twophase.objectives.mean_loss import MeanLoss
 from twophase.objectives.streamed import Source, Streamed
-from twophase.parameters import ParameterVector
+from twophase.parameters import ParameterVector, check_held
 
 # What a model is trained on: examples in memory, also as two tensors; a torch `DataLoader` or
 # `Dataset`, read in passes; or a function without arguments that returns the loss of all of it.
@@ -46,6 +46,7 @@ def data_objectives(
     check_type("model", model, nn.Module, " or a LeastSquares")
     if data is None:
         raise InputError("data", None, ALLOWED)
+    check_held(p for p in model.parameters() if p.requires_grad)
     model.to(resolve_device(device))
     if isinstance(data, Dataset):
         if validation is not None and data.validation is not None:

@@ -18,7 +18,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     count = torch.cuda.device_count()
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):  # the last for numbers beyond 64 bits
         pass
     else:
         if chosen.type == "cpu" or (chosen.type == "cuda" and (chosen.index or 0) < count):

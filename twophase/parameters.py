@@ -11,6 +11,34 @@ from torch.nn.parameter import is_lazy
 from twophase.errors import InputError
 
 
+def check_held(parameters: Iterable[Tensor]) -> None:
+    """`InputError` where one holds no numbers of its own: without a shape, on meta, or expanded."""
+    for one in parameters:
+        if is_lazy(one):
+            raise InputError("params", "those of a lazy module", "a model that was called once")
+        if one.is_meta:
+            allowed = "parameters with values, such as model.to_empty(device='cpu') and a start"
+            raise InputError("params", "a parameter on meta", allowed)
+        if any(step == 0 < size - 1 for step, size in zip(one.stride(), one.shape, strict=True)):
+            found = f"an expanded parameter {list(one.shape)}"
+            raise InputError("params", found, "one with an element for each number, .contiguous()")
+
+
+@contextmanager
+def given(params: Any) -> Iterator[list[Any]]:
+    """Parameters or groups for a torch optimizer, as a list; `InputError` where it takes none."""
+    try:
+        if isinstance(params, (Tensor, torch.nn.Module)):
+            raise TypeError
+        yield list(params)
+    except InputError:
+        raise
+    except (TypeError, ValueError, KeyError) as error:
+        reason = f" ({error})" if str(error) else ""
+        shown = type(params).__name__
+        raise InputError("params", shown, f"tensors, model.parameters(){reason}") from error
+
+
 class ParameterVector:
     """The parameters that require a gradient, as one flat vector [P] to read and to write.
 
@@ -27,8 +55,7 @@ class ParameterVector:
         self.buffers = list(buffers)
         if not self.parameters:
             raise InputError("params", [], "at least one parameter that requires a gradient")
-        if any(map(is_lazy, self.parameters)):
-            raise InputError("params", "those of a lazy module", "a model that was called once")
+        check_held(self.parameters)
         kinds = sorted({f"{p.dtype} on {p.device}" for p in self.parameters})
         if len(kinds) > 1:
             raise InputError("params", ", ".join(kinds), "parameters of one dtype on one device")

@@ -93,7 +93,7 @@ def _explained(outputs: Any, targets: Tensor) -> Iterator[None]:
         raise
     except (RuntimeError, IndexError, ValueError) as error:
         found = f"{targets.dtype} {list(targets.shape)}"
-        if not targets.is_floating_point():
+        if not targets.is_floating_point() and not targets.is_complex():
             found += f" from {targets.min().item()} to {targets.max().item()}"
         shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         reason = str(error).partition("\n")[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from inspect import signature
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -147,8 +148,8 @@ def run(
     _check_length(epochs, passes)
     if on_epoch is not None:
         check_call("on_epoch", on_epoch, "a function: (record)")
-    if progress is not None and not callable(progress):
-        raise InputError("progress", progress, "such as tqdm.tqdm")
+    if progress is not None:
+        _check_progress(progress)
     records: Iterable[Record] = _epochs(trainer, epochs, passes)
     if progress is not None:
         records = progress(records, total=epochs and epochs - len(trainer.history))
@@ -161,6 +162,13 @@ def run(
         vars(error)["records"] = tuple(trainer.history)
         raise
     return _outcome(trainer, epochs)
+
+
+def _check_progress(progress: Any) -> None:
+    try:
+        signature(progress).bind((), total=None)
+    except (TypeError, ValueError):  # the latter for builtins, which tell nothing
+        raise InputError("progress", progress, "such as tqdm.tqdm: (records, total=...)") from None
 
 
 def _check_length(epochs: int | None, passes: int | None) -> None:

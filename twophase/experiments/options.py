@@ -86,6 +86,13 @@ class Options:
             **settings,
         )
 
+    def check_used(self) -> None:
+        """`InputError` for an option that is given, and that the strategy has no use for."""
+        usual = Options(strategy=self.strategy)
+        for name in _UNUSED.get(self.strategy, ()):
+            if (value := getattr(self, name)) != getattr(usual, name):
+                raise InputError(name, value, f"nothing with --strategy {self.strategy}")
+
     def _method(self) -> dict[str, Any]:
         """The second phase, the switch and the way back."""
         settings = dict(_KNOWN.get(self.second, _DEFAULTS))
@@ -112,6 +119,11 @@ class Options:
         return settings
 
 
+# What a strategy of one phase does not need; a sweep over strategies has them for the others.
+_UNUSED = {
+    "adam": ("second", "direction", "line_search", "preconditioner", "switch", "fallback"),
+    "second": ("batch_size", "learning_rate", "switch", "fallback"),
+}
 # What equations do not have: they are given whole, with their network and all their points.
 _OF_EXAMPLES = ("model", "train_examples", "validation_examples", "batch_size")
 

@@ -24,7 +24,7 @@ from twophase.objectives.closure import (
     check_slope,
     none,
 )
-from twophase.parameters import ParameterVector, unharmed
+from twophase.parameters import ParameterVector, check_held, given, unharmed
 from twophase.preconditioner import from_moments
 from twophase.second_phase import (
     Descent,
@@ -116,7 +116,9 @@ class SecondPhase(Optimizer):
         check_minimizer(second)
         self.second, self.max_iter = second, check_integer("max_iter", max_iter, 1)
         self.result: StepResult | None = None
-        super().__init__(params, defaults={})
+        with given(params) as groups:
+            super().__init__(groups, defaults={})
+            check_held(self._parameters())
         if preconditioner is not None:
             self._saved()["inverse"] = from_moments(preconditioner, self._parameters())
 

@@ -20,7 +20,7 @@ from twophase.objectives.closure import (
     none,
 )
 from twophase.optimizers.second_phase import SecondPhase
-from twophase.parameters import ParameterVector, unharmed
+from twophase.parameters import ParameterVector, check_held, given, unharmed
 from twophase.payoff import payoffs
 from twophase.phases import DescentPhase, UsersPhase
 from twophase.record import ADAM, SECOND, Record, table
@@ -97,9 +97,10 @@ class TwoPhase(Optimizer):
         check_integer("batches", batches, 1)
         check_minimizer(second)
         check_type("monitor", monitor, Monitor)
-        given: Any = list(params)
-        super().__init__(given, {"lr": lr})
-        self.first = torch.optim.Adam(given, lr) if first is None else first
+        with given(params) as groups:
+            super().__init__(groups, {"lr": lr})
+            check_held(_parameters(self.param_groups))
+        self.first = torch.optim.Adam(groups, lr) if first is None else first
         vector = ParameterVector(self._parameters_of_first())
         self._share()
         self.objective = ClosureObjective(vector, none)
