@@ -27,6 +27,7 @@ from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBF
 from twophase.errors import check_choice
 from twophase.examples import Examples
 from twophase.experiments.files import write_atomically, write_json
+from twophase.experiments.floor import speed, work_of
 from twophase.experiments.live_bytes import LiveBytes
 from twophase.experiments.progress import track
 from twophase.experiments.provenance import git_revision, now, versions
@@ -124,6 +125,7 @@ def run(
         lambda: adam_epochs(trained, epoch, math.ceil(size.repetitions / 2)),
         lambda: memory(size.memory_width, chosen),
         lambda: gradients(network, examples, size, chosen),
+        lambda: floors(trained, epoch, math.ceil(size.repetitions / 2)),
     )
     began = clock(chosen)
     rows = [row for part in track(parts, label="parts of the benchmark") for row in part()]
@@ -400,6 +402,31 @@ def gradients(
         slopes, _ = np.polyfit(np.log(sizes), np.log(times), 1)
         case = f"slope against {name}, {min(sizes)} to {max(sizes)}"
         rows.append(summarise("time of a gradient", case, "", slopes))
+    return rows
+
+
+def floors(networks: Mapping[str, nn.Module], examples: Examples, repetitions: int) -> list[Row]:
+    """An epoch of Adam and a full-batch gradient: what they ask for, and their time over its floor.
+
+    See `twophase.experiments.floor`. Both are of the networks' own dtype; each time is held against
+    the device's speed as it was found just before.
+    """
+    rows, device = [], examples.inputs.device
+    for name, network in networks.items():
+        objective = FullBatch(deepcopy(network), mse, examples.inputs, examples.targets)
+        adam = Adam(objective.model.parameters(), AdamSettings(), torch.Generator().manual_seed(0))
+        gradient = partial(objective.value_and_gradient, objective.vector.read())
+        epoch = partial(adam.epoch, objective)
+        for case, call in ((f"Adam's epoch, {name}", epoch), (f"gradient, {name}", gradient)):
+            work = work_of(call)
+            floor = speed(device, objective.vector.dtype, repetitions).floor(work)
+            (times,) = _times([call], repetitions, device)
+            rows += [
+                _once("floating-point operations", case, work.operations / 1e9, "billions"),
+                _once("launches", case, work.launches, "operations of torch"),
+                _once("floor of the time", case, floor, "s"),
+                summarise("time over its floor", case, "times", times / floor),
+            ]
     return rows
 
 
