@@ -1,5 +1,7 @@
 """A race: when trials begin, who wins them, and what they may cost; by scripted losses."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,10 +92,49 @@ def test_a_lead_of_a_factor_of_a_thousand_wins_at_once():
 def test_a_late_trial_is_won_by_any_lead():
     for last, stage in ((0.0385, Stage.WAITING), (0.0384, Stage.WON)):
         race = in_late_trial()
-        for loss in (0.049, 0.045, 0.042, 0.041, 0.04):
+        for loss in (0.049, 0.042, 0.039, 0.039, 0.039):  # at the half it was ahead by more
             assert race.after_second(loss, 3) == ""
         race.after_second(last, 3)
         assert race.stage is stage
+
+
+@pytest.mark.parametrize(("share", "stage"), [(1.1, Stage.WON), (0.9, Stage.WAITING)])
+def test_a_late_trial_is_won_by_a_lead_that_would_be_there_in_time(share, stage):
+    """It is behind, and would be ahead when half of what is left is spent, or a little later."""
+    race = in_late_trial()
+    adams = [1 / (20 * (1 + passes / 60)) for passes in (9, 18)]  # slope 1 over ln(passes)
+    behind = (
+        0.05  # at the half, in ln(loss); after 87 passes, 9 of them in a lost trial, 93 are left
+    )
+    gained = behind / (1 + 93 / 2 / 9) * share
+    half, end = (adams[0] * math.exp(behind), adams[1] * math.exp(behind - gained))
+    for loss in (0.05, 0.05, half, half, half):
+        assert race.after_second(loss, 3) == ""
+    said = race.after_second(end, 3)
+    assert race.stage is stage
+    assert said.startswith("catching up: " if stage is Stage.WON else "behind: ")
+
+
+def test_a_slow_start_ends_an_early_trial_but_not_a_late_one():
+    early, late = in_early_trial(), in_late_trial()
+    for race in (early, late):
+        for _ in range(3):
+            race.after_second(race.start, 3)
+    assert (early.stage, late.stage) == (Stage.WAITING, Stage.TRIAL)
+
+
+def test_what_is_left_is_told_where_no_other_trial_fits():
+    race = in_late_trial()  # of 18 passes, when Adam has 60 of 180; the next one when it has 120
+    for loss in (0.04, 0.03, 0.02, 0.01, 0.01, 0.01):
+        race.after_second(loss, 3)
+    assert race.stage is Stage.WON
+    race.spent = 180 - 60 - 18  # as much is left as Adam and a trial need
+    assert race.left is None
+    race.spent += 1
+    assert race.left == 77
+    race.spent = 200
+    assert race.left == 0
+    assert Race().left is None, "it is not known how long the training will be"
 
 
 def test_the_trend_is_that_of_three_losses():

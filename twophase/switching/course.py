@@ -114,10 +114,10 @@ class _WithFallback:
         if self.fallback is not None:
             self.fallback.swap(loss)
 
-    def _go_on_or_back(self, told: Told) -> Move:
+    def _go_on_or_back(self, told: Told, left: int | None = None) -> Move:
         if self.fallback is None:
             return Move(Action.STAY, "")
-        back = self.fallback.second(told.loss, told.grad_norm, told.passes, told.status)
+        back = self.fallback.second(told.loss, told.grad_norm, told.passes, told.status, left)
         return Move(Action.RETURN if back.switch else Action.STAY, back.reason)
 
 
@@ -185,7 +185,7 @@ class ByRace(_WithFallback):
     def second(self, told: Told) -> Move:
         if not self.trying:
             self.race.spent += told.passes
-            return self._go_on_or_back(told)
+            return self._go_on_or_back(told, self.race.left)
         said = self.race.after_second(told.judged, told.passes, told.status)
         if not said:
             return Move(Action.STAY, "")

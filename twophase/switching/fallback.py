@@ -35,7 +35,8 @@ class Fallback(Stateful, Settings):
       gradient norm is above its largest under Adam (by the hypothesis the loss is not convex), or
       the loss fell by less over the last `trial` iterations than Adam promised for these;
     - the phase stalls: over the last quarter of at least 120 passes, and `trial` iterations, its
-      loss fell by less than 30 % per factor e of its passes.
+      loss fell by less than 30 % per factor e of its passes; but near the end of a training, where
+      no other second phase could follow, only if Adam by its trend would end below it.
 
     Adam goes on from the weights at the swap, with the moments it had there: its epochs are those
     of a run of Adam alone. The second phase's best weights are kept aside, and are the result if
@@ -92,9 +93,17 @@ class Fallback(Stateful, Settings):
         self._trend = Trend.of(self._adam)
 
     def second(
-        self, loss: float, grad_norm: float, passes: int, status: Status = Status.MOVED
+        self,
+        loss: float,
+        grad_norm: float,
+        passes: int,
+        status: Status = Status.MOVED,
+        left: int | None = None,
     ) -> Decision:
-        """Take an iteration of the second phase, and judge whether Adam shall take over."""
+        """Take an iteration of the second phase, and judge whether Adam shall take over.
+
+        `left` are the passes that Adam could still have, where no second phase would follow.
+        """
         check_seen(loss, grad_norm)
         self._spent += passes
         before, self._at = self._at, loss
@@ -107,7 +116,7 @@ class Fallback(Stateful, Settings):
         if grad_norm > self._peak and self._behind(self._trend):
             peak = f"its peak {self._peak:.4g}"
             return Decision(True, f"the gradient norm {grad_norm:.4g} is above {peak}")
-        return self._compare_rates(self._trend)
+        return self._compare_rates(self._trend, left)
 
     def moved(self, before: float, now: float) -> None:
         """The second phase's loss has become another one; Adam's would have moved alike."""
@@ -127,7 +136,7 @@ class Fallback(Stateful, Settings):
         gained = self._level(start) - self._level(last)
         return status is not Status.NOT_FINITE and gained > trend.gain(last.passes + self._spent)
 
-    def _compare_rates(self, trend: Trend) -> Decision:
+    def _compare_rates(self, trend: Trend, left: int | None) -> Decision:
         if len(self._second) <= self.trial:
             done = len(self._second) - 1
             return Decision(False, f"iteration {done} of a trial of {self.trial}")
@@ -137,7 +146,8 @@ class Fallback(Stateful, Settings):
         unit = "of ln loss" if trend.logarithmic else "of the loss"
         seen = f"gained {gained:.3g}, Adam promised {promised:.3g} ({unit})"
         if stalled := self._stalled(trend):
-            return Decision(True, stalled)
+            useful = left is None or trend.promise(left) < self._level(last)
+            return Decision(useful, stalled)
         spent = last.passes - first.passes
         return Decision(self._behind(trend) and gained < promised, f"in {spent} passes it {seen}")
 

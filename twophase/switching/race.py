@@ -46,11 +46,14 @@ class Race(Stateful, Settings):
     where the second phase is not only below what Adam's `Trend` promises for as many passes, but
     its lead, the ratio of the two losses, has doubled in the latter half: there it pays at once.
     A lead of a factor of 1,000 wins at any time.
-    Else Adam goes on from where it was, since a later start mostly ends in a better minimum. The
-    late trial begins when Adam has a third (`late`) of the passes that are planned, at least 30,
-    and is won by any lead. Others follow whenever Adam has `growth` times the passes, if all that
-    were lost have cost at most a tenth of all. A trial is lost, too, where it has come less than
-    half as far down as Adam would have in half of the passes, or where it can do no more.
+    Else Adam goes on from where it was, since a later start mostly ends in a better minimum. It is
+    lost, too, where it has come less than half as far down as Adam would have in half of the
+    passes.
+    The late trial begins when Adam has a third (`late`) of the passes that are planned, at least
+    30, and is won by any lead; also by one that would be there when half of the passes that are
+    left are spent, if it goes on to grow as in the latter half of the trial, since what is learned
+    of the curvature comes slowly. Others follow whenever Adam has `growth` times the passes, if all
+    that were lost have cost at most a tenth of all. Any trial is lost where it can do no more.
 
     `length` is the number of passes that the training is planned for: None is what `fit` or a
     configuration asks for, else 900. `passes` are those of a trial: None is a tenth of the length,
@@ -129,19 +132,23 @@ class Race(Stateful, Settings):
         hopeless = False
         if math.isnan(self.half) and 2 * self.tried_for >= self.trial:
             self.half = lead
-            hopeless = lead < (HALF_WAY - 1) * (trend.scale(self.start) - promised)
+            behind = lead < (HALF_WAY - 1) * (trend.scale(self.start) - promised)
+            hopeless = behind and self._is_early
         moved = status is Status.MOVED
         over = not moved or (trend.logarithmic and lead >= math.log(CLEAR))
         if not over and self.tried_for < self.trial and not hopeless:
             return ""
-        won = lead > 0 and (over or not self._is_early or self._has_widened(lead, trend))
+        if self._is_early:
+            won = lead > 0 and (over or self._has_widened(lead, trend))
+        else:
+            won = lead > 0 or (not over and self._catches_up(lead))
         found = f"{self.lowest:.4g} after {self.tried_for} passes"
         found += "" if moved else f" ({status})"
         adams = f"Adam by its trend {trend.loss(promised):.4g}"
         if won:
             self._plan_next()
             self.stage = Stage.WON
-            return f"ahead: {found}, {adams}"
+            return f"{'ahead' if lead > 0 else 'catching up'}: {found}, {adams}"
         self.lost += 1
         self.on_trials += self.tried_for
         why = "the lead does not widen" if lead > 0 else "behind"
@@ -153,6 +160,24 @@ class Race(Stateful, Settings):
         if trend.logarithmic:
             return lead >= self.half + math.log(WIDENING)
         return lead >= WIDENING * self.half
+
+    def _catches_up(self, lead: float) -> bool:
+        """Whether it would be ahead in time, as the lead grew in the latter half of the trial."""
+        halves = self._remaining / self.tried_for  # in half of the passes that are left
+        return lead + (lead - self.half) * halves > 0
+
+    @property
+    def _remaining(self) -> int:
+        return max(0, (self.length or USUAL_LENGTH) - self.spent)
+
+    @property
+    def left(self) -> int | None:
+        """The passes that are left, where they are too few for another trial; else None.
+
+        None, too, where it is not known how many are planned.
+        """
+        needed = self.due - self.by_adam + self.trial
+        return self._remaining if self.length and needed > self._remaining else None
 
     def _plan_next(self) -> None:
         self.due = self._late if self._is_early else self.growth * max(self.due, self.by_adam)
