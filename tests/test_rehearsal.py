@@ -1,5 +1,7 @@
 """What a training would stumble over later is found before its first epoch."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -82,6 +84,19 @@ CASES = {
         "loss: .* without a graph",
     ),
     "sparse gradients": (Sparse(), (LABELS, TARGETS), {}, "model: .* sparse gradients"),
+    "a weighted mean": (
+        *(network(), (INPUTS, LABELS)),
+        {"loss": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))},
+        r"loss: '[\d.]+ over 3 examples, [\d.]+ in the mean of their losses' .* such as cross_e",
+    ),
+    "a mean over what is not ignored": (
+        *(network(), (INPUTS, LABELS), {"loss": nn.CrossEntropyLoss(ignore_index=1)}),
+        "loss: '.* a mean over the examples",
+    ),
+    "a sum": (
+        *(network(), (INPUTS, LABELS), {"loss": nn.CrossEntropyLoss(reduction="sum")}),
+        "loss: '.* a mean over the examples",
+    ),
     "complex targets": (
         *(network(), (INPUTS, TARGETS.to(torch.complex64)), {"loss": functional.mse_loss}),
         "targets: 'torch.complex64 .* what the loss takes",
@@ -120,4 +135,5 @@ def test_what_is_right_passes_and_leaves_no_trace():
     assert torch.equal(model[2].running_mean, before) and model.training
     assert torch.equal(torch.get_rng_state(), noise)
     ignored = torch.where(LABELS == 1, -100, LABELS)
-    starts(network(), (INPUTS, ignored), loss=nn.CrossEntropyLoss())
+    plain = partial(functional.cross_entropy, reduction="none")
+    starts(network(), (INPUTS, ignored), loss=lambda o, t: plain(o, t).mean())

@@ -5,7 +5,7 @@ import operator
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -68,16 +68,16 @@ def minimize(
     budget = {"iterations": iterations, "passes": passes, "seconds": seconds}
     limits = [math.inf if b is None else check_number(n, b, above=0) for n, b in budget.items()]
     check_minimizer(second)
-    if not hasattr(problem, "value_and_gradient"):
-        allowed = "an objective, such as LeastSquares(...) or FullBatch(...); `fit` takes closures"
-        raise InputError("problem", type(problem).__name__, allowed)
+    _check_problem(problem)
     if callback is not None:
         check_call("callback", callback, "a function: (result)")
     vector = getattr(problem, "vector", None)
     x = _where(x, vector)
+    if hasattr(problem, "processes"):
+        problem.processes = processes()
+    check_shared(problem, [second, str(budget)], problem=problem)
     chosen, problem, reason = second.prepare(problem, len(x))
     began, before = time.perf_counter(), problem.passes.total
-    check_shared(problem=problem)
     try:
         for count, status, best in _descent(problem, start(problem, x), chosen):
             cost = count, problem.passes.total - before, _passed(began, seconds is not None)
@@ -94,6 +94,12 @@ def minimize(
         if vector is not None:
             vector.write(x)
     return found
+
+
+def _check_problem(problem: Any) -> None:
+    if not hasattr(problem, "value_and_gradient"):
+        allowed = "an objective, such as LeastSquares(...) or FullBatch(...); `fit` takes closures"
+        raise InputError("problem", type(problem).__name__, allowed)
 
 
 def _passed(began: float, decides: bool) -> float:

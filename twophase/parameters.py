@@ -67,6 +67,11 @@ class ParameterVector:
         """The one dtype of the parameters, float32 or float64."""
         return self.parameters[0].dtype
 
+    @property
+    def shapes(self) -> list[list[int]]:
+        """Those of the parameters."""
+        return [list(p.shape) for p in self.parameters]
+
     def read(self) -> Tensor:
         """A copy of the parameters."""
         return torch.cat([p.detach().reshape(-1) for p in self.parameters])

@@ -159,7 +159,7 @@ class UsersPhase(FirstPhase):
 
     def step(self, closure: Closure) -> Tensor:
         """A step for a mini-batch, whose loss the closure returns; the loss before it."""
-        objective = ClosureObjective(self.vector, closure)
+        objective = ClosureObjective(self.vector, closure, here=self.objective.processes)
         with unharmed(self.vector) as x:
             value = objective.leave_gradients(x)
             size = norm(self.vector.read_gradient())

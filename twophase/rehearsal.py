@@ -1,8 +1,10 @@
 """What a training would stumble over later on, found at its start with a few examples."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,11 +23,11 @@ LOSS = "a function of outputs and targets that returns their mean loss, a real s
 def rehearse(objective: TrainingLoss | None, second: bool, eval_mode: bool) -> None:
     """Raise `InputError` where model, loss and examples do not go together.
 
-    That is a loss that is no scalar, has no graph or does not take such targets, shapes that would
-    be broadcast, inputs of a kind that the model does not take, sparse gradients, and a loss that
-    does not repeat itself where there is a `second` phase. It takes three passes over up to 4
-    examples; the model's mode and random numbers are afterwards as before. Closures and sums of
-    squares are looked at by what evaluates them.
+    That is a loss that is no scalar, has no graph, is no mean over examples or does not take such
+    targets, shapes that would be broadcast, inputs of a kind that the model does not take, sparse
+    gradients, and a loss that does not repeat itself where there is a `second` phase. It takes
+    three passes over up to 4 examples; the model's mode and random numbers are afterwards as
+    before. Closures and sums of squares are looked at by what evaluates them.
     """
     if not isinstance(objective, MeanLoss):
         return
@@ -44,6 +46,7 @@ def rehearse(objective: TrainingLoss | None, second: bool, eval_mode: bool) -> N
             raise InputError("model", "one with sparse gradients", "dense ones (sparse=False)")
         with _explained(outputs, targets):
             first, again = (objective.part(inputs, targets)[0].item() for _ in range(2))
+        _check_mean(objective.loss, outputs, targets)
     if second:
         check_same(first, again, objective.resolution)
 
@@ -82,6 +85,21 @@ def _check_loss(loss: Any) -> None:
         raise InputError("loss", f"one that returns {loss.dtype} {list(loss.shape)}", LOSS)
     if not loss.requires_grad:
         raise InputError("loss", "one that returns a loss without a graph", LOSS)
+
+
+def _check_mean(loss: Loss, outputs: Any, targets: Tensor) -> None:
+    """Raise `InputError` for a loss that is no mean over examples, and chunks would make another.
+
+    Such are sums, and means over weights of classes or over targets that are not ignored.
+    """
+    if not isinstance(outputs, Tensor) or outputs.ndim == 0 or len(outputs) != len(targets):
+        return
+    each = zip(outputs.split(1), targets.split(1), strict=True)
+    whole, mean = loss(outputs, targets).item(), fmean(loss(*one).item() for one in each)
+    if math.isfinite(whole) and not math.isclose(whole, mean, rel_tol=1e-3, abs_tol=1e-6):
+        found = f"{whole:.4g} over {len(targets)} examples, {mean:.4g} in the mean of their losses"
+        plain = "cross_entropy(outputs, targets, reduction='none').mean(), perhaps with weights"
+        raise InputError("loss", found, f"a mean over the examples, such as {plain}")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from torch import nn
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.data_objectives import Data, data_objectives
-from twophase.distributed import check_shared
+from twophase.distributed import bare, check_shared
 from twophase.errors import check_call, check_integer, check_type
 from twophase.least_squares import LeastSquares
 from twophase.loop import Loop
@@ -83,17 +83,16 @@ class Trainer(Loop):
         objective, self.validation = data_objectives(
             model, data, validation, loss, device, chunk_size
         )
-        check_shared(data=objective, validation=self.validation)
-        self.model = model.model if isinstance(model, LeastSquares) else model
+        given = adam, second, switch, fallback, monitor, loss, f"{keep=}, {freeze=}, {seed=}"
+        check_shared(objective, given, data=objective, validation=self.validation)
+        self.model = model.model if isinstance(model, LeastSquares) else bare(model)
         self.device = objective.vector.parameters[0].device
         if second is not None and not freeze:
             check_modules(self.model)
         rehearse(objective, second is not None, freeze or second is None)
         rehearse(self.validation, second=False, eval_mode=True)
-        phases: dict[str, Phase] = {}
-        first = None
-        if adam is not None:
-            phases[ADAM] = first = AdamPhase(objective, adam, seed, monitor)
+        first = None if adam is None else AdamPhase(objective, adam, seed, monitor)
+        phases: dict[str, Phase] = {} if first is None else {ADAM: first}
         if second is not None:
             phases[SECOND] = DescentPhase(objective, second, first, freeze)
         super().__init__(objective, phases, switch, fallback, monitor, self.validation, keep)

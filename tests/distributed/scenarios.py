@@ -159,6 +159,59 @@ def mini_batches(wrap):
     return {"losses": torch.tensor(optimizer.history.train_loss.tolist())}
 
 
+class Experts(nn.Module):
+    """Two of them, of which one is asked by some examples only."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.usual, self.rare = (nn.Linear(2, 3).double() for _ in range(2))
+
+    def forward(self, inputs):
+        rare = inputs[:, 0] > 1
+        outputs = self.usual(inputs)
+        return outputs + rare[:, None] * self.rare(inputs) if rare.any() else outputs
+
+
+def experts(make, backward=False):
+    """Sorted, so that all examples that ask for the second one are in the last share."""
+    model, (inputs, targets) = Experts(), examples(36)
+    order = inputs[:, 0].argsort()
+    closure = closure_of(model, backward, *own_share(inputs[order], targets[order]))
+    if make is twophase.fit:
+        found = twophase.fit(model, closure, epochs=14, switch=8)
+        return {"losses": torch.tensor(found.history.train_loss.tolist())}
+    optimizer = make(model.parameters())
+    return {"losses": torch.stack([optimizer.step(closure) for _ in range(12)])}
+
+
+def dead_units():
+    """The last batch has one example, for which no unit of this network is alive."""
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3, bias=False)).double()
+    inputs, targets = examples(33)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0], [0, 1], [1, 1], [2, 1]]))
+        model[0].bias.zero_()
+        inputs = torch.where(torch.arange(33)[:, None] % 8 == 0, -inputs.abs(), inputs.abs())
+    return training(model, lambda: (inputs, targets), epochs=10)
+
+
+def wrapped(count=37, batch_size=7):
+    """`fit` of a model in DistributedDataParallel, with batches that have no equal shares."""
+    model = network()
+    model = DistributedDataParallel(model) if dist.is_initialized() else model
+    return training(model, count=count, adam=AdamSettings(1e-2, batch_size))
+
+
+def begun_apart(make):
+    """An optimizer that is made among the others, and steps apart."""
+    model, (inputs, targets) = network(), examples(36)
+    optimizer = make(model.parameters())
+    with apart():
+        closure = closure_of(model, False, inputs, targets)
+        return {"losses": torch.stack([optimizer.step(closure) for _ in range(12)])}
+
+
 def dataset(**of_loader):
     data = TensorDataset(*examples())
     return DataLoader(data, **of_loader) if of_loader else data
@@ -190,6 +243,14 @@ SCENARIOS = {
         for kind, backward in (("plain closure", False), ("backward", True))
         for wrap in (False, True)
     },
+    **{f"experts, {make.__name__}": partial(experts, make) for make in (SecondPhase, TwoPhase)},
+    "experts, backward": partial(experts, TwoPhase, True),
+    "experts, fit": partial(experts, twophase.fit),
+    "dead units": dead_units,
+    "fit, wrapped": wrapped,
+    "fit, wrapped, a batch of one": partial(wrapped, 33, 8),
+    "SecondPhase begun apart": partial(begun_apart, SecondPhase),
+    "TwoPhase begun apart": partial(begun_apart, TwoPhase),
     "mini-batches": partial(mini_batches, False),
     "mini-batches, wrapped": partial(mini_batches, True),
 }
@@ -204,7 +265,34 @@ def of_its_own(rank):
 def mistakes(rank):
     """What is wrong in several processes, each with its one line; all of them go on."""
     half = examples(40)[0][rank::2], examples(40)[1][rank::2]
+    mixed = tuple(one.flip(0) if rank else one for one in examples(40))
+
+    def shuffled():
+        torch.manual_seed(rank)
+        return dataset(batch_size=8, shuffle=True)
+
+    def weighted():
+        problem = heat()
+        problem._terms[1] = (*problem._terms[1][:2], 10.0 + rank)
+        return twophase.minimize(problem, passes=10)
+
     made = {
+        "another order": lambda: training(data=lambda: mixed),
+        "another order for validation": lambda: training(validation=mixed),
+        "an order of its own": lambda: training(data=shuffled),
+        "a dataset of other examples": lambda: training(data=lambda: TensorDataset(*mixed)),
+        "another weight": weighted,
+        "another seed": lambda: training(seed=rank),
+        "another switch": lambda: training(switch=6 + rank),
+        "another length": lambda: training(epochs=14 + rank),
+        "another batch size": lambda: training(adam=AdamSettings(1e-2, 8 * (rank + 1))),
+        "another width": lambda: training(network(nn.Linear(7, 6 + rank), nn.Linear(6 + rank, 7))),
+        "another phase in a loop": lambda: SecondPhase(
+            (model := network()).parameters(), [twophase.SELF_SCALED_BFGS, twophase.DEFAULT][rank]
+        ).step(closure_of(model, False, *examples())),
+        "other batches in a loop": lambda: TwoPhase(
+            (model := network()).parameters(), batches=2 + rank
+        ).step(closure_of(model, False, *examples())),
         "data of its own": lambda: training(data=lambda: half),
         "other weights": lambda: training(network(seed=rank)),
         "other weights in a loop": lambda: SecondPhase(

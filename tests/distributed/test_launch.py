@@ -138,9 +138,26 @@ def test_each_process_needs_a_gpu_of_its_own(device, words, monkeypatch):
         ("LOCAL_RANK", "1"),
         ("WORLD_SIZE", "2"),
         ("MASTER_ADDR", "x"),
+        ("MASTER_PORT", "1"),
     ):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match=words), joined(device):
         pass
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"])
+@pytest.mark.parametrize("value", ["two", "-1", None])
+def test_what_torchrun_sets_must_be_numbers(name, value, monkeypatch, capsys):
+    given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "1", name: value}
+    if value is None and name in ("RANK", "WORLD_SIZE"):
+        pytest.skip("then it is not torchrun that has started the process")
+    for variable, one in (given | {"MASTER_ADDR": "x"}).items():
+        monkeypatch.delenv(variable, raising=False)
+        if one is not None:
+            monkeypatch.setenv(variable, one)
+    with pytest.raises(InputError, match=f"^{name}: .* as torchrun sets it$"), joined("cpu"):
+        pass
+    if name == "MASTER_PORT":
+        assert first_to_say("that it is no number")

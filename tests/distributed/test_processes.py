@@ -84,6 +84,18 @@ def test_a_training_apart_is_each_ones_own(of_two):
     "name, words",
     [
         ("data of its own", "data: 'other numbers in other processes.*use all of them in each"),
+        ("another order", "data: 'other numbers in other processes"),
+        ("another order for validation", "validation: 'other numbers in other processes"),
+        ("an order of its own", "data: 'other numbers in other processes"),
+        ("a dataset of other examples", "data: 'other numbers in other processes"),
+        ("another weight", "problem: 'other numbers in other processes"),
+        ("another seed", "processes: .*seed=1 in process 1.* use .*seed=0, as in process 0"),
+        ("another switch", "processes: '7 in process 1' is not allowed; use 6, as in process 0"),
+        ("another length", "processes: '15 epochs, None passes in process 1'"),
+        ("another batch size", "processes: .*batch_size=16.* use .*batch_size=8"),
+        ("another width", "processes: 'parameters .*in process 1"),
+        ("another phase in a loop", "processes: 'Automatic.* use Descent"),
+        ("other batches in a loop", "processes: 'batches=3 in process 1' .* use batches=2"),
         ("other weights", "parameters: they differ between the processes; wrap the model"),
         ("other weights in a loop", "parameters: they differ between the processes"),
         ("a shared sampler", "DistributedSampler' is not allowed; use one without"),
@@ -113,6 +125,17 @@ def test_shares_are_all_examples_once_and_nearly_equal(count, number):
         shares.append(range(count)[one.share(count)])
     assert [i for share in shares for i in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool])
+def test_a_fingerprint_of_data_tells_orders_apart(dtype):
+    tensor = torch.tensor([[0, 1], [1, 1], [0, 0]]).to(dtype)
+    other = tensor[[1, 0, 2]]
+    assert int(fingerprint(tensor)) == int(fingerprint(other))
+    assert int(fingerprint(tensor, ordered=True)) == int(fingerprint(tensor.clone(), ordered=True))
+    assert int(fingerprint(tensor, ordered=True)) != int(fingerprint(other, ordered=True))
+    for shape in ((), (0,), (0, 3), (2, 0)):
+        assert fingerprint(torch.ones(shape, dtype=dtype), ordered=True).shape == (1,)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool])

@@ -158,3 +158,20 @@ def test_a_course_is_made_of_rules_only():
             course(wrong, None)
     with pytest.raises(InputError, match="^switch: 0 "):
         course(0, None)
+
+
+@pytest.mark.parametrize(("level", "action"), [(1 / 70, Action.STAY), (1 / 28, Action.RETURN)])
+def test_near_the_end_a_stall_is_no_reason_unless_adam_would_end_lower(level, action):
+    """Adam has 1 / 20 after 60 of 240 passes, and promises 1 / 33 with 40 more."""
+    planned = course(Race(passes=20, length=240, late=0.25), Fallback())
+    planned.race.due = 60.0  # no early trial
+    for n in range(1, 21):
+        planned.adam(Told(1 / n, 1.0, 3, 1 / n))
+    assert planned.trying
+    while planned.trying:
+        move = planned.second(Told(level, 0.5, 10, level))
+    assert move.action is Action.ADOPT
+    for _ in range(12):
+        move = planned.second(Told(level, 0.5, 10, level))
+    assert planned.race.left == 40
+    assert move.reason.startswith("it stalls") and move.action is action

@@ -1,3 +1,11 @@
 """One training in several processes: what they add up, agree on, and how they are started."""
 
-from twophase.distributed.processes import ALONE, Processes, adds_up, apart, check_shared, processes
+from twophase.distributed.processes import (
+    ALONE,
+    Processes,
+    adds_up,
+    apart,
+    bare,
+    check_shared,
+    processes,
+)

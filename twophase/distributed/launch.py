@@ -14,6 +14,8 @@ from twophase.errors import InputError
 
 # How long a process waits for another in one exchange: a pass over the data, or a file's writing.
 PATIENCE = timedelta(minutes=10)
+# The numbers among what torchrun sets.
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 
 
 def launched() -> bool:
@@ -27,11 +29,15 @@ def joined(device: str | torch.device = "auto") -> Iterator[torch.device]:
     """In the process group of all that torchrun has started, with this process's device.
 
     "auto" and "cuda" are a GPU for each process of a machine, with NCCL; on CPUs it is gloo.
-    `InputError` where there are not enough GPUs. Else there is no group, and one device.
+    `InputError` where there are not enough GPUs, or a variable that torchrun sets is no number.
+    Else there is no group, and one device.
     """
     if not launched():
         yield resolve_device(device)
         return
+    for name in NUMBERS:
+        if not os.environ.get(name, "").isdecimal():
+            raise InputError(name, os.environ.get(name), "a whole number, as torchrun sets it")
     chosen = _own(device)
     on_gpu = chosen.type == "cuda"
     if on_gpu:
@@ -61,9 +67,9 @@ def first_to_say(text: str) -> bool:
     if not launched():
         return True
     digest = hashlib.sha256(text.encode()).hexdigest()
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=5))
         return store.add(f"twophase/said/{digest}", 1) == 1
-    except (RuntimeError, OSError):  # it may be gone with the process that kept it
+    except Exception:  # it may be gone with its process, or never have been there
         return True

@@ -56,7 +56,13 @@ class Processes:
         return make()
 
     def check_same(self, field: str, tensors: Iterable[Tensor], allowed: str) -> None:
-        """`InputError` where processes hold other tensors; one all-gather."""
+        """`InputError` where processes hold other tensors, or in another order; one all-gather."""
+
+    def check_alike(self, shapes: list[list[int]], settings: Iterable[Any]) -> None:
+        """`InputError` where processes hold parameters of other shapes, or other settings.
+
+        Settings are compared by what they say of themselves; one all-gather.
+        """
 
 
 ALONE = Processes()
@@ -87,17 +93,19 @@ class Group(Processes):
 
     def mean(self, parameters: Iterable[Tensor], loss: Tensor, size: int) -> Tensor:
         parameters = list(parameters)
+        used = [p.grad is not None for p in parameters]
         given = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        numbers = torch.stack([loss.detach().to(given[0]), torch.ones_like(given[0].sum())])
+        numbers = given[0].new_tensor([0.0, 1.0, *used])
+        numbers[0] = loss.detach()
         flat = size * torch.cat([part.reshape(-1) for part in (*given, numbers)])
         self._add_up(flat)
-        flat /= flat[-1].clone()
-        means = flat.split([*(p.numel() for p in parameters), 2])
-        for parameter, mean in zip(parameters, means, strict=False):
+        *means, numbers = flat.split([*(p.numel() for p in parameters), len(numbers)])
+        if not all(used):  # only then it is waited for what others have used
+            used = (numbers[2:] > 0).tolist()
+        for parameter, mean, by_any in zip(parameters, means, used, strict=True):
             # a parameter that no process has used has no gradient, as alone
-            if parameter.grad is not None or bool(mean.any()):
-                parameter.grad = mean.view_as(parameter)
-        return means[-1][0]
+            parameter.grad = (mean / numbers[1]).view_as(parameter) if by_any else None
+        return numbers[0] / numbers[1]
 
     def agreed(self, make: Callable[[], T]) -> T:
         box: list[Any] = [None, None]
@@ -114,15 +122,27 @@ class Group(Processes):
         return made
 
     def check_same(self, field: str, tensors: Iterable[Tensor], allowed: str) -> None:
-        own = [[list(t.shape), str(t.dtype), int(fingerprint(t))] for t in tensors]
-        found: list[Any] = [None] * self.count
-        with _explained():
-            dist.all_gather_object(found, own)
+        own = [[list(t.shape), str(t.dtype), int(fingerprint(t, ordered=True))] for t in tensors]
+        found = self._gathered(own)
         for rank, other in enumerate(found):
             if other != found[0]:
                 first, shapes = ([one[0] for one in those] for those in (found[0], other))
                 what = f"shapes {first} in process 0, {shapes} in process {rank}"
                 raise InputError(field, f"other numbers in other processes: {what}", allowed)
+
+    def check_alike(self, shapes: list[list[int]], settings: Iterable[Any]) -> None:
+        found = self._gathered([f"parameters {shapes}", *map(_text, settings)])
+        for rank, other in enumerate(found):
+            for own, first in zip(other, found[0], strict=True):
+                if own != first:
+                    allowed = f"{first}, as in process 0, or {APART}"
+                    raise InputError("processes", f"{own} in process {rank}", allowed)
+
+    def _gathered(self, own: Any) -> list[Any]:
+        found: list[Any] = [None] * self.count
+        with _explained():
+            dist.all_gather_object(found, own)
+        return found
 
     def _add_up(self, flat: Tensor) -> None:
         with _explained():
@@ -139,7 +159,7 @@ def _explained() -> Iterator[None]:
     """`ProcessError` for what torch says where the connection to another process is lost."""
     try:
         yield
-    except RuntimeError as error:  # also torch's DistError
+    except (RuntimeError, ValueError) as error:  # torch's DistError, or that the group is gone
         reason = str(error).strip().partition("\n")[0]
         raise ProcessError(
             "processes: the connection to another one is lost: it has ended, or did not answer in "
@@ -154,8 +174,13 @@ def processes() -> Processes:
     return Group() if dist.get_world_size() > 1 else ALONE
 
 
-def check_shared(**objectives: Any) -> None:
-    """`InputError` where an objective, by its field, has other data in other processes."""
+def check_shared(first: Any, settings: Iterable[Any] = (), **objectives: Any) -> None:
+    """`InputError` where an objective, by its field, has other data in other processes.
+
+    Also where settings are others, or the shapes of the parameters of the `first` one.
+    """
+    if (vector := getattr(first, "vector", None)) is not None:
+        processes().check_alike(vector.shapes, settings)
     for field, one in objectives.items():
         if one is not None:
             processes().check_same(field, getattr(one, "shared", ()), SHARED)
@@ -164,6 +189,8 @@ def check_shared(**objectives: Any) -> None:
 @contextmanager
 def apart() -> Iterator[None]:
     """Trainings that begin inside are each process's own, though there is a process group.
+
+    One begins with `fit`, `Trainer`, `minimize`, or an optimizer's first step.
 
     >>> with apart():
     ...     processes() is ALONE
@@ -176,11 +203,31 @@ def apart() -> Iterator[None]:
         _apart.reset(token)
 
 
-def fingerprint(tensor: Tensor) -> Tensor:
-    """A whole number below `PRIME` [1], by all bits of a tensor, wherever these stand."""
+def fingerprint(tensor: Tensor, ordered: bool = False) -> Tensor:
+    """A whole number below `PRIME` [1], by all bits of a tensor, wherever these stand.
+
+    `ordered`: also by the order of its rows.
+    """
     flat = tensor.detach().reshape(-1)
-    bits = flat.view(BITS.get(flat.element_size(), torch.uint8)).sum(dtype=torch.int64)
-    return bits.remainder(PRIME).reshape(1)
+    bits = flat.view(BITS.get(flat.element_size(), torch.uint8))
+    if ordered and len(bits):
+        rows = bits.reshape(len(tensor) if tensor.ndim else 1, -1).sum(1, dtype=torch.int64)
+        # sums and products of int64 are modulo 2**64, in which odd factors lose no bit
+        bits = rows * (2 * torch.arange(len(rows), device=rows.device) + 1)
+    return bits.sum(dtype=torch.int64).remainder(PRIME).reshape(1)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, whose work is done here; any other as it is."""
+    if dist.is_available() and isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.module
+    return model
+
+
+def _text(value: Any) -> str:
+    """What a setting says of itself, without addresses of this process."""
+    text = getattr(value, "__qualname__", None) or str(value)
+    return type(value).__qualname__ if " at 0x" in text else text
 
 
 def adds_up(model: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from twophase.distributed import processes
+from twophase.distributed import bare, processes
 from twophase.errors import InputError, check_integer, check_type
 from twophase.examples import Shuffled
 from twophase.least_squares.linearization import Linearization
@@ -70,7 +70,7 @@ class LeastSquares(Shuffled):
             raise InputError("terms", [], "at least one term")
         if chunk_size is not None:
             check_integer("chunk_size", chunk_size, 1)
-        self.model = model
+        self.model = model = bare(model)
         self.vector = ParameterVector(model.parameters(), model.buffers())
         self._names = [f"model.{n}" for n, p in model.named_parameters() if p.requires_grad]
         self.passes, self.resolution = Passes(), round_off(self.vector.dtype)
@@ -88,7 +88,8 @@ class LeastSquares(Shuffled):
     @property
     def shared(self) -> tuple[Tensor, ...]:
         """What must be the same in all processes."""
-        return tuple(tensor for _, tensors, _ in self._terms for tensor in tensors)
+        weights = torch.tensor([weight for _, _, weight in self._terms], dtype=torch.float64)
+        return weights, *(tensor for _, tensors, _ in self._terms for tensor in tensors)
 
     @property
     def count(self) -> int:

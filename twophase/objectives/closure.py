@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from twophase.distributed import processes
+from twophase.distributed import Processes, processes
 from twophase.errors import InputError
 from twophase.objective import Objective, Passes, Point, norm, round_off
 from twophase.objectives.mean_loss import Score
@@ -77,7 +77,7 @@ class ClosureObjective:
 
     With several processes each has a closure of its own, over its share of the examples: the loss
     is the mean of theirs, and so are the gradients, whether DistributedDataParallel has averaged
-    these already or not.
+    these already or not. `here` are these processes, None: those of now.
 
     Its resolution is that of the loss's dtype, at best that of the parameters'. `InputError` where
     the closure returns no real scalar, for a gradient neither calls backward nor returns a loss
@@ -87,9 +87,15 @@ class ClosureObjective:
     classes, count = False, 1  # no accuracy, and no mini-batches
     shared: tuple[Tensor, ...] = ()  # each process has data of its own
 
-    def __init__(self, vector: ParameterVector, closure: Closure, habits: Habits = UNKNOWN):
+    def __init__(
+        self,
+        vector: ParameterVector,
+        closure: Closure,
+        habits: Habits = UNKNOWN,
+        here: Processes | None = None,
+    ):
         self.vector, self.closure, self.habits = vector, closure, habits
-        self.processes = processes()
+        self.processes = processes() if here is None else here
         self.passes = Passes()
         self.resolution = round_off(vector.dtype)
         self.unused = [False] * len(vector.parameters)  # without a gradient, at the last one
@@ -131,7 +137,9 @@ class ClosureObjective:
                 raise NoGraphError("closure", INDEPENDENT, ALLOWED)
         self.unused = [p.grad is None for p in self.vector.parameters]
         if self.processes.count > 1:
-            loss, gradient = self._mean(x, loss, self.vector.read_gradient())
+            used = ~torch.tensor(self.unused, device=x.device)
+            loss, gradient, uses = self._mean(x, loss, self.vector.read_gradient(), used.double())
+            self.unused = uses.eq(0).tolist()
             self.write_gradient(gradient)
         return loss.item()
 

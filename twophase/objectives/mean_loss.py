@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from twophase.distributed import processes
+from twophase.distributed import bare, processes
 from twophase.errors import InputError
 from twophase.losses import Loss
 from twophase.modules import evaluating
@@ -64,7 +64,7 @@ class MeanLoss(ABC):
     """
 
     def __init__(self, model: nn.Module, loss: Loss):
-        self.model, self.loss = model, loss
+        self.model, self.loss = bare(model), loss
         # a loss with weights of its own must take float64 outputs, too
         self._loss64 = deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
         self.vector = ParameterVector(model.parameters(), model.buffers())

@@ -15,6 +15,7 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
+    TensorDataset,
 )
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data.distributed import DistributedSampler
@@ -46,7 +47,6 @@ class Streamed(MeanLoss):
     def __init__(self, model: nn.Module, loss: Loss, source: Source, chunk_size: int | None = None):
         super().__init__(model, loss)
         self.source, self._all = source, in_order(source, chunk_size)
-        self._own = _part(self._all, self.processes)
         self._begin = self._pair(_first(self._all))
         self.classes = self._begin.has_labels
 
@@ -54,6 +54,11 @@ class Streamed(MeanLoss):
     def count(self) -> int:
         """Examples K, by the length of the dataset, or else counted in a pass."""
         return _count(self._all)
+
+    @cached_property
+    def _own(self) -> Iterable[Any]:
+        """What this process reads in a pass."""
+        return _part(self._all, self.processes)
 
     @cached_property
     def own_count(self) -> int:
@@ -73,12 +78,15 @@ class Streamed(MeanLoss):
         source = self.source
         if not isinstance(source, DataLoader):
             order = torch.randperm(self.count, generator=generator).tolist()
-            source = DataLoader(source, size or self.count, sampler=order, generator=_own())
+            source = DataLoader(source, size or self.count, sampler=order, generator=_generator())
         return map(self._pair, source)
 
     @property
     def shared(self) -> tuple[Tensor, ...]:
-        return self._begin.inputs, self._begin.targets
+        examples = self.source.dataset if isinstance(self.source, DataLoader) else self.source
+        if isinstance(examples, TensorDataset):
+            return *examples.tensors, *_drawn_from(self.source)
+        return self._begin.inputs, self._begin.targets, *_drawn_from(self.source)
 
     def batch_loss(self, batch: Examples, some: slice = slice(None)) -> Tensor:
         """The mean loss of some examples, in the model's dtype, with its graph."""
@@ -106,7 +114,7 @@ def in_order(source: Source, size: int | None = None) -> DataLoader[Any]:
     A loader with a sampler of another kind than torch's own, or without indices, is taken as it is.
     """
     if not isinstance(source, DataLoader):
-        return DataLoader(source, size or CHUNK, generator=_own())
+        return DataLoader(source, size or CHUNK, generator=_generator())
     dataset, sampler = source.dataset, source.sampler
     if isinstance(sampler, DistributedSampler):
         allowed = "one without: processes share each batch and each pass"
@@ -133,7 +141,7 @@ def _sequential(source: DataLoader[Any], dataset: Any, size: int | None = None) 
         pin_memory=source.pin_memory,
         worker_init_fn=source.worker_init_fn,
         persistent_workers=source.num_workers > 0,
-        generator=_own(),
+        generator=_generator(),
     )
 
 
@@ -157,7 +165,15 @@ def _part(loader: DataLoader[Any], here: Processes) -> Iterable[Any]:
     return _sequential(loader, Subset(loader.dataset, range(own.start, own.stop)))
 
 
-def _own() -> torch.Generator:
+def _drawn_from(source: Source) -> list[Tensor]:
+    """The state of the generator from which a loader that shuffles takes its order."""
+    if not (isinstance(source, DataLoader) and isinstance(source.sampler, RandomSampler)):
+        return []
+    own = source.sampler.generator or source.generator
+    return [torch.get_rng_state() if own is None else own.get_state()]
+
+
+def _generator() -> torch.Generator:
     """A generator for what a loader draws, so that it does not draw from torch's global one."""
     return torch.Generator()
 

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from twophase.automatic import DEFAULT
 from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBFGSDirection, State
+from twophase.distributed import Processes, processes
 from twophase.errors import InputError, check_choice, check_integer, check_number, loading
 from twophase.line_search import LineSearch, ParabolaFirst, StrongWolfe
 from twophase.objective import Point, agree, check_repeats, evaluate, norm
@@ -116,6 +117,7 @@ class SecondPhase(Optimizer):
         check_minimizer(second)
         self.second, self.max_iter = second, check_integer("max_iter", max_iter, 1)
         self.result: StepResult | None = None
+        self._here: Processes | None = None  # those that share its steps, from the first one on
         with given(params) as groups:
             super().__init__(groups, defaults={})
             check_held(self._parameters())
@@ -136,7 +138,7 @@ class SecondPhase(Optimizer):
         self._saved().update(state=None, point=None)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"second": self.second, "max_iter": self.max_iter, "result": None}
+        own = {"second": self.second, "max_iter": self.max_iter, "result": None, "_here": None}
         return super().__getstate__() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -189,7 +191,11 @@ class SecondPhase(Optimizer):
         """
         closure = check_closure(closure)
         habits = Habits(*self._saved().get("habits", UNKNOWN))
-        objective = ClosureObjective(ParameterVector(self._parameters()), closure, habits)
+        vector = ParameterVector(self._parameters())
+        if self._here is None:
+            self._here = processes()
+            self._here.check_alike(vector.shapes, [self.second, f"max_iter={self.max_iter}"])
+        objective = ClosureObjective(vector, closure, habits, self._here)
         with unharmed(objective.vector) as x:
             done = self._iterations(objective, x)
         objective.vector.write(done.x)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from twophase.automatic import DEFAULT
+from twophase.distributed import processes
 from twophase.errors import InputError, check_integer, check_number, check_type, loading
 from twophase.loop import Loop
 from twophase.monitor import Exact, Monitor
@@ -107,6 +108,7 @@ class TwoPhase(Optimizer):
         self.steps = UsersPhase(self.objective, self.first, batches, monitor)
         phases = {ADAM: self.steps, SECOND: DescentPhase(self.objective, second, self.steps)}
         self.loop = Loop(self.objective, phases, switch, fallback, monitor)
+        self._given: tuple[Any, ...] = second, switch, fallback, monitor  # until the first step
         self.looks = 0  # passes to see whether the loss is the same, and its gradient its own
         self._checked = False
 
@@ -206,12 +208,16 @@ class TwoPhase(Optimizer):
         return self.loop.finish()
 
     def _check_parameters(self) -> None:
-        """None may be frozen or unfrozen on the way: there is one vector of them."""
+        """None may be frozen or unfrozen on the way; processes are those of the first step."""
         now = [p for p in _parameters(self.param_groups) if p.requires_grad]
         then = self.objective.vector.parameters
         if len(now) != len(then) or any(p is not q for p, q in zip(now, then, strict=True)):
             found = f"{len(now)} tensors that require a gradient"
             raise InputError("params", found, f"the {len(then)} as at the start, or a new TwoPhase")
+        if self._given:
+            self.objective.processes, given = processes(), [f"batches={self.batches}", *self._given]
+            self.objective.processes.check_alike(self.objective.vector.shapes, given)
+            self._given = ()
 
     def _value(self, work: Callable[[], None], closure: Closure) -> Tensor:
         """Do some work that evaluates a closure; the loss at the point that is known then."""

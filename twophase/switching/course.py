@@ -114,10 +114,10 @@ class _WithFallback:
         if self.fallback is not None:
             self.fallback.swap(loss)
 
-    def _go_on_or_back(self, told: Told, left: int | None = None) -> Move:
+    def _go_on_or_back(self, told: Told) -> Move:
         if self.fallback is None:
             return Move(Action.STAY, "")
-        back = self.fallback.second(told.loss, told.grad_norm, told.passes, told.status, left)
+        back = self.fallback.second(told.loss, told.grad_norm, told.passes, told.status)
         return Move(Action.RETURN if back.switch else Action.STAY, back.reason)
 
 
@@ -150,7 +150,11 @@ class ByRule(_WithFallback):
 
 @dataclass
 class ByRace(_WithFallback):
-    """A race says when, and whether a trial is lost; a fallback whether to go back later."""
+    """A race says when, and whether a trial is lost; a fallback whether to go back later.
+
+    Near the end, where no other trial could follow, a second phase that still moves goes on unless
+    Adam by its trend would end below it.
+    """
 
     race: Race
 
@@ -185,7 +189,9 @@ class ByRace(_WithFallback):
     def second(self, told: Told) -> Move:
         if not self.trying:
             self.race.spent += told.passes
-            return self._go_on_or_back(told, self.race.left)
+            move = self._go_on_or_back(told)
+            useless = move.action is Action.RETURN and self._too_late(told.status)
+            return Move(Action.STAY, move.reason) if useless else move
         said = self.race.after_second(told.judged, told.passes, told.status)
         if not said:
             return Move(Action.STAY, "")
@@ -196,3 +202,9 @@ class ByRace(_WithFallback):
         self._take_over(None if ended else told.loss)
         back = ended and self._go_on_or_back(told).action is Action.RETURN
         return Move(Action.RETURN if back else Action.ADOPT, said)
+
+    def _too_late(self, status: Status) -> bool:
+        left = self.race.left
+        if self.fallback is None or left is None or status is not Status.MOVED:
+            return False
+        return not self.fallback.adam_ends_below(left)

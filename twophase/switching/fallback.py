@@ -35,8 +35,7 @@ class Fallback(Stateful, Settings):
       gradient norm is above its largest under Adam (by the hypothesis the loss is not convex), or
       the loss fell by less over the last `trial` iterations than Adam promised for these;
     - the phase stalls: over the last quarter of at least 120 passes, and `trial` iterations, its
-      loss fell by less than 30 % per factor e of its passes; but near the end of a training, where
-      no other second phase could follow, only if Adam by its trend would end below it.
+      loss fell by less than 30 % per factor e of its passes.
 
     Adam goes on from the weights at the swap, with the moments it had there: its epochs are those
     of a run of Adam alone. The second phase's best weights are kept aside, and are the result if
@@ -93,17 +92,9 @@ class Fallback(Stateful, Settings):
         self._trend = Trend.of(self._adam)
 
     def second(
-        self,
-        loss: float,
-        grad_norm: float,
-        passes: int,
-        status: Status = Status.MOVED,
-        left: int | None = None,
+        self, loss: float, grad_norm: float, passes: int, status: Status = Status.MOVED
     ) -> Decision:
-        """Take an iteration of the second phase, and judge whether Adam shall take over.
-
-        `left` are the passes that Adam could still have, where no second phase would follow.
-        """
+        """Take an iteration of the second phase, and judge whether Adam shall take over."""
         check_seen(loss, grad_norm)
         self._spent += passes
         before, self._at = self._at, loss
@@ -116,7 +107,12 @@ class Fallback(Stateful, Settings):
         if grad_norm > self._peak and self._behind(self._trend):
             peak = f"its peak {self._peak:.4g}"
             return Decision(True, f"the gradient norm {grad_norm:.4g} is above {peak}")
-        return self._compare_rates(self._trend, left)
+        return self._compare_rates(self._trend)
+
+    def adam_ends_below(self, passes: int) -> bool:
+        """Whether Adam by its trend would with so many passes get below the second phase."""
+        assert self._trend is not None
+        return self._trend.promise(passes) < self._level(self._second[-1])
 
     def moved(self, before: float, now: float) -> None:
         """The second phase's loss has become another one; Adam's would have moved alike."""
@@ -136,7 +132,7 @@ class Fallback(Stateful, Settings):
         gained = self._level(start) - self._level(last)
         return status is not Status.NOT_FINITE and gained > trend.gain(last.passes + self._spent)
 
-    def _compare_rates(self, trend: Trend, left: int | None) -> Decision:
+    def _compare_rates(self, trend: Trend) -> Decision:
         if len(self._second) <= self.trial:
             done = len(self._second) - 1
             return Decision(False, f"iteration {done} of a trial of {self.trial}")
@@ -146,8 +142,7 @@ class Fallback(Stateful, Settings):
         unit = "of ln loss" if trend.logarithmic else "of the loss"
         seen = f"gained {gained:.3g}, Adam promised {promised:.3g} ({unit})"
         if stalled := self._stalled(trend):
-            useful = left is None or trend.promise(left) < self._level(last)
-            return Decision(useful, stalled)
+            return Decision(True, stalled)
         spent = last.passes - first.passes
         return Decision(self._behind(trend) and gained < promised, f"in {spent} passes it {seen}")
 
