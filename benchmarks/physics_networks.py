@@ -15,13 +15,9 @@ import argparse
 import itertools
 import json
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +27,8 @@ import torch
 from torch import Tensor, nn
 
 import twophase as tp
-from twophase.device import device_name
 from twophase.experiments.files import write_atomically
-from twophase.experiments.provenance import git_revision, now, versions
+from twophase.experiments.provenance import of_script
 from twophase.problems import physics
 
 INSIDE, BORDER, OTHERS = 900, 120, 9000
@@ -318,14 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     chosen = parser.parse_args(arguments)
-    command = ["python", "benchmarks/physics_networks.py", *(arguments or sys.argv[1:])]
-    facts = {
-        "command": shlex.join(command),
-        "revision": git_revision(),
-        "versions": versions() | {name: version(name) for name in PEERS if find_spec(PEERS[name])},
-        "device": device_name(torch.device("cpu")),
-        "time": now(),
-    }
+    facts = of_script("physics_networks", arguments, PEERS)
     chosen.out.mkdir(parents=True, exist_ok=True)
     done = _earlier(chosen.out / "provenance.json")
     for seed, row, name in itertools.product(chosen.seeds, ROWS, chosen.methods):

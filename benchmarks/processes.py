@@ -25,7 +25,7 @@ from twophase.adam import Adam, AdamSettings
 from twophase.distributed import processes
 from twophase.distributed.launch import joined
 from twophase.experiments.files import write_atomically, write_json
-from twophase.experiments.provenance import git_revision, now, versions
+from twophase.experiments.provenance import of_script
 from twophase.objectives import FullBatch
 from twophase.problems import networks
 
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
             if processes().rank == 0:
                 write_json(options.worker, found)
         return
-    rows = []
+    facts, rows = of_script("processes", arguments), []
     for turn in range(options.turns):
         for count, threads in WAYS:
             found = launch(count, threads, options.scale, options.repetitions)
@@ -149,15 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     table = pd.DataFrame(rows)
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "seconds.csv", table.to_csv(index=False, float_format="%.4g"))
-    facts = {
-        "command": "OMP_NUM_THREADS=1 python benchmarks/processes.py",
-        "revision": git_revision(),
-        "versions": versions(),
-        "device": f"cpu, {os.cpu_count()} cores",
-        "turns": options.turns,
-        "time": now(),
-    }
-    write_json(options.out / "provenance.json", facts)
+    write_json(options.out / "provenance.json", facts | {"turns": options.turns})
     print(speedups(table).round(2).to_string(index=False))
 
 

@@ -8,10 +8,9 @@ See `twophase.experiments.scale` and notebook 20.
 import argparse
 from pathlib import Path
 
-from twophase.device import device_name, resolve_device
 from twophase.experiments import scale
 from twophase.experiments.files import write_atomically, write_json
-from twophase.experiments.provenance import git_revision, now, versions
+from twophase.experiments.provenance import of_script
 
 OUT = Path(__file__).resolve().parent.parent / "reports" / "reference" / "scale"
 PARAMETERS = [10**4, 10**5, 10**6, 10**7, 10**8]
@@ -28,16 +27,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", default=list(scale.KINDS))
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
+    facts = of_script("scale", arguments)
     table = scale.run(options.parameters, options.examples, options.most, options.kinds)
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "scale.csv", table.to_csv(index=False, float_format="%.5g"))
-    facts = {
-        "command": "OMP_NUM_THREADS=1 python benchmarks/scale.py",
-        "revision": git_revision(),
-        "versions": versions(),
-        "device": device_name(resolve_device("cpu")),
-        "time": now(),
-    }
     write_json(options.out / "provenance.json", facts)
     print(scale.exponents(table).to_string(index=False, float_format="{:.3g}".format))
 

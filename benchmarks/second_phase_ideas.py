@@ -10,8 +10,6 @@ against the passes after the swap; what that holds is not run again.
 import argparse
 import json
 import math
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from twophase.experiments import branches, comparison
 from twophase.experiments.competitors import AdamGoesOn, Competitor, Journal, TorchLBFGS
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import write_atomically, write_json
+from twophase.experiments.provenance import command
 from twophase.objective import GRADIENT_PASSES, Point, evaluate, norm
 from twophase.objectives.full_batch import FullBatch
 from twophase.problems import networks
@@ -224,11 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not todo:
         return
     found = curves(comparison.run(todo, branches.Place(chosen.prefixes, device="cpu")))
-    command = ["python", "benchmarks/second_phase_ideas.py", *(arguments or sys.argv[1:])]
     # before the results change the tree
     facts = comparison.facts([], "cpu", seconds=time.perf_counter() - began)
     kept = json.loads(notes.read_text()) if notes.exists() else {"commands": [], "costs": {}}
-    kept["commands"].append(facts | {"command": shlex.join(command)})
+    kept["commands"].append(facts | {"command": command("second_phase_ideas", arguments)})
     kept["costs"] |= costs
     chosen.out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, pd.concat([*before, found]).to_csv(index=False))

@@ -1,6 +1,8 @@
 """Errors of users: one line with the field, the value and what is allowed."""
 
+import copy
 import math
+import pickle
 import sys
 
 import pytest
@@ -79,3 +81,18 @@ def test_an_input_error_is_a_value_error_with_its_parts():
 def test_a_value_of_many_lines_or_characters_is_shown_in_one():
     assert "\n" not in str(InputError("loss", torch.ones(3, 3), "a number"))
     assert len(str(InputError("loss", list(range(10_000)), "a number"))) < 500
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_an_error_can_be_copied_and_sent(copied):
+    """Also one whose value cannot be: what other processes meet has the words and the field."""
+    error = InputError("loss", lambda outputs: outputs, "a function")
+    error.records = (1, 2)
+    found = copied(error)
+    assert type(found) is InputError and str(found) == str(error)
+    assert (found.field, found.allowed, found.records) == ("loss", "a function", (1, 2))
+    assert found.value == repr(error.value)

@@ -311,12 +311,12 @@ def _regret(options: argparse.Namespace) -> None:
 
 def _pattern_options(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument
-    text("--problem", default="digits", help=PROBLEMS)
+    text("--problem", default="digits", help="a data set of images; topics or a UTF-8 file")
     text("--model", help="of images or of a text; default: as for run")
     _number_options(parser, "train-examples", "validation-examples", help="default: all")
     _number_options(parser, "passes", default=600)
     _number_options(parser, "seeds", default=3)
-    _number_options(parser, "batch-size", help="default: 64; equations have none")
+    _number_options(parser, "batch-size", help="default: 64")
     _number_options(parser, "learning-rate", kind=float, default=1e-3)
     parser.add_argument("--freeze", action="store_true", help=FREEZE)
     _executor_options(parser)

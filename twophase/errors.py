@@ -32,6 +32,17 @@ class InputError(TwoPhaseError, ValueError):
         super().__init__(f"{field}: {shown} is not allowed; use {allowed}")
         self.field, self.value, self.allowed = field, value, allowed
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the value may be what cannot be copied or sent
+        return _copied, (type(self), str(self), vars(self) | {"value": repr(self.value)})
+
+
+def _copied(kind: type[InputError], text: str, known: dict[str, Any]) -> InputError:
+    error = kind.__new__(kind, text)
+    error.args = (text,)
+    vars(error).update(known)
+    return error
+
 
 class DataError(TwoPhaseError):
     """A data file is missing, truncated or altered; the message names the file and the mend."""

@@ -271,6 +271,17 @@ def mistakes(rank):
         torch.manual_seed(rank)
         return dataset(batch_size=8, shuffle=True)
 
+    def frozen():
+        model = network()
+        torch.manual_seed(rank)
+        model[0] = nn.Linear(2, 7).double().requires_grad_(False)
+        return model
+
+    def normed():
+        norm = nn.BatchNorm1d(7)
+        norm.running_mean.fill_(rank)
+        return norm
+
     def weighted():
         problem = heat()
         problem._terms[1] = (*problem._terms[1][:2], 10.0 + rank)
@@ -295,6 +306,11 @@ def mistakes(rank):
         ).step(closure_of(model, False, *examples())),
         "data of its own": lambda: training(data=lambda: half),
         "other weights": lambda: training(network(seed=rank)),
+        "other weights for a closure": lambda: twophase.fit(
+            model := network(seed=rank), closure_of(model, False, *examples()), epochs=9
+        ),
+        "other frozen weights": lambda: training(frozen()),
+        "other statistics": lambda: training(network(normed()).eval()),
         "other weights in a loop": lambda: SecondPhase(
             (model := network(seed=rank)).parameters()
         ).step(closure_of(model, False, *examples())),

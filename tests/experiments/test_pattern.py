@@ -11,7 +11,7 @@ from twophase.errors import InputError
 from twophase.experiments import branches, pattern, runs, traces
 from twophase.experiments.pattern import ALONE, CG, RACE, Pattern
 from twophase.objectives import FullBatch
-from twophase.problems.problem import ImageProblem
+from twophase.problems.problem import ImageProblem, PhysicsProblem
 
 PROBLEM = ImageProblem("digits", "mlp-4", 48, 20)
 
@@ -169,3 +169,9 @@ def test_too_few_passes_are_refused(tmp_path):
         pattern.config(PROBLEM, 20)
     with pytest.raises(InputError, match="^seeds: 0 "):
         pattern.run(pattern.config(PROBLEM, 60), 0, branches.Place(tmp_path))
+
+
+def test_a_problem_without_validation_is_refused_before_anything_is_made():
+    for problem in (PhysicsProblem("poisson"), ImageProblem(validation_examples=0)):
+        with pytest.raises(InputError, match="^problem: .* use one with validation examples"):
+            pattern.config(problem, 60)

@@ -1,8 +1,10 @@
 """What results stand on."""
 
+import sys
+
 import pytest
 
-from twophase.experiments.provenance import made_with, words
+from twophase.experiments.provenance import command, made_with, of_script, words
 
 
 @pytest.mark.parametrize("threads", ["1 thread", "11 threads", "16 threads"])
@@ -22,3 +24,15 @@ def test_runs_are_named_by_device_torch_and_revision_each_once():
         "gpu, torch 2.6, revision unknown"
     )
     assert made_with([]) == ""
+
+
+def test_a_benchmark_says_how_it_was_called(monkeypatch):
+    assert command("scale", ["--kinds", "Adam, an epoch"]) == (
+        "python benchmarks/scale.py --kinds 'Adam, an epoch'"
+    )
+    assert command("scale", []) == "python benchmarks/scale.py", "not what started the tests"
+    monkeypatch.setattr(sys, "argv", ["scale.py", "--most", "3"])
+    assert command("scale", None) == "python benchmarks/scale.py --most 3"
+    said = of_script("scale", [], ("pytest", "not-a-package"))
+    assert "pytest" in said["versions"] and "not-a-package" not in said["versions"]
+    assert {"command", "revision", "versions", "device", "hardware", "time"} == set(said)

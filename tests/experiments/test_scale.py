@@ -1,5 +1,6 @@
 """Time and memory over parameters and examples, their exponents, and what follows on paper."""
 
+import math
 from itertools import product
 
 import pandas as pd
@@ -70,3 +71,18 @@ def test_the_figure_has_a_mark_for_each_row(measured):
         assert sum(len(line.get_xdata()) for line in ax.lines) == len(measured)
         assert ax.get_xlabel() and ax.get_ylabel()
     plt.close(fig)
+
+
+def test_what_cannot_be_measured_is_one_line(measured):
+    for arguments, field in (
+        (([-5], [8], 1e9), "parameters"),
+        (([100], [0], 1e9), "examples"),
+        (([100], [8], math.nan), "most"),
+        (([100], [8], 1.0), "most"),
+    ):
+        with pytest.raises(InputError, match=f"^{field}: "):
+            scale.run(*arguments)
+    with pytest.raises(InputError, match="^devices: 0"):
+        scale.Cluster(devices=0)
+    with pytest.raises(InputError, match="^table: .* use one with 'Adam, an epoch', too"):
+        scale.on_paper(measured[measured.kind != scale.ADAM], 1e9, 1e9, scale.Cluster())

@@ -22,6 +22,10 @@ T = TypeVar("T")
 PRIME = 2**40 - 87
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # What a field of data must be.
+SEEDED = (
+    "the same weights and buffers in each process: wrap the model in DistributedDataParallel, or "
+    "build it after the same torch.manual_seed"
+)
 SHARED = "all of them in each process, which takes a share by itself"
 APART = "with twophase.distributed.apart(): ... for a training of its own in each process"
 
@@ -177,10 +181,16 @@ def processes() -> Processes:
 def check_shared(first: Any, settings: Iterable[Any] = (), **objectives: Any) -> None:
     """`InputError` where an objective, by its field, has other data in other processes.
 
-    Also where settings are others, or the shapes of the parameters of the `first` one.
+    Also where settings are others, or the parameters or buffers of the `first` one's model.
     """
-    if (vector := getattr(first, "vector", None)) is not None:
-        processes().check_alike(vector.shapes, settings)
+    here = processes()
+    if (vector := getattr(first, "vector", None)) is not None and here.count > 1:
+        here.check_alike(vector.shapes, settings)
+        model = getattr(first, "model", None)
+        own = (
+            [*vector.parameters, *vector.buffers] if model is None else model.state_dict().values()
+        )
+        here.check_same("model", (one for one in own if isinstance(one, Tensor)), SEEDED)
     for field, one in objectives.items():
         if one is not None:
             processes().check_same(field, getattr(one, "shared", ()), SHARED)

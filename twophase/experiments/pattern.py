@@ -2,7 +2,7 @@
 
 Adam's trajectory of each seed is looked at from all sides: how many hills its gradient norm has,
 where each rule switches, what the Hessian says there, and who is ahead in the end at equal passes,
-in training and in validation loss. Every problem that a `RunConfig` can name may be asked.
+in training and in validation loss. Every problem with validation examples may be asked.
 """
 
 import logging
@@ -14,7 +14,7 @@ import pandas as pd
 
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
-from twophase.errors import check_integer
+from twophase.errors import InputError, check_integer
 from twophase.experiments import branches, regret, runs, traces
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.convexity_audit import clearly_negative
@@ -74,7 +74,10 @@ def config(
     """The training that is asked about, by the library's defaults, in so many passes.
 
     At least 30 passes, so that there are epochs to look at; batches of 64 unless `adam` says else.
+    `InputError` for fewer, and for a problem without validation examples.
     """
+    if not problem.validates:
+        raise InputError("problem", problem.name, "one with validation examples")
     check_integer("passes", passes, 30)
     adam = adam or AdamSettings(batch_size=64)
     return RunConfig(problem, passes // GRADIENT_PASSES, adam, budget=passes, freeze=freeze)

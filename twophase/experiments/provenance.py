@@ -1,13 +1,19 @@
 """What a result stands on: package versions, the revision of the code, the time."""
 
+import os
 import platform
 import re
+import shlex
 import subprocess
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
+
+from twophase.device import device_name
 from twophase.experiments.files import project_folder
 
 PACKAGES = ("twophase", "torch", "torchvision", "numpy", "pandas", "scikit-learn")
@@ -15,13 +21,16 @@ PACKAGES = ("twophase", "torch", "torchvision", "numpy", "pandas", "scikit-learn
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
+    missing = "not installed as a package"
+    found = {package: _version(package) or missing for package in PACKAGES}
+    return {"python": platform.python_version()} | found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def git_revision() -> str | None:
@@ -45,6 +54,30 @@ def git_revision() -> str | None:
 def now() -> str:
     """The time in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command(script: str, arguments: Sequence[str] | None) -> str:
+    """How a script in `benchmarks/` was called; arguments None: those of this process."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return shlex.join(["python", f"benchmarks/{script}.py", *given])
+
+
+def of_script(
+    script: str, arguments: Sequence[str] | None, packages: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What a benchmark on the CPU says of itself, before its results change the tree.
+
+    `packages` are other ones whose versions matter; those that are not installed are left out.
+    """
+    known = {name: found for name in packages if (found := _version(name))}
+    return {
+        "command": command(script, arguments),
+        "revision": git_revision(),
+        "versions": versions() | known,
+        "device": device_name(torch.device("cpu")),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        "time": now(),
+    }
 
 
 def words(device: str) -> str:

@@ -281,7 +281,7 @@ def entries(case: Case, seed: int, rules: Iterable[str]) -> dict[str, RunConfig]
     by_rule = {}
     for name in rules:
         rule = RULES[check_choice("rule", name, RULES)]
-        if rule.keep == "train" or not isinstance(case.problem, PhysicsProblem):
+        if rule.keep == "train" or case.problem.validates:
             by_rule[name] = {"switch": rule.of(case), "fallback": rule.fallback, "keep": rule.keep}
     trained = {name: replace(config, **changes) for name, changes in (fixed | by_rule).items()}
     return {NONE: config.trunk()} | trained

@@ -18,7 +18,7 @@ from torch import nn
 from twophase.adam import Adam, AdamSettings
 from twophase.device import clock
 from twophase.directions import ConjugateDirection, SelfScaledBFGSDirection
-from twophase.errors import check_choice
+from twophase.errors import InputError, check_choice, check_integer, check_number
 from twophase.experiments.live_bytes import LiveBytes
 from twophase.experiments.progress import track
 from twophase.least_squares import LevenbergMarquardt
@@ -30,11 +30,12 @@ from twophase.second_phase import Descent, Minimizer
 
 INPUTS = 32
 ADAM = "Adam, an epoch"
+GAUSS_NEWTON = "Levenberg–Marquardt"
 PHASES: dict[str, Minimizer] = {
     "CG, golden section": Descent(ConjugateDirection("PR+"), GoldenSection()),
     # a step more is two vectors more
     "limited memory, 2 steps": Descent(SelfScaledBFGSDirection(2), StrongWolfe()),
-    "Levenberg–Marquardt": LevenbergMarquardt(),
+    GAUSS_NEWTON: LevenbergMarquardt(),
 }
 # About how many gradients each takes.
 KINDS = dict(zip((ADAM, *PHASES), (1, 5, 2, 50), strict=True))
@@ -55,6 +56,11 @@ class Cluster:
     operations: float = 2e14
     bandwidth: float = 25e9
     memory: float = 80e9
+
+    def __post_init__(self) -> None:
+        check_integer("devices", self.devices, 1)
+        for name in ("operations", "bandwidth", "memory"):
+            check_number(name, getattr(self, name), above=0)
 
     def pass_seconds(self, parameters: float, examples: float) -> float:
         """A gradient of all examples: 6 operations for each parameter and example."""
@@ -90,13 +96,21 @@ def run(
 
     Left out is what takes more than `most` in gradients times parameters times examples.
     `seconds` and `passes` are means of the timed ones; `peak` are the bytes of tensors that live
-    beside model, data and Adam's moments, counted in runs of their own, in which nothing is timed.
+    beside model and data, Adam's moments among them, counted in runs of their own, in which nothing
+    is timed. `InputError` for a number below 1, or where all is left out.
     """
+    parameters, examples = (
+        [check_integer(name, one, 1) for one in given]
+        for name, given in (("parameters", parameters), ("examples", examples))
+    )
+    check_number("most", most, above=0)
     cells = [
         (p, k, kind)
         for p, k, kind in product(parameters, examples, kinds)
         if p * k * KINDS[check_choice("kind", kind, KINDS)] <= most
     ]
+    if not cells:
+        raise InputError("most", most, "a number that leaves something to be measured")
     return pd.DataFrame([_measured(*cell) for cell in track(cells, label="measurements")])
 
 
@@ -193,6 +207,8 @@ def on_paper(
         rows.append((kind, passes, compute, exchange, memory, memory <= cluster.memory))
     names = ["kind", "passes", "computing", "exchange", "memory", "fits"]
     found = pd.DataFrame(rows, columns=names)
+    if ADAM not in held:
+        raise InputError("table", f"one of {', '.join(held.index)}", f"one with {ADAM!r}, too")
     adam = found[found.kind == ADAM].iloc[0]
     return found.assign(
         computing_over_adam=found.computing / adam.computing,
@@ -202,4 +218,4 @@ def on_paper(
 
 def _gradients(kind: str, passes: float) -> float:
     """Gradients in an iteration: one; for products of Levenberg–Marquardt one in three passes."""
-    return max(1.0, passes / 3) if kind == "Levenberg–Marquardt" else 1.0
+    return max(1.0, passes / 3) if kind == GAUSS_NEWTON else 1.0

@@ -29,10 +29,14 @@ class Task(NamedTuple):
 class Problem(Protocol):
     """What a configuration asks of a problem; settings, so that JSON can hold it.
 
-    `full_batch` says whether its users train it on all examples at once.
+    `full_batch` says whether its users train it on all examples at once, `validates` whether it has
+    validation examples.
     """
 
     full_batch: bool
+
+    @property
+    def validates(self) -> bool: ...
 
     @property
     def name(self) -> str:
@@ -68,6 +72,10 @@ class ImageProblem(Settings):
         _check_sizes(self.train_examples, self.validation_examples)
 
     @property
+    def validates(self) -> bool:
+        return self.validation_examples != 0
+
+    @property
     def name(self) -> str:
         loss = "" if self.loss == "mse" else f" {self.loss}"
         return f"{self.dataset} {self.model}{loss}"
@@ -90,6 +98,7 @@ class PhysicsProblem(Settings):
     equation: str = "poisson"
 
     full_batch = True
+    validates = False
 
     def __post_init__(self) -> None:
         check_choice("equation", self.equation, physics.PROBLEMS)
@@ -129,6 +138,10 @@ class TextProblem(Settings):
         check_choice("model", self.model, gpt.GPT_MODELS)
         check_integer("context", self.context, 1)
         _check_sizes(self.train_examples, self.validation_examples)
+
+    @property
+    def validates(self) -> bool:
+        return self.validation_examples != 0
 
     @property
     def name(self) -> str:
