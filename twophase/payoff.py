@@ -40,6 +40,8 @@ class Payoff:
             f"the second phase {verdict}: {self.loss:.3g} after {self.passes} passes from epoch "
             f"{self.first_epoch} on, where Adam by its trend has {self.foreseen:.3g}"
         )
+        if not self.pays:
+            text += " (a trend knows of no lowest loss)"
         if self.validation is not None and self.loses_in_validation:
             before, after = self.validation
             text += f", but its validation loss rose from {before:.3g} to {after:.3g}"

@@ -153,10 +153,13 @@ def overview(curves: pd.DataFrame, passes: int, by: Sequence[str]) -> pd.DataFra
 
 
 def verdict(ratio: Ratio, unit: str = "passes") -> str:
-    """Whether a method pays, in a sentence's second half, by the ratio of its cost to Adam's."""
+    """Whether a method pays, in a sentence's second half, by the ratio of its cost to Adam's.
+
+    It does where that is below 1 by more than the curves leave open, see `Ratio`.
+    """
     if np.isinf(ratio.low):
         return "no: it does not get there"
-    word = {True: "yes" if ratio.high < 1 else "no", False: "not on every seed"}[ratio.decided]
+    word = {True: "yes", False: "no", None: "not on every seed"}[ratio.quicker]
     if np.isinf(ratio.median):
         return f"{word}: {ratio.text}"
     return f"{word}: it needs {ratio.text} times Adam's {unit}"
