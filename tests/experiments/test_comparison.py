@@ -38,6 +38,7 @@ from twophase.experiments.competitors import SGD, AdamGoesOn, TorchLBFGS
 from twophase.experiments.executors import Local, Slurm
 from twophase.experiments.files import project_folder
 from twophase.line_search import StrongWolfe
+from twophase.problems import gpt, networks
 from twophase.problems.problem import ImageProblem, PhysicsProblem
 
 pytestmark = pytest.mark.slow
@@ -506,3 +507,28 @@ def test_a_wrong_option_is_one_line(wrong, line, tmp_path, capsys):
     assert main([*arguments, *wrong]) == 2
     error = capsys.readouterr().err
     assert line in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("problem", "model"), [("topics", "gpt-10k"), ("digits", "resnet8-groupnorm")]
+)
+def test_texts_and_residual_networks_are_compared_like_others(tmp_path, problem, model):
+    plan = comparison.plan(
+        "smoke", problems=(problem,), models=(model,), train_examples=16, seeds=1, passes=12
+    )
+    assert plan.tuning().problem.name == f"{problem} {model}"
+    found = comparison.compare(plan, ["adam", "default", "golden"], Place(tmp_path, device="cpu"))
+    assert set(found.method) == {"adam", "default", "golden"} and set(found.model) == {model}
+    assert found.loss.notna().all()
+
+
+def test_what_does_not_go_together_is_one_line():
+    with pytest.raises(InputError, match="^model: 'gpt-10k' is not allowed; use one of vit-mlp"):
+        comparison.plan("smoke", models=("gpt-10k",))
+    with pytest.raises(InputError, match="^model: 'vit-mlp' is not allowed; use one of gpt-10k"):
+        comparison.plan("smoke", problems=("topics",), models=("vit-mlp",))
+
+
+def test_every_network_has_its_place_by_size():
+    assert set(comparison.SIZES + comparison.OTHERS) == {*networks.ALL_MODELS, *gpt.GPT_MODELS}

@@ -19,7 +19,7 @@ from twophase.errors import DataError, InputError
 from twophase.experiments import checkpoints, runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.runs import CHECKPOINTS, branch_file, run
-from twophase.problems.problem import ImageProblem
+from twophase.problems.problem import ImageProblem, TextProblem
 from twophase.switching.fallback import Fallback
 from twophase.switching.rules import FixedEpoch, GradientNormPeak
 from twophase.trainer import Trainer
@@ -255,3 +255,21 @@ def test_only_the_newest_two_checkpoints_are_kept(tmp_path, monkeypatch):
 def test_where_epochs_are_short_writing_takes_a_part_of_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "TIMES_WRITING", 10**9)
     assert [path.name for path in stopped(tmp_path, monkeypatch)] == ["epoch-000001.ckpt"]
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    """A file of the same name and length may hold another text by now."""
+    path, out = tmp_path / "notes.txt", tmp_path / "run"
+    path.write_text("the cat sat on the mat " * 40, encoding="utf-8")
+    problem = TextProblem(str(path), "gpt-10k", 16, 12, 4)
+    config = RunConfig(problem, 6, AdamSettings(batch_size=4), switch=FixedEpoch(3), fallback=None)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, 2)
+        run(config, out, device="cpu")
+    before = {kept: kept.read_bytes() for kept in (out / CHECKPOINTS).iterdir()}
+    path.write_text("tam eht no tas tac eht " * 40, encoding="utf-8")
+    with pytest.raises(InputError, match="^out: .* use a new folder: this run began with other da"):
+        run(config, out, device="cpu")
+    assert {kept: kept.read_bytes() for kept in (out / CHECKPOINTS).iterdir()} == before
+    path.write_text("the cat sat on the mat " * 40, encoding="utf-8")
+    assert run(config, out, device="cpu")["epochs"] == 6

@@ -7,5 +7,6 @@ from twophase.distributed.processes import (
     apart,
     bare,
     check_shared,
+    fingerprint,
     processes,
 )

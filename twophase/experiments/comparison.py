@@ -41,6 +41,7 @@ from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.objective import GRADIENT_PASSES
 from twophase.preconditioner import AdamMoments, Identity
 from twophase.problems import networks
+from twophase.problems.gpt import GPT_MODELS
 from twophase.problems.problem import DTYPES, ImageProblem, Problem
 from twophase.second_phase import SELF_SCALED_BFGS, Descent, Minimizer
 
@@ -50,8 +51,10 @@ log = logging.getLogger("twophase")
 SAVED_SPACING = 0.04
 # Of weights, batches and subsets in the runs that tuning looks at, never in those it is judged by.
 TUNING_SEED = 100
-# Networks from the quickest to the slowest pass.
+# The paper's networks from the quickest to the slowest pass, and all others.
 SIZES = ("vit-nomlp-wkewq-wvwo1", "vit-nomlp-wkewq", "vit-nomlp", "vit-mlp", "vgg5-max-relu")
+OTHERS = ("mlp-4", "mlp-8", "mlp-16", "resnet8", "resnet8-groupnorm", "resnet18")
+OTHERS += ("resnet18-groupnorm", *GPT_MODELS)
 _MEASURED = ("passes_spent", "seconds", "loss")
 
 
@@ -175,7 +178,7 @@ class Plan:
         if self.train_examples is not None:
             check_integer("train_examples", self.train_examples, 1)
         for model in self.models:
-            check_choice("model", model, networks.MODELS)
+            check_choice("model", model, SIZES + OTHERS)
         self.prefixes()
 
     def prefixes(self) -> list[RunConfig]:
@@ -188,7 +191,7 @@ class Plan:
 
     def tuning(self) -> RunConfig:
         """Where the methods are tuned: on the first problem's smallest network."""
-        smallest = min(self.models, key=SIZES.index)
+        smallest = min(self.models, key=(SIZES + OTHERS).index)
         problem = problem_named(self.problems[0], smallest, self.train_examples)
         return self._prefix(problem, TUNING_SEED)
 

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from twophase.device import device_name, resolve_device
-from twophase.distributed import processes
+from twophase.distributed import fingerprint, processes
 from twophase.errors import InputError, ProcessError, TwoPhaseError
 from twophase.experiments import checkpoints
 from twophase.experiments.competitors import Progress, go_on
@@ -209,7 +209,7 @@ def restore(
     if task.data is not None:
         task = task._replace(data=replace(task.data, validation=None))
     trainer = config.trainer(task, chosen)
-    trainer.load_state_dict(checkpoints.load(state))
+    _load(trainer, checkpoints.load(state), state.parent)
     return trainer
 
 
@@ -222,11 +222,30 @@ def _resume(trainer: Trainer, out: Path, branch_from: Path | None) -> None:
     """Put the trainer where the run was stopped, or where it branches off another run."""
     for path, state in checkpoints.whole(out / CHECKPOINTS):
         try:
-            return trainer.load_state_dict(state)
+            return _load(trainer, state, out)
         except InputError as error:
+            if error.field == "out":
+                raise
             log.warning("checkpoint %s is not of this run (%s); it is passed over", path, error)
     if branch_from is not None:
-        trainer.load_state_dict(checkpoints.load(branch_from))
+        _load(trainer, checkpoints.load(branch_from), out)
+
+
+def _load(trainer: Trainer, state: dict[str, Any], out: Path) -> None:
+    """Go on from a state; `InputError` where the run of the folder `out` began with other data."""
+    if state.pop("data", own := _data(trainer)) != own:
+        allowed = "a new folder: this run began with other data"
+        raise InputError("out", str(out), allowed)
+    trainer.load_state_dict(state)
+
+
+def _data(trainer: Trainer) -> list[Any]:
+    """What tells data from others: shapes, and the bits of whole numbers, on any device."""
+    parts = trainer.objective.shared
+    return [
+        [list(part.shape), 0 if part.is_floating_point() else int(fingerprint(part, ordered=True))]
+        for part in parts
+    ]
 
 
 def _start_anew(config: RunConfig, out: Path) -> None:
@@ -255,7 +274,7 @@ def _keeper(
     for record in trainer.history:
         fired(record)
 
-    due = 0.0
+    due, data = 0.0, _data(trainer)
 
     def keep(record: Record) -> None:
         nonlocal due
@@ -263,7 +282,7 @@ def _keeper(
         began = time.monotonic()
         if not branching and began < due:
             return
-        state = trainer.state_dict()
+        state = trainer.state_dict() | {"data": data}
         for name in branching:
             checkpoints.write(branch_file(out, name), state)
         checkpoints.save(out / CHECKPOINTS, record.epoch, state)
@@ -307,7 +326,7 @@ def _measure(
 ) -> dict[str, Any]:
     if branch_from is None:
         raise InputError("branch_from", None, "the state at the end of the configuration's trunk")
-    trainer.load_state_dict(checkpoints.load(branch_from))
+    _load(trainer, checkpoints.load(branch_from), out)
     curve = pd.DataFrame(
         go_on(config.second, trainer, config.passes), columns=list(Progress._fields)
     )
