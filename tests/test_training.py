@@ -1,6 +1,7 @@
 """`fit`: Algorithm 1 step by step, the paper's settings, what its outcome holds, and errors."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import fields, replace
 
 import pytest
@@ -472,3 +473,21 @@ def test_targets_that_are_infinite_are_no_model_that_does_not_repeat_itself():
     inputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     with pytest.raises(NonFiniteError, match="^loss: inf is not allowed"):
         fit(nn.Linear(3, 1), (inputs, torch.full((20, 1), math.inf)), epochs=9, switch=3)
+
+
+def test_a_validation_closure_needs_no_graph(network, rings):
+    """As everybody writes it, under `no_grad`."""
+    inputs, targets = rings().inputs, rings().targets
+    data = inputs[:40], targets[:40]
+    found = []
+    for context in (torch.no_grad, nullcontext):
+        model = network()
+
+        def closure(model=model, context=context):
+            with context():
+                return twophase.mse(model(inputs[40:]), targets[40:])
+
+        adam = AdamSettings(batch_size=20)
+        done = fit(model, data, validation=closure, epochs=6, switch=4, adam=adam)
+        found.append(done.history.validation_loss)
+    assert found[0].equals(found[1]) and found[0].notna().all()

@@ -13,7 +13,7 @@ from twophase.errors import InputError, check_type
 from twophase.examples import Dataset, Examples
 from twophase.least_squares import LeastSquares
 from twophase.losses import Loss
-from twophase.objectives.closure import ClosureObjective, check_closure
+from twophase.objectives.closure import UNKNOWN, ClosureObjective, Habits, check_closure
 from twophase.objectives.full_batch import FullBatch
 from twophase.objectives.mean_loss import MeanLoss
 from twophase.objectives.streamed import Source, Streamed
@@ -67,7 +67,9 @@ def _over(
         return Streamed(model, loss, data, chunk_size)
     if callable(data) and not isinstance(data, type):
         vector = ParameterVector(model.parameters(), model.buffers())
-        return ClosureObjective(vector, check_closure(data))
+        # a validation closure is asked for values only, and may have no graph
+        known = Habits(calls_backward=False) if field == "validation" else UNKNOWN
+        return ClosureObjective(vector, check_closure(data), known)
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
         data = Examples(*data)
     if not isinstance(data, Examples):

@@ -16,6 +16,8 @@ def check_held(parameters: Iterable[Tensor]) -> None:
     for one in parameters:
         if is_lazy(one):
             raise InputError("params", "those of a lazy module", "a model that was called once")
+        if hasattr(one, "placements"):  # a DTensor
+            raise InputError("params", "sharded parameters", "whole ones in each process, not FSDP")
         if one.is_meta:
             allowed = "parameters with values, such as model.to_empty(device='cpu') and a start"
             raise InputError("params", "a parameter on meta", allowed)

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -287,7 +289,13 @@ def mistakes(rank):
         problem._terms[1] = (*problem._terms[1][:2], 10.0 + rank)
         return twophase.minimize(problem, passes=10)
 
+    def sharded():
+        model = network()
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        return SecondPhase(model.parameters())
+
     made = {
+        "sharded parameters": sharded,
         "another order": lambda: training(data=lambda: mixed),
         "another order for validation": lambda: training(validation=mixed),
         "an order of its own": lambda: training(data=shuffled),

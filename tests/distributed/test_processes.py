@@ -84,6 +84,7 @@ def test_a_training_apart_is_each_ones_own(of_two):
     "name, words",
     [
         ("data of its own", "data: 'other numbers in other processes.*use all of them in each"),
+        ("sharded parameters", "params: 'sharded parameters' .* whole ones in each process"),
         ("another order", "data: 'other numbers in other processes"),
         ("another order for validation", "validation: 'other numbers in other processes"),
         ("an order of its own", "data: 'other numbers in other processes"),
