@@ -1,9 +1,12 @@
 """Table 1 for readers, against the committed rows, counted by hand."""
 
+import json
+
 import pandas as pd
 import pytest
 
-from twophase.experiments import runs, table1
+from twophase.errors import InputError
+from twophase.experiments import runs, table1, traces
 from twophase.experiments import table1_findings as findings
 from twophase.experiments.files import project_folder
 
@@ -93,3 +96,51 @@ def test_every_choice_has_a_row():
     assert list(found.index) == list(table1.CHOICES)
     assert found.value["line search"] == "GoldenSection: rtol 0.01, max evaluations 100"
     assert found.value["initialisation"] == "–"
+
+
+# -- the paper's length
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run of Adam that is on its way, one with CG that is finished, and one that has no epoch."""
+
+    def make(strategy, name, phases):
+        folder = tmp_path / "mnist" / "vit-mlp" / "seed-0" / strategy
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"epochs": 5, "seed": 0}))
+        if name:
+            rows = [(n, phase, 1 / n, 2 / n, 0.1 * n, 5.0 / n) for n, phase in enumerate(phases, 1)]
+            columns = ["epoch", "phase", "train_loss", "validation_loss"]
+            columns += ["validation_accuracy", "grad_norm"]
+            pd.DataFrame(rows, columns=columns).to_csv(folder / name, index=False)
+        return folder
+
+    make("adam", "history.partial.csv", ["adam"] * 3)
+    make("adam+cg-fixed", "history.csv", ["adam", "adam", "cg", "cg", "cg"])
+    make("adam+cg-rule", "", [])
+    return tmp_path
+
+
+def test_long_runs_are_shown_as_far_as_they_are(begun):
+    first, second = found = findings.long_runs(begun)
+    assert (first.dataset, first.model, first.strategy) == ("mnist", "vit-mlp", "adam")
+    assert second.history.phase.tolist() == ["adam", "adam", "second", "second", "second"]
+    table = findings.how_far(found)
+    assert table.epochs.tolist() == ["3 of 5", "5 of 5"]
+    assert table["train loss"].tolist() == pytest.approx([1 / 3, 1 / 5])
+    paper = table1.paper_table().set_index(["dataset", "model", "strategy"]).train_loss
+    assert table["paper's, at the end"].tolist() == [
+        paper["mnist", "vit-mlp", strategy] for strategy in ("adam", "adam+cg")
+    ]
+    norms = findings.norms_of(second)
+    assert norms.grad_norm.tolist() == [5.0, 2.5] and list(norms.loss) == [1.0, 0.5]
+    assert set(traces.COLUMNS) <= set(norms)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"epochs": null, "seed": 0}', "{"])
+def test_a_damaged_long_run_is_named(begun, content):
+    folder = begun / "mnist" / "vit-mlp" / "seed-0" / "adam"
+    (folder / "config.json").write_text(content)
+    with pytest.raises(InputError, match="^results: .*adam' is not allowed; use a whole run"):
+        findings.long_runs(begun)

@@ -3,12 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
+from twophase.errors import InputError
 from twophase.experiments import table1
 from twophase.experiments.config import RunConfig
+from twophase.experiments.files import read_json
+from twophase.experiments.runs import HISTORY, PARTIAL
 from twophase.problems.image_files import SOURCES
+from twophase.record import ADAM, SECOND
 from twophase.settings import Settings
 
 
@@ -84,6 +89,66 @@ def beside_paper(table: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) ->
         shown[heading] = table1.decimals(table[name], digits)
         shown[f"paper's {heading}"] = table1.decimals(table[f"paper_{name}"], digits)
     return shown
+
+
+class Long(NamedTuple):
+    """A run at the paper's length, finished or on its way: what it is, and its epochs so far."""
+
+    dataset: str
+    model: str
+    strategy: str
+    seed: int
+    epochs: int  # that it will have
+    history: pd.DataFrame
+
+
+def long_runs(out: Path) -> list[Long]:
+    """The runs of a table's folder that have begun, whatever version wrote their configurations.
+
+    `InputError` where a configuration or a history is damaged.
+    """
+    found = []
+    for path in sorted(out.glob("*/*/seed-*/*/config.json")):
+        *_, dataset, model, _, strategy = path.parent.parts
+        config = read_json(path)
+        names = (HISTORY, PARTIAL)
+        histories = [path.with_name(name) for name in names if path.with_name(name).exists()]
+        if not histories:
+            continue
+        try:
+            epochs, seed = int(config["epochs"]), int(config["seed"])
+            history = pd.read_csv(histories[0])
+            history = history.replace({"phase": {"cg": SECOND}}).dropna(subset=["train_loss"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError("results", str(path.parent), "a whole run") from error
+        found.append(Long(dataset, model, strategy, seed, epochs, history))
+    return found
+
+
+def how_far(found: Sequence[Long]) -> pd.DataFrame:
+    """A row for each long run: its epochs, and where it is, beside the paper's end."""
+    paper = table1.paper_table().set_index(["dataset", "model", "strategy"])
+    rows = []
+    for one in found:
+        last = one.history.iloc[-1]
+        strategy = "adam" if one.strategy == "adam" else "adam+cg"
+        printed = paper.loc[one.dataset, one.model, strategy]
+        rows.append(
+            {"data set": one.dataset, "network": one.model, "strategy": one.strategy}
+            | {"epochs": f"{len(one.history)} of {one.epochs}", "train loss": last.train_loss}
+            | {"paper's, at the end": printed.train_loss}
+            | {"validation loss": last.validation_loss}
+            | {"validation acc.": last.validation_accuracy}
+            | {"paper's, at the end ": printed.validation_accuracy}
+        )
+    return pd.DataFrame(rows)
+
+
+def norms_of(found: Long) -> pd.DataFrame:
+    """Loss and gradient norm of a long run's epochs of Adam, in the columns of `traces.COLUMNS`."""
+    adam = found.history[found.history.phase == ADAM]
+    key = {"dataset": found.dataset, "model": found.model, "seed": found.seed}
+    return adam[["epoch", "grad_norm"]].assign(**key, loss=adam.train_loss)
 
 
 def _words(value: object) -> str:
