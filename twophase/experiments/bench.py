@@ -30,7 +30,7 @@ from twophase.experiments.files import write_atomically, write_json
 from twophase.experiments.floor import speed, work_of
 from twophase.experiments.live_bytes import LiveBytes
 from twophase.experiments.progress import track
-from twophase.experiments.provenance import git_revision, now, versions
+from twophase.experiments.provenance import facts
 from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.losses import mse
 from twophase.minimization import minimize
@@ -131,17 +131,10 @@ def run(
     rows = [row for part in track(parts, label="parts of the benchmark") for row in part()]
     table = pd.DataFrame(rows)
     if out is not None:
-        facts = {
-            "command": f"python -m twophase bench --preset {preset} --dataset {dataset} "
-            f"--model {model} --device {chosen} --out {out.as_posix()}",
-            "size": asdict(size),
-            "revision": git_revision(),
-            "versions": versions(),
-            "device": device_name(chosen),
-            "time": now(),
-            "seconds": round(clock(chosen) - began),
-        }
-        write_json(out / "provenance.json", facts)
+        called = f"python -m twophase bench --preset {preset} --dataset {dataset} --model {model}"
+        called += f" --device {chosen} --out {out.as_posix()}"
+        more = {"size": asdict(size), "seconds": round(clock(chosen) - began)}
+        write_json(out / "provenance.json", facts(called, device_name(chosen)) | more)
         write_atomically(out / "bench.csv", table.to_csv(index=False, float_format="%.4g"))
     return table
 

@@ -5,8 +5,6 @@ method; what is read off are curves.
 """
 
 import logging
-import os
-import platform
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ from twophase.automatic import DEFAULT
 from twophase.device import device_name, resolve_device
 from twophase.directions import ConjugateDirection
 from twophase.errors import InputError, check_choice, check_integer
-from twophase.experiments import branches, runs
+from twophase.experiments import branches, provenance, runs
 from twophase.experiments.competitors import (
     SGD,
     AdamCosine,
@@ -36,7 +34,6 @@ from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import write_atomically, write_json
 from twophase.experiments.options import check_applies, problem_named
-from twophase.experiments.provenance import git_revision, now, versions
 from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.objective import GRADIENT_PASSES
 from twophase.preconditioner import AdamMoments, Identity
@@ -347,15 +344,11 @@ def facts(
     """
     # a cluster's nodes may have other devices than this machine
     nodes = f"{device} of the cluster's nodes" if executor.shared else ""
+    called = shlex.join(["python", "-m", "twophase", *arguments])
     return {
-        "command": shlex.join(["python", "-m", "twophase", *arguments]),
-        "revision": git_revision(),
-        "versions": versions(),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "device": nodes or device_name(resolve_device(device)),
+        **provenance.facts(called, nodes or device_name(resolve_device(device))),
         "executor": str(executor),
         "wall_seconds": None if seconds is None else round(seconds),
-        "time": now(),
     }
 
 

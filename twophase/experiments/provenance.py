@@ -70,11 +70,17 @@ def of_script(
     `packages` are other ones whose versions matter; those that are not installed are left out.
     """
     known = {name: found for name in packages if (found := _version(name))}
+    said = facts(command(script, arguments), device_name(torch.device("cpu")))
+    return said | {"versions": said["versions"] | known}
+
+
+def facts(called: str, device: str) -> dict[str, Any]:
+    """Command, revision, versions, device, hardware and time of what is made here and now."""
     return {
-        "command": command(script, arguments),
+        "command": called,
         "revision": git_revision(),
-        "versions": versions() | known,
-        "device": device_name(torch.device("cpu")),
+        "versions": versions(),
+        "device": device,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
         "time": now(),
     }
