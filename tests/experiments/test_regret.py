@@ -147,6 +147,16 @@ def test_by_validation_the_lowest_validation_loss_is_kept():
     assert regret.end(seen, planned)[:3] == (2, 3.0, 0.5)
 
 
+def test_a_trial_that_is_won_as_it_ends_costs_nothing():
+    """It has converged, and with it the training."""
+    seen = history(*[("adam", 4.0 / n, 3) for n in range(1, 5)], ("trial", 1e-9, 3))
+    seen.loc[4, "status"] = "converged"
+    found = regret.end(seen, config(Race(passes=12), 30))
+    assert (found.epoch, found.trials) == (5, 0)
+    seen.loc[4, "train_loss"] = 0.99  # behind
+    assert regret.end(seen, config(Race(passes=12), 30)).trials == 3
+
+
 def test_in_a_trial_adams_weights_before_it_are_at_hand():
     seen = history(*[("adam", 4.0 / n, 3) for n in range(1, 5)], ("trial", 3.5, 3))
     found = regret.end(seen, config(Race(passes=12), 15))

@@ -10,8 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twophase.adam import AdamSettings
 from twophase.errors import InputError
+from twophase.experiments.config import RunConfig
 from twophase.problems import landscape, toys
+from twophase.problems.problem import ToyProblem
+from twophase.settings import from_dict
+from twophase.training import run
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -249,3 +254,19 @@ def test_the_well_is_convex_exactly_inside_its_ellipse(condition, degrees, direc
 def test_wrong_input_names_the_field_and_the_value(wrong, message):
     with pytest.raises(InputError, match=f"^{message}"):
         wrong()
+
+
+@pytest.mark.parametrize("c", [0.4, 0.55])
+def test_a_configuration_can_train_a_toy(c):
+    """From its own start for each seed, by the library's default, and back from JSON."""
+    config = RunConfig(ToyProblem(c), 30, AdamSettings(0.02, None), dtype="float64")
+    assert from_dict(config.problem.to_dict()) == config.problem
+    for seed in range(2):
+        task = config.problem.load(seed, "float64", torch.device("cpu"), None)
+        assert task.model.x.item() == -2 - seed / 4
+        trainer = config.trainer(task, torch.device("cpu"))
+        start = trainer.objective.value(trainer.objective.vector.read())
+        assert start == toys.TwoLayerTanh(c)(task.model.x).item()
+        assert run(trainer, 30).final.train_loss < start
+    with pytest.raises(InputError, match="^c: nan"):
+        ToyProblem(math.nan)

@@ -36,10 +36,17 @@ from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import committed_table
 from twophase.experiments.traces import peak_epoch
 from twophase.objective import GRADIENT_PASSES
-from twophase.problems.problem import ImageProblem, PhysicsProblem, Problem, TextProblem
+from twophase.problems.problem import (
+    ImageProblem,
+    PhysicsProblem,
+    Problem,
+    TextProblem,
+    ToyProblem,
+)
 from twophase.record import ADAM, TRIAL, way_of
 from twophase.second_phase import Status
 from twophase.switching import (
+    Action,
     Fallback,
     FixedEpoch,
     GradientNormPeak,
@@ -110,6 +117,7 @@ CASES: dict[str, Case] = {
     "mlp-4 entropy": Case(_images("mlp-4", loss="cross-entropy"), 900, _adam(128)),
     "regression": Case(PhysicsProblem("regression"), 900, _adam(64), "float64"),
     "poisson": Case(PhysicsProblem("poisson"), 3000, _adam(None), "float64"),
+    "toy 0.55": Case(ToyProblem(0.55), 600, _adam(None, 0.02), "float64"),
     "vit-mlp 192": Case(_images("vit-mlp", 192), 600, _adam(64)),
     "fashion mlp-8": Case(
         ImageProblem("fashion-mnist", "mlp-8", 2048, 1000, "cross-entropy"), 900, _adam(128, 3e-3)
@@ -136,6 +144,7 @@ CASES: dict[str, Case] = {
     ),
     "regression float32": Case(PhysicsProblem("regression"), 900, _adam(None), held_out=True),
     "burgers": Case(PhysicsProblem("burgers"), 1200, _adam(None), "float64", held_out=True),
+    "toy 0.4": Case(ToyProblem(0.4), 600, _adam(None, 0.02), "float64", held_out=True),
     "mlp-16 128": Case(_images("mlp-16", 128), held_out=True),
     "mlp-16 512": Case(_images("mlp-16", 512), held_out=True),
     "cifar10 vit 512": Case(
@@ -247,11 +256,11 @@ def end(history: pd.DataFrame, config: RunConfig) -> End:
         told = Told(*seen, judged=loss(row), status=Status(row.status), way=way_of(row))
         if row.phase == ADAM:
             planned.adam(told)
-            lost += trial
+            lost, trial = lost + trial, 0
         else:
-            planned.second(told)
-        # a trial that was won is a part of the second phase
-        trial = trial + row.passes if row.phase == TRIAL else 0
+            # a trial that was won is a part of the second phase
+            won = planned.second(told).action is Action.ADOPT
+            trial = trial + row.passes if row.phase == TRIAL and not won else 0
         spent += row.passes
         reading = 0 if free or config.second is None else planned.reading
         if config.budget is not None and spent + reading > config.budget and found:

@@ -7,11 +7,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 
-from twophase.errors import check_choice, check_integer
-from twophase.examples import Dataset
+from twophase.errors import check_choice, check_integer, check_number
+from twophase.examples import Dataset, Examples
 from twophase.least_squares import LeastSquares
 from twophase.losses import Loss, cross_entropy, mse, next_character
-from twophase.problems import gpt, images, networks, physics, text
+from twophase.problems import gpt, images, networks, physics, text, toys
 from twophase.settings import Settings
 
 LOSSES: dict[str, Loss] = {"mse": mse, "cross-entropy": cross_entropy}
@@ -112,6 +112,33 @@ class PhysicsProblem(Settings):
         problem = physics.PROBLEMS[self.equation](seed)
         problem.model.to(device, DTYPES[dtype])
         return Task(problem.loss())
+
+
+@dataclass(frozen=True)
+class ToyProblem(Settings):
+    """The loss of the paper's Figure 4, of one weight, with a second minimum where `c` > 1/2.
+
+    A seed s begins at −2 − s/4, on the slope to the left. `c` is finite, else `InputError`.
+    """
+
+    c: float = 0.55
+
+    full_batch = True
+    validates = False
+
+    def __post_init__(self) -> None:
+        check_number("c", self.c)
+
+    @property
+    def name(self) -> str:
+        return f"toy {self.c:g}"
+
+    def load(self, seed: int, dtype: str, device: torch.device, root: Path | None) -> Task:
+        """The loss as a network with one weight, and its one example."""
+        model = toys.OneWeight(toys.TwoLayerTanh(self.c), start=-2.0 - seed / 4)
+        examples = Examples(*toys.one_example()).to(device, DTYPES[dtype])
+        data = Dataset(self.name, examples, None, classes=1)
+        return Task(model.to(device, DTYPES[dtype]), data, toys.mean_output)
 
 
 @dataclass(frozen=True)
