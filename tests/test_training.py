@@ -459,6 +459,7 @@ def test_what_was_reached_is_in_the_error(network, rings, adam, error):
     [
         *[("loss", "mse"), ("loss", lambda outputs: outputs), ("on_epoch", 3), ("progress", 3)],
         *[("progress", int), ("progress", len), ("progress", lambda records: records)],
+        ("progress", lambda records, total: None),
         *[("freeze", 1), ("adam", torch.ones(2)), ("second", torch.ones(2))],
     ],
 )
@@ -491,3 +492,11 @@ def test_a_validation_closure_needs_no_graph(network, rings):
         done = fit(model, data, validation=closure, epochs=6, switch=4, adam=adam)
         found.append(done.history.validation_loss)
     assert found[0].equals(found[1]) and found[0].notna().all()
+
+
+def test_data_without_values_are_refused(network, rings):
+    data = rings().inputs.to("meta"), rings().targets.to("meta")
+    with pytest.raises(InputError, match="^data: 'tensors on meta'"):
+        fit(network(), data, epochs=2)
+    with pytest.raises(InputError, match="^validation: 'tensors on meta'"):
+        fit(network(), rings(), validation=data, epochs=2)

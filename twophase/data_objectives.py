@@ -74,6 +74,8 @@ def _over(
         data = Examples(*data)
     if not isinstance(data, Examples):
         raise InputError(field, type(data).__name__, ALLOWED)
+    if data.inputs.is_meta or data.targets.is_meta:
+        raise InputError(field, "tensors on meta", "tensors with values")
     vector = ParameterVector(model.parameters(), model.buffers())
     there = data.to(vector.parameters[0].device, vector.dtype)
     return FullBatch(model, loss, there.inputs, there.targets, chunk_size)

@@ -155,6 +155,8 @@ def run(
     records: Iterable[Record] = _epochs(trainer, epochs, passes)
     if progress is not None:
         records = progress(records, total=epochs and epochs - len(trainer.history))
+        if not isinstance(records, Iterable):
+            raise InputError("progress", f"one that returns {records!r}", "such as tqdm.tqdm")
     try:
         for record in records:
             if on_epoch is not None:

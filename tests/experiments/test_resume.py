@@ -273,3 +273,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     assert {kept: kept.read_bytes() for kept in (out / CHECKPOINTS).iterdir()} == before
     path.write_text("the cat sat on the mat " * 40, encoding="utf-8")
     assert run(config, out, device="cpu")["epochs"] == 6
+    assert run(config, out, device="cpu")["epochs"] == 6, "finished"
+    path.write_text("tam eht no tas tac eht " * 40, encoding="utf-8")
+    with pytest.raises(InputError, match="^out: .* this run began with other data"):
+        run(config, out, device="cpu")

@@ -223,6 +223,7 @@ BAD = {
     "adam: AdamSettings(": """adam: 'AdamSettings(' is not allowed; use a text such as "Adam""",
     TOO_MANY: "spec: '10100 runs' is not allowed; use at most 10000",
     f"seed: {list(range(10001))}": "seed: 'a list of 10001'",
+    "notebook: null": "notebook: None is not allowed; use the path of a notebook",
     "notebook: nowhere.ipynb": "notebook: 'nowhere.ipynb' is not allowed",
     "notebook: README.md\nseed: 1": "field: 'seed' is not allowed; use one of notebook, parameters",
     "notebook: README.md\nparameters: 3": "parameters: 3 is not allowed",

@@ -787,6 +787,7 @@ def hostile_closures(model):
         "nan": lambda: loss() * float("nan"),
         "in the middle": raises,
         "real scalar": lambda: model(inputs),
+        "loss as a real scalar": lambda: model(inputs).square().sum().reshape(1).to_sparse(),
     }
 
 

@@ -166,8 +166,8 @@ def _explained() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:  # torch's DistError, or that the group is gone
         reason = str(error).strip().partition("\n")[0]
         raise ProcessError(
-            "processes: the connection to another one is lost: it has ended, or did not answer in "
-            f"time; start again, a run goes on from its last checkpoint ({reason})"
+            "processes: the connection to another one is lost: it has ended, did not answer "
+            f"in time or does something else; a run goes on from its last checkpoint ({reason})"
         ) from error
 
 

@@ -96,10 +96,14 @@ def run(
     if here.count > 1 and config.passes is not None:
         raise InputError("passes", config.passes, "None with several processes")
     found = here.agreed(partial(finished, config, out))
-    if found is not None:
+    # a file may hold something else by now; other data are checked when they are read
+    if found is not None and not getattr(config.problem, "is_of_a_file", False):
         return found
     task = config.problem.load(config.seed, config.dtype, chosen, root)
     trainer = config.trainer(task, chosen)
+    if found is not None:
+        _check_data(trainer, found, out)
+        return found
     with ExitStack() as held:
         found, state = here.agreed(partial(_begin, config, out, trainer, branch_from, held))
         if found is not None:
@@ -233,10 +237,13 @@ def _resume(trainer: Trainer, out: Path, branch_from: Path | None) -> None:
 
 def _load(trainer: Trainer, state: dict[str, Any], out: Path) -> None:
     """Go on from a state; `InputError` where the run of the folder `out` began with other data."""
-    if state.pop("data", own := _data(trainer)) != own:
-        allowed = "a new folder: this run began with other data"
-        raise InputError("out", str(out), allowed)
+    _check_data(trainer, state, out)
     trainer.load_state_dict(state)
+
+
+def _check_data(trainer: Trainer, known: dict[str, Any], out: Path) -> None:
+    if known.pop("data", own := _data(trainer)) != own:
+        raise InputError("out", str(out), "a new folder: this run began with other data")
 
 
 def _data(trainer: Trainer) -> list[Any]:
@@ -429,6 +436,7 @@ def _facts(config: RunConfig, trainer: Trainer, task: Task) -> dict[str, Any]:
     outputs = 1 if task.data is None else task.data.classes * task.data.train.targets[0].numel()
     return {
         "problem": config.problem.name,
+        "data": _data(trainer),
         "strategy": config.strategy,
         "seed": config.seed,
         "parameters": parameters,

@@ -88,9 +88,9 @@ def read(path: Path) -> Spec:
     preset = content.pop("preset", None)
     if preset is not None:
         check_choice("preset", preset, PRESETS)
-    notebook = content.pop("notebook", None)
-    if notebook is not None:
-        notebook = _notebook(notebook)
+    notebook = None
+    if "notebook" in content:
+        notebook = _notebook(content.pop("notebook"))
         for name in content:
             check_choice("field", name, ("notebook", "parameters", "preset"))
         content = content.get("parameters", {})

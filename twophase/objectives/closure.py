@@ -177,7 +177,8 @@ class ClosureObjective:
         self.vector.write(x)
         with _explained():
             loss = self.closure()
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        real = isinstance(loss, Tensor) and loss.is_floating_point() and not loss.is_sparse
+        if not real or loss.numel() != 1:
             kind = type(loss).__name__
             if isinstance(loss, Tensor):
                 kind = f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}"

@@ -160,6 +160,11 @@ class TextProblem(Settings):
 
     full_batch = False
 
+    @property
+    def is_of_a_file(self) -> bool:
+        """Whether its examples may be others tomorrow."""
+        return self.source != text.TOPICS
+
     def __post_init__(self) -> None:
         text.check_name(self.source)
         check_choice("model", self.model, gpt.GPT_MODELS)
