@@ -46,8 +46,19 @@ class Problem(Protocol):
         """The task with the initial weights and subsets of a seed; errors as for `images.load`."""
 
 
+class _OfExamples(Settings):
+    """A problem of examples, some of which are for validation unless 0 of them are asked for."""
+
+    validation_examples: int | None
+    full_batch = False
+
+    @property
+    def validates(self) -> bool:
+        return self.validation_examples != 0
+
+
 @dataclass(frozen=True)
-class ImageProblem(Settings):
+class ImageProblem(_OfExamples):
     """A network on a data set of images, by default with the paper's mean squared error.
 
     Args:
@@ -63,17 +74,11 @@ class ImageProblem(Settings):
     validation_examples: int | None = None
     loss: str = "mse"
 
-    full_batch = False
-
     def __post_init__(self) -> None:
         check_choice("dataset", self.dataset, images.DATASETS)
         check_choice("model", self.model, networks.ALL_MODELS)
         check_choice("loss", self.loss, LOSSES)
         _check_sizes(self.train_examples, self.validation_examples)
-
-    @property
-    def validates(self) -> bool:
-        return self.validation_examples != 0
 
     @property
     def name(self) -> str:
@@ -142,7 +147,7 @@ class ToyProblem(Settings):
 
 
 @dataclass(frozen=True)
-class TextProblem(Settings):
+class TextProblem(_OfExamples):
     """A transformer that foresees the next character of a text, by cross-entropy.
 
     Args:
@@ -158,8 +163,6 @@ class TextProblem(Settings):
     train_examples: int | None = None
     validation_examples: int | None = None
 
-    full_batch = False
-
     @property
     def is_of_a_file(self) -> bool:
         """Whether its examples may be others tomorrow."""
@@ -170,10 +173,6 @@ class TextProblem(Settings):
         check_choice("model", self.model, gpt.GPT_MODELS)
         check_integer("context", self.context, 1)
         _check_sizes(self.train_examples, self.validation_examples)
-
-    @property
-    def validates(self) -> bool:
-        return self.validation_examples != 0
 
     @property
     def name(self) -> str:
