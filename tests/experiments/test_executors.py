@@ -27,8 +27,9 @@ def slurm_missing():
     if shutil.which("sinfo") is None:
         return "there is no Slurm here"
     pytest.importorskip("submitit")
-    said = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True)
-    return None if said.returncode == 0 and said.stdout else "Slurm does not answer"
+    command = ["sinfo", "--noheader", "--states=idle,mixed,allocated"]
+    said = subprocess.run(command, capture_output=True, text=True)
+    return None if said.returncode == 0 and said.stdout else "Slurm has no node that works"
 
 
 @pytest.fixture
