@@ -52,7 +52,8 @@ class Trainer(Loop):
         freeze: whether the second phase runs in eval mode: with the statistics that BatchNorm has
             gathered under Adam, and without dropout. Else a model with such modules in training
             mode is refused, since its loss does not repeat itself.
-        loss: mean loss of a batch, `loss(outputs, targets)`; default `twophase.mse`, the paper's.
+        loss: mean loss over a batch's examples, `loss(outputs, targets)`, so that chunks of a batch
+            add up; not a mean over weights of classes. Default: `twophase.mse`, the paper's.
         seed: of the order of mini-batches.
         device, chunk_size: see `resolve_device` and `FullBatch`.
     """
