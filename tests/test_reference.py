@@ -317,7 +317,6 @@ def small_problems(monkeypatch):
     problem = SimpleNamespace(x0=np.array([-1.2, 1.0]), fun=rosen, grad=rosen_der)
     monkeypatch.setattr(cutest, "load", lambda name: problem)
     monkeypatch.setattr(cutest, "unconstrained", lambda: ["ROSENBR", "ANOTHER"])
-    monkeypatch.setattr(cutest, "version", lambda name: "not asked")
     monkeypatch.delitem(cutest.METHODS, "pytorch-minimize, CG")
 
 
