@@ -42,7 +42,7 @@ from twophase.errors import InputError
 from twophase.experiments.config import RunConfig
 from twophase.experiments.executors import Local, Slurm
 from twophase.problems import gpt, images, networks, physics
-from twophase.problems.problem import ImageProblem, PhysicsProblem, TextProblem
+from twophase.problems.problem import ImageProblem, PhysicsProblem, TextProblem, ToyProblem
 from twophase.settings import Settings, from_dict, from_text
 from twophase.switching.heuristics import (
     GradientThreshold,
@@ -151,6 +151,7 @@ KINDS = {
     FixedEpoch: st.builds(FixedEpoch, whole(1)),
     ImageProblem: image_problems,
     PhysicsProblem: equations,
+    ToyProblem: st.builds(ToyProblem, st.floats(-5, 5)),
     TextProblem: texts,
     Local: st.builds(Local, maybe(whole(1)), whole(1)),
     Slurm: st.builds(Slurm, st.text(), whole(1), whole(1), whole(1), whole(0), whole(1)),

@@ -57,7 +57,8 @@ class ParameterVector:
         self.buffers = list(buffers)
         if not self.parameters:
             raise InputError("params", [], "at least one parameter that requires a gradient")
-        check_held(self.parameters)
+        # meta tensors are no mistake of those who only ask what an evaluation reads
+        check_held(p for p in self.parameters if not p.is_meta)
         kinds = sorted({f"{p.dtype} on {p.device}" for p in self.parameters})
         if len(kinds) > 1:
             raise InputError("params", ", ".join(kinds), "parameters of one dtype on one device")

@@ -18,7 +18,7 @@ from twophase.modules import evaluating
 from twophase.objective import Passes, Point, round_off
 from twophase.objectives.chunks import LARGEST_PROBE, bytes_per_example, chunk_bytes
 from twophase.objectives.mean_loss import Score
-from twophase.parameters import ParameterVector
+from twophase.parameters import ParameterVector, check_held
 
 # What the rows of a Jacobian may take while they are made, and what a whole one may.
 JACOBIAN_CHUNK_BYTES, JACOBIAN_BYTES = 64 * 2**20, 2**30
@@ -71,6 +71,7 @@ class LeastSquares(Shuffled):
         if chunk_size is not None:
             check_integer("chunk_size", chunk_size, 1)
         self.model = model = bare(model)
+        check_held(p for p in model.parameters() if p.requires_grad)
         self.vector = ParameterVector(model.parameters(), model.buffers())
         self._names = [f"model.{n}" for n, p in model.named_parameters() if p.requires_grad]
         self.passes, self.resolution = Passes(), round_off(self.vector.dtype)
