@@ -46,7 +46,7 @@ def rehearse(objective: TrainingLoss | None, second: bool, eval_mode: bool) -> N
             raise InputError("model", "one with sparse gradients", "dense ones (sparse=False)")
         with _explained(outputs, targets):
             first, again = (objective.part(inputs, targets)[0].item() for _ in range(2))
-        _check_mean(objective.loss, outputs, targets)
+        _check_mean(objective.loss, loss.item(), outputs, targets)
     if second:
         check_same(first, again, objective.resolution)
 
@@ -87,7 +87,7 @@ def _check_loss(loss: Any) -> None:
         raise InputError("loss", "one that returns a loss without a graph", LOSS)
 
 
-def _check_mean(loss: Loss, outputs: Any, targets: Tensor) -> None:
+def _check_mean(loss: Loss, whole: float, outputs: Any, targets: Tensor) -> None:
     """Raise `InputError` for a loss that is no mean over examples, and chunks would make another.
 
     Such are sums, and means over weights of classes or over targets that are not ignored.
@@ -95,7 +95,7 @@ def _check_mean(loss: Loss, outputs: Any, targets: Tensor) -> None:
     if not isinstance(outputs, Tensor) or outputs.ndim == 0 or len(outputs) != len(targets):
         return
     each = zip(outputs.split(1), targets.split(1), strict=True)
-    whole, mean = loss(outputs, targets).item(), fmean(loss(*one).item() for one in each)
+    mean = fmean(loss(*one).item() for one in each)
     if math.isfinite(whole) and not math.isclose(whole, mean, rel_tol=1e-3, abs_tol=1e-6):
         found = f"{whole:.4g} over {len(targets)} examples, {mean:.4g} in the mean of their losses"
         plain = "cross_entropy(outputs, targets, reduction='none').mean(), perhaps with weights"

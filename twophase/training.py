@@ -13,7 +13,6 @@ from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.data_objectives import Data
 from twophase.directions import ConjugateDirection
-from twophase.distributed import check_shared
 from twophase.errors import InputError, check_call, check_integer
 from twophase.least_squares import LeastSquares
 from twophase.line_search import GoldenSection
@@ -147,7 +146,7 @@ def run(
 ) -> Fit:
     """Train until there are `epochs` records, `passes` are spent, or no more can be done."""
     _check_length(epochs, passes)
-    check_shared(trainer.objective, [f"{epochs} epochs, {passes} passes"])
+    trainer.objective.processes.check_alike([], [f"{epochs} epochs, {passes} passes"])
     if on_epoch is not None:
         check_call("on_epoch", on_epoch, "a function: (record)")
     if progress is not None:

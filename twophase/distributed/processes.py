@@ -21,7 +21,7 @@ T = TypeVar("T")
 # Fingerprints are whole numbers below this prime, so that float64 holds sums of 8,192 of them.
 PRIME = 2**40 - 87
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# What a field of data must be.
+# What a model and a field of data must be.
 SEEDED = (
     "the same weights and buffers in each process: wrap the model in DistributedDataParallel, or "
     "build it after the same torch.manual_seed"

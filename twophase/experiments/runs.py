@@ -48,6 +48,7 @@ FORMAT = 7
 CHECKPOINTS = "checkpoints"
 # Where epochs are short, a checkpoint is written after so many times as long as writing took.
 TIMES_WRITING = 9
+ONCE = {"phase": {"cg": SECOND}}  # how histories of earlier versions call a phase
 HISTORY, CURVE, PARTIAL, WEIGHTS = "history.csv", "curve.csv", "history.partial.csv", "weights.pt"
 # why a run failed; while it is there, another configuration may have the folder
 FAILED = "failed.txt"
@@ -181,7 +182,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """
     allowed = "the folder of a finished run, with history and summary"
     history, summary = _read_finished(folder, HISTORY, allowed)
-    history = history.replace({"phase": {"cg": "second"}})
+    history = history.replace(ONCE)
     if "phase" not in history or not history.phase.isin((ADAM, SECOND, TRIAL)).all():
         raise InputError("run", str(folder), allowed)
     return history, summary

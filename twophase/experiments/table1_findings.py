@@ -11,9 +11,9 @@ from twophase.errors import InputError
 from twophase.experiments import table1
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import read_json
-from twophase.experiments.runs import HISTORY, PARTIAL
+from twophase.experiments.runs import HISTORY, ONCE, PARTIAL
 from twophase.problems.image_files import SOURCES
-from twophase.record import ADAM, SECOND
+from twophase.record import ADAM
 from twophase.settings import Settings
 
 
@@ -118,7 +118,7 @@ def long_runs(out: Path) -> list[Long]:
         try:
             epochs, seed = int(config["epochs"]), int(config["seed"])
             history = pd.read_csv(histories[0])
-            history = history.replace({"phase": {"cg": SECOND}}).dropna(subset=["train_loss"])
+            history = history.replace(ONCE).dropna(subset=["train_loss"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("results", str(path.parent), "a whole run") from error
         found.append(Long(dataset, model, strategy, seed, epochs, history))

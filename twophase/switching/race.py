@@ -23,8 +23,8 @@ EARLY = 2 / 3
 WIDENING = 2.0
 # A lead of this factor is enough at any time: what has converged widens its lead no more.
 CLEAR = 1000.0
-# A trial in which half of the passes brought the second phase less than this share as far down as
-# they would have brought Adam is given up.
+# An early trial in which half of the passes brought the second phase less than this share as far
+# down as they would have brought Adam is given up.
 HALF_WAY = 0.5
 # Adam's losses are read at these parts of its passes before a trial.
 READ_AT = (0.5, 0.75, 1.0)
