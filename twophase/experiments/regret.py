@@ -15,8 +15,8 @@ or goes back in time.
 Half of the cases are set aside (`held_out`). The race was designed on `mlp-16`, `mlp-4`, `vit 256`,
 `regression` and the two with cross-entropy; when its late trial is won, and what a stall near the
 end means, on `vit-mlp 192`, `fashion mlp-8` and `gpt-10k 64`, too, which had been set aside until
-then. Of those that still are, all but `cifar10 vit 512` and `resnet8 96` had been seen under an
-earlier form.
+then. Of those that still are, all but `vit-nomlp-wkewq 256`, `cifar10 vit 512` and `resnet8 96` had
+been seen under an earlier form.
 """
 
 import math
@@ -131,6 +131,7 @@ CASES: dict[str, Case] = {
     "vit entropy 384": Case(
         _images(_SMALL, 384, "cross-entropy"), 900, _adam(128, 3e-3), held_out=True
     ),
+    "vit-nomlp-wkewq 256": Case(_images("vit-nomlp-wkewq", 256), 600, held_out=True),
     "vgg5 entropy 192": Case(
         _images("vgg5-max-relu", 192, "cross-entropy"), 600, _adam(32), held_out=True
     ),
