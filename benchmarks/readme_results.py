@@ -18,7 +18,7 @@ from twophase.experiments import (
     pattern,
     physics_results,
     profiles,
-    regret,
+    regret_results,
     table1,
 )
 from twophase.experiments.convexity_audit import clearly_negative
@@ -117,7 +117,7 @@ def race_text() -> str:
     race = table[table.rule.eq("race")]
     large = race[race.regret > 0.5].sort_values("regret", ascending=False)
     losses = [f"{one.case} by {one.regret:.1f}" for one in large.itertuples()]
-    aside = regret.summary(table[table.held_out]).loc["race"]
+    aside = regret_results.summary(table[table.held_out]).loc["race"]
     return (
         f"On the {aside.cases:.0f} problems that were set aside it has {aside.worst:.2f} and "
         f"{aside['median']:.2f}. Of its {len(race)} single trainings {len(large)} lost more than "
@@ -129,7 +129,10 @@ def regret_table() -> Iterator[str]:
     """Worst, median and worst single regret of some switch rules, in training and validation."""
     table = pd.read_csv(REFERENCE / "switch-regret" / "regret.csv")
     judged = table.dropna(subset=["validation_regret"])
-    training, validation = regret.summary(table), regret.summary(judged, "validation_regret")
+    training, validation = (
+        regret_results.summary(table),
+        regret_results.summary(judged, "validation_regret"),
+    )
     cases = f"{table.case.nunique()} problems", f"{judged.case.nunique()} with validation examples"
     seen = "worst, median; worst single seed"
     yield f"| switch | training loss, {cases[0]}: {seen} | validation loss, {cases[1]} |"

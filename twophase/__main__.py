@@ -293,7 +293,7 @@ def _regret_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _regret(options: argparse.Namespace) -> None:
-    from twophase.experiments import branches, comparison, regret
+    from twophase.experiments import branches, comparison, regret, regret_results
     from twophase.experiments.files import write_atomically, write_json
 
     place = branches.Place(options.work or options.out / "runs", options.data, options.device)
@@ -305,7 +305,7 @@ def _regret(options: argparse.Namespace) -> None:
     write_atomically(options.out / "regret.csv", table.to_csv(index=False, float_format="%.6g"))
     facts = comparison.facts(options.arguments, options.device, executor, seconds)
     write_json(options.out / "provenance.json", facts)
-    print(regret.summary(table).to_string(float_format="{:.2f}".format))
+    print(regret_results.summary(table).to_string(float_format="{:.2f}".format))
     print(f"table: {options.out / 'regret.csv'}")
 
 

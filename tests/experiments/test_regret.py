@@ -6,10 +6,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from twophase import AdamSettings, Race
+from twophase import AdamSettings, FromBatches, Race
 from twophase.__main__ import main
 from twophase.errors import InputError
-from twophase.experiments import branches, regret, runs
+from twophase.experiments import branches, regret, regret_results, runs
 from twophase.experiments.regret import Case
 from twophase.problems.problem import ImageProblem
 from twophase.switching import Fallback, FixedEpoch, GradientNormPeak
@@ -22,7 +22,7 @@ def rows(*losses, validation=None, start=1.0, floor=1e-8):
     names = ["swap at 1", "swap at 2", regret.NONE, "rule"]
     table = pd.DataFrame({"case": "c", "seed": 0, "rule": names, "loss": losses})
     table = table.assign(start=start, floor=floor, held_out=False, validation_loss=validation)
-    return table.assign(spent=100, reading=[0, 0, 0, 20], trials=[0, 0, 0, 10])
+    return table.assign(spent=100, reading=[0, 0, 0, 20], trials=[0, 0, 0, 10], returned=0)
 
 
 def test_regret_is_the_distance_to_the_best_fixed_swap():
@@ -53,12 +53,36 @@ def test_the_summary_has_worst_median_and_costs():
     for case, seeds in {"a": (1e-1, 1e-2, 1e-3), "b": (1e-3, 1e-3, 1e-3)}.items():
         for seed, loss in enumerate(seeds):
             parts.append(rows(1e-3, 1e-3, 1e-3, loss).assign(case=case, seed=seed))
-    found = regret.summary(regret.with_regret(pd.concat(parts))).loc["rule"]
+    found = regret_results.summary(regret.with_regret(pd.concat(parts))).loc["rule"]
     assert (found.worst, found["median"], found.worst_seed) == pytest.approx((1, 0.5, 2))
     assert (found.reading, found.trials, found.cases) == (20 / 120, 10 / 120, 2)
-    said = regret.sentence(regret.with_regret(pd.concat(parts)), rule="rule")
+    said = regret_results.sentence(regret.with_regret(pd.concat(parts)), rule="rule")
     alone = "(medians over the seeds; on a single seed up to **2.00**, *a*)"
     assert f"**1.00** in the worst of 2 cases {alone} and **0.50**" in said and "*none*" in said
+
+
+def test_costs_are_shares_of_all_passes_the_largest_over_the_seeds():
+    made = regret.with_regret(rows(1e-3, 1e-3, 1e-3, 1e-2))
+    later = made.assign(seed=1, returned=made.trials * 3)
+    found = regret_results.costs(pd.concat([made, later]), "rule").iloc[0]
+    expected = {"case": "c", "reading": 20 / 120, "lost trials": 10 / 120}
+    assert found.to_dict() == expected | {"left second phases": 30 / 120, "regret": 1}
+
+
+def test_decisions_from_batches_are_laid_beside_exact_ones():
+    """A rule that never switches counts as one that does after all epochs."""
+    exact = pd.DataFrame({"case": "c", "seed": [0, 1, 2], "swap_epoch": [5, 9, None]})
+    exact = exact.assign(rule="literal", epoch=20, regret=[0.0, 0.25, 1.0], reading=[10, 0, 0])
+    exact = exact.assign(spent=90, trials=0, returned=0)
+    batches = exact.assign(rule="literal from batches", reading=0, regret=0.5)
+    batches = batches.assign(swap_epoch=[5, None, None])
+    other = exact.assign(seed=7, regret=9.0)  # not measured from batches
+    (found,) = regret_results.from_batches(pd.concat([exact, other, batches])).to_dict("records")
+    assert found == {
+        **{"rule": "literal", "trainings": 3, "same swap": 2, "furthest apart": "11 epochs"},
+        **{"regret, exact": "1.00, 0.25", "reading, exact": "10.0%"},
+        **{"regret, from batches": "0.50, 0.50", "reading, from batches": "0.0%"},
+    }
 
 
 def test_validation_regret_is_shown_in_the_order_of_q():
@@ -68,17 +92,17 @@ def test_validation_regret_is_shown_in_the_order_of_q():
             validation = [0.1, 0.1, 0.1, found]
             made = rows(1, 1, 1, 1, validation=validation).assign(case=case, q=q, seed=seed)
             parts.append(regret.with_regret(made))
-    table = regret.by_q(pd.concat(parts))
+    table = regret_results.by_q(pd.concat(parts))
     assert table.case.tolist() == ["few", "many examples"] and table.Q.tolist() == [0.1, 20.0]
     assert table.rule.tolist() == pytest.approx([math.log10(2)] * 2)
     assert list(table) == ["Q", "case", "none", "rule"], "without fixed swaps, the best one first"
 
 
 def test_rules_and_cases_are_in_words():
-    said = regret.rules_in_words([*regret.RULES, regret.NONE]).set_index("rule").switches
+    said = regret_results.rules_in_words([*regret.RULES, regret.NONE]).set_index("rule").switches
     assert said.map(len).min() > 10 and len(said) == len(regret.RULES) + 1
     assert "10 epochs" in said["plateau"] and "0.9 of the largest" in said["literal"]
-    cases = regret.cases_in_words(regret.CASES).set_index("case")
+    cases = regret_results.cases_in_words(regret.CASES).set_index("case")
     assert list(cases.index) == list(regret.CASES)
     assert cases.loc["mlp-8 entropy"].to_dict() == {
         **{"problem": "digits mlp-8 cross-entropy", "examples": "all", "passes": 900},
@@ -89,15 +113,16 @@ def test_rules_and_cases_are_in_words():
 
 def test_who_tries_has_to_be_below_all_who_look():
     columns = {"case": "c", "held_out": False, "seed": 0, "spent": 9, "reading": 0, "trials": 0}
+    columns["returned"] = 0
     regrets = {"race": 0.3, "literal": 0.9, "smoothed": 0.5, "a third": 0.0, "none": 0.1}
     table = pd.DataFrame({"rule": list(regrets), "regret": list(regrets.values()), **columns})
-    said = regret.does_it_have_to_try(regret.Kept(table, table, table))
+    said = regret_results.does_it_have_to_try(regret_results.Kept(table, table, table))
     assert said.startswith("Yes: in its worst case the race has a regret of **0.30**.")
     assert "*smoothed* has the lowest worst regret, **0.50**. Of the swaps" in said
     table.loc[table.rule == "literal", "regret"] = 0.2
-    said = regret.does_it_have_to_try(regret.Kept(table, table, table))
+    said = regret_results.does_it_have_to_try(regret_results.Kept(table, table, table))
     assert said.startswith("No: ")
-    (name,) = [name for name in regret.parts(table) if name.startswith("worst, all")]
+    (name,) = [name for name in regret_results.parts(table) if name.startswith("worst, all")]
     assert name == "worst, all (1)"
 
 
@@ -138,6 +163,30 @@ def test_the_lowest_of_the_second_phase_is_kept_while_adam_is_above_it():
     seen.loc[1, "status"] = "converged"
     assert regret.end(seen, planned).epoch == 2
     assert regret.end(seen, config(FixedEpoch(1), 12, Fallback())).epoch == 4
+
+
+def test_a_second_phase_that_is_left_for_adam_is_counted_with_its_trial():
+    epochs = [("adam", 4.0 / n, 3) for n in range(1, 5)]
+    seen = history(*epochs, ("second", 0.9, 3), ("second", 0.95, 4), ("adam", 0.9, 3))
+    seen.loc[5, "status"] = "converged"
+    found = regret.end(seen, config(FixedEpoch(4), 60, Fallback()))
+    assert (found.returned, found.trials) == (7, 0)
+    assert regret.end(seen.iloc[:6], config(FixedEpoch(4), 60, Fallback())).returned == 0
+    trial = [("trial", 0.5, 3), ("trial", 1e-2, 3), ("trial", 1e-3, 3), ("trial", 1e-4, 3)]
+    seen = history(*epochs, *trial, ("second", 1e-4, 3), ("adam", 0.9, 3))
+    found = regret.end(seen, config(Race(passes=12), 90, Fallback()))
+    assert (found.returned, found.trials) == (15, 0)
+
+
+def test_what_batches_tell_is_not_charged():
+    seen = history(("adam", 4.0, 3), ("adam", 3.0, 3), ("second", 2.0, 3), ("second", 1.0, 3))
+    told = replace(config(GradientNormPeak(), 16), monitor=FromBatches())
+    assert regret.end(seen.assign(monitor_passes=0), told)[3:5] == (12, 0)
+    # but what a race measures is
+    epochs = [("adam", 4.0 / n, 3) for n in range(1, 6)]
+    raced = replace(config(Race(passes=12), 30), monitor=FromBatches())
+    found = regret.end(history(*epochs).assign(monitor_passes=[0, 0, 1, 1, 1]), raced)
+    assert found.reading > 0
 
 
 def test_by_validation_the_lowest_validation_loss_is_kept():
@@ -226,12 +275,12 @@ def test_a_swap_at_the_peak_is_the_first_fixed_one_that_is_not_before_it():
     columns = ["rule", "swap_epoch", "regret", "peak"]
     table = pd.DataFrame(rows, columns=columns).assign(case="a", seed=0)
     late = table.assign(seed=1, peak=[9, None, None])
-    said = regret.at_the_peak(pd.concat([table, late]))
+    said = regret_results.at_the_peak(pd.concat([table, late]))
     assert "a median regret of **1.10** and a worst one of **1.5**, over 2 trainings" in said
 
 
 def test_rules_are_compared_where_all_of_them_were_measured():
     rows = [("a", "race"), ("a", "literal"), ("b", "race")]
     table = pd.DataFrame(rows, columns=["case", "rule"])
-    assert regret.measured_everywhere(table).rule.unique().tolist() == ["race"]
-    assert regret.with_all_rules(table).case.unique().tolist() == ["a"]
+    assert regret_results.measured_everywhere(table).rule.unique().tolist() == ["race"]
+    assert regret_results.with_all_rules(table).case.unique().tolist() == ["a"]

@@ -33,8 +33,8 @@ from twophase.errors import check_choice, check_integer
 from twophase.experiments import branches, runs
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
-from twophase.experiments.files import committed_table
 from twophase.experiments.traces import peak_epoch
+from twophase.monitor import Exact, FromBatches, Monitor
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import (
     ImageProblem,
@@ -67,7 +67,7 @@ from twophase.switching import (
 
 GRID = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 FLOORS = {"float32": 1e-8, "float64": 1e-12}
-NONE, FIXED = "none", "swap at "
+NONE, FIXED, BATCHES = "none", "swap at ", " from batches"
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,21 @@ class Rule(NamedTuple):
     keep: str = "train"  # by which loss weights are kept
     # whether it decides by losses and norms alone, without a trial, and not knowing the length
     looks: bool = False
+    monitor: Monitor = Exact()  # how it knows loss and norm
+
+    def suits(self, case: Case) -> bool:
+        """Whether the case has what the rule looks at: validation examples, mini-batches."""
+        batches = case.adam.batch_size is not None
+        return (self.keep == "train" or case.problem.validates) and (self.monitor.exact or batches)
 
 
 def _looking(rule: Callable[[], SwitchRule], words: str, fallback: Fallback | None = None) -> Rule:
     return Rule(lambda case: rule(), words, fallback, looks=True)
+
+
+def _from_batches(name: str, rule: Rule) -> Rule:
+    words = f"as {name}, by the means of the mini-batches, which cost no passes"
+    return rule._replace(words=words, monitor=FromBatches())
 
 
 def _share(share: float, name: str) -> Rule:
@@ -227,6 +238,9 @@ RULES: dict[str, Rule] = {
         GradientThreshold, f"the norm is below {GradientThreshold.threshold:g} (as opifex)"
     ),
 }
+RULES |= {
+    f"{name}{BATCHES}": _from_batches(name, RULES[name]) for name in ("race", "literal", "smoothed")
+}
 
 
 class End(NamedTuple):
@@ -238,6 +252,7 @@ class End(NamedTuple):
     spent: int
     reading: int
     trials: int  # those that were lost, or not over yet
+    returned: int  # those of second phases that were left for Adam
 
 
 def end(history: pd.DataFrame, config: RunConfig) -> End:
@@ -248,20 +263,26 @@ def end(history: pd.DataFrame, config: RunConfig) -> End:
     reading are those of `twophase.Trainer.spent`, by a replay of the rule and the fallback.
     """
     planned = course(config.rule, config.fallback)
-    free = history.monitor_passes[history.phase == ADAM].le(GRADIENT_PASSES - 1).all()
+    measured = history.monitor_passes[history.phase == ADAM]
+    at_hand = config.monitor.exact and measured.lt(GRADIENT_PASSES).all()
+    free = at_hand or not (config.monitor.exact or planned.exact)
     spent, best, swap, found = 0, None, None, None
-    lost, trial = 0, 0
+    lost, trial, returned, second = 0, 0, 0, 0
     loss = attrgetter(f"{config.keep}_loss")
     for row in history.itertuples():
         seen = row.train_loss, row.grad_norm, row.passes
         told = Told(*seen, judged=loss(row), status=Status(row.status), way=way_of(row))
         if row.phase == ADAM:
             planned.adam(told)
-            lost, trial = lost + trial, 0
+            lost, trial, returned, second = lost + trial, 0, returned + second, 0
         else:
-            # a trial that was won is a part of the second phase
             won = planned.second(told).action is Action.ADOPT
-            trial = trial + row.passes if row.phase == TRIAL and not won else 0
+            if row.phase == TRIAL:
+                trial += row.passes
+            else:
+                second += row.passes
+            if won:  # the trial is a part of the second phase
+                trial, second = 0, trial
         spent += row.passes
         reading = 0 if free or config.second is None else planned.reading
         if config.budget is not None and spent + reading > config.budget and found:
@@ -275,7 +296,8 @@ def end(history: pd.DataFrame, config: RunConfig) -> End:
         kept = min(aside, key=loss, default=row)
         validation = float(kept.validation_loss)
         validation_loss = validation if math.isfinite(validation) else None
-        found = End(kept.epoch, kept.train_loss, validation_loss, spent, reading, lost + trial)
+        costs = spent, reading, lost + trial, returned
+        found = End(kept.epoch, kept.train_loss, validation_loss, *costs)
     return found
 
 
@@ -285,11 +307,12 @@ def entries(case: Case, seed: int, rules: Iterable[str]) -> dict[str, RunConfig]
     fixed = {
         f"{FIXED}{epoch}": {"switch": FixedEpoch(epoch), "fallback": None} for epoch in case.grid
     }
-    by_rule = {}
+    by_rule: dict[str, dict[str, Any]] = {}
     for name in rules:
         rule = RULES[check_choice("rule", name, RULES)]
-        if rule.keep == "train" or case.problem.validates:
-            by_rule[name] = {"switch": rule.of(case), "fallback": rule.fallback, "keep": rule.keep}
+        if rule.suits(case):
+            by_rule[name] = {"switch": rule.of(case), "fallback": rule.fallback}
+            by_rule[name] |= {"keep": rule.keep, "monitor": rule.monitor}
     trained = {name: replace(config, **changes) for name, changes in (fixed | by_rule).items()}
     return {NONE: config.trunk()} | trained
 
@@ -305,8 +328,8 @@ def run(
 
     `names` are of `CASES` and `rules` of `RULES`, None: all; `InputError` for others. Columns:
     case, held_out, seed, rule (or the fixed swap), q, swap_epoch, epoch, loss, validation_loss,
-    spent, reading and trials (passes), peak (of Adam alone, the epoch of the largest smoothed
-    norm), regret and validation_regret. A training that failed has none.
+    spent, reading, trials and returned (passes), peak (of Adam alone, the epoch of the largest
+    smoothed norm), regret and validation_regret. A training that failed has none.
     """
     check_integer("seeds", seeds, 1, MOST_SEEDS)
     chosen = {name: CASES[check_choice("case", name, CASES)] for name in names or CASES}
@@ -351,170 +374,3 @@ def with_regret(table: pd.DataFrame) -> pd.DataFrame:
             group = group.assign(validation_regret=regrets(group, "validation_loss"))
         parts.append(group)
     return pd.concat(parts, ignore_index=True)
-
-
-class Kept(NamedTuple):
-    """The source tree's reference results: all rows, and two parts without the fixed swaps.
-
-    `complete` has the rules that were measured on all cases, `shared` the cases on which all rules
-    were that keep weights by the training loss.
-    """
-
-    table: pd.DataFrame
-    complete: pd.DataFrame
-    shared: pd.DataFrame
-
-    @property
-    def judged(self) -> pd.DataFrame:
-        """Rules that were measured on all cases with validation examples, on these."""
-        return measured_everywhere(_of_rules(self.table).dropna(subset=["validation_regret"]))
-
-
-def committed() -> Kept:
-    """The kept runs."""
-    table = committed_table("reports/reference/switch-regret/regret.csv")
-    rules = _of_rules(table)
-    # not every case has validation examples to keep weights by
-    by_train = rules[[name not in RULES or RULES[name].keep == "train" for name in rules.rule]]
-    return Kept(table, measured_everywhere(rules), with_all_rules(by_train))
-
-
-def _of_rules(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of rules and of Adam alone, without those of fixed swaps."""
-    return table[~table.rule.str.startswith(FIXED)]
-
-
-def measured_everywhere(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the rules that were measured on all cases of the table."""
-    cases = table.groupby("rule").case.nunique()
-    return table[table.rule.map(cases).eq(table.case.nunique())]
-
-
-def with_all_rules(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the cases on which all rules of the table were measured."""
-    rules = table.groupby("case").rule.nunique()
-    return table[table.case.map(rules).eq(table.rule.nunique())]
-
-
-def summary(table: pd.DataFrame, column: str = "regret") -> pd.DataFrame:
-    """For each rule over the cases (medians over the seeds): worst and median regret, and costs.
-
-    Sorted by the worst. `reading` and `trials` are shares of all passes, the largest of any case.
-    """
-    rules = _of_rules(table)
-    passes = rules.spent + rules.reading
-    shares = {name: rules[name] / passes for name in ("reading", "trials")}
-    rules = rules.assign(worst=rules[column], **shares)
-    by_case = rules.groupby(["rule", "case"])[[column, "worst", "reading", "trials"]].agg(
-        {column: "median", "worst": "max", "reading": "max", "trials": "max"}
-    )
-    found = by_case.groupby("rule").agg(
-        worst=(column, "max"),
-        median=(column, "median"),
-        worst_seed=("worst", "max"),
-        reading=("reading", "max"),
-        trials=("trials", "max"),
-        cases=(column, "count"),
-    )
-    return found.sort_values(["worst", "median"])
-
-
-def short(table: pd.DataFrame, column: str = "regret") -> pd.DataFrame:
-    """Worst and median of `summary`, and the number of cases, to be shown."""
-    return summary(table, column)[["worst", "median", "cases"]].round(2).reset_index()
-
-
-def parts(table: pd.DataFrame) -> pd.DataFrame:
-    """`summary` for the cases that were not set aside, those that were, and all of them."""
-    order, columns = summary(table).index, ["worst", "median"]
-    chosen = {"not set aside": table[~table.held_out], "set aside": table[table.held_out]}
-    found = [
-        summary(rows)[columns].reindex(order).add_suffix(f", {name} ({rows.case.nunique()})")
-        for name, rows in (chosen | {"all": table}).items()
-        if len(rows)
-    ]
-    return pd.concat(found, axis=1)
-
-
-def by_q(table: pd.DataFrame) -> pd.DataFrame:
-    """Validation regret of each rule (columns), the median over the seeds, in the order of Q.
-
-    A case is a row, with its overdetermination Q = K M / P.
-    """
-    found = table.pivot_table("validation_regret", ["q", "case"], "rule", "median")
-    order = summary(table, "validation_regret").index
-    return found[list(order)].rename_axis(index={"q": "Q"}, columns=None).reset_index()
-
-
-def rules_in_words(names: Iterable[str]) -> pd.DataFrame:
-    """When some rules of `RULES` switch, in words; also of `NONE`."""
-    words = {name: rule.words for name, rule in RULES.items()} | {NONE: "never: Adam alone"}
-    rows = [(name, words[name]) for name in names]
-    return pd.DataFrame(rows, columns=["rule", "switches"])
-
-
-def cases_in_words(names: Iterable[str]) -> pd.DataFrame:
-    """What some cases of `CASES` train, from the problem to the precision."""
-    rows = []
-    for name in names:
-        case, batch = CASES[name], CASES[name].adam.batch_size
-        rows.append(
-            {"case": name, "problem": case.problem.name}
-            | {"examples": str(getattr(case.problem, "train_examples", None) or "all")}
-            | {"passes": case.passes}
-            | {"Adam's batch": "all" if batch is None else str(batch)}
-            | {"Adam's rate": case.adam.learning_rate}
-            | {"precision": case.dtype, "set aside": "yes" if case.held_out else "no"}
-        )
-    return pd.DataFrame(rows)
-
-
-def sentence(table: pd.DataFrame, column: str = "regret", rule: str = "race") -> str:
-    """A rule's worst and median regret, beside the best of the others, in Markdown."""
-    table = table.dropna(subset=[column])
-    found = summary(table, column)
-    mine, best = found.loc[rule], found.drop(rule).iloc[0]
-    single = table[table.rule.eq(rule)].sort_values(column).iloc[-1]
-    alone = f"on a single seed up to **{mine.worst_seed:.2f}**, *{single.case}*"
-    return (
-        f"The {rule} has a regret of **{mine.worst:.2f}** in the worst of {mine.cases:.0f} cases "
-        f"(medians over the seeds; {alone}) and **{mine['median']:.2f}** in the median; of the "
-        f"others *{best.name}* has the best worst case, **{best.worst:.2f}**, and a median of "
-        f"**{best['median']:.2f}**"
-    )
-
-
-def at_the_peak(table: pd.DataFrame) -> str:
-    """Whether the norm's peak, as if it were known, tells when to swap, in Markdown."""
-    found = []
-    for _, rows in table.groupby(["case", "seed"]):
-        fixed = rows[rows.rule.str.startswith(FIXED)].sort_values("swap_epoch")
-        alone = rows[rows.rule.eq(NONE)].iloc[0]
-        later = fixed[fixed.swap_epoch.ge(alone.peak)]
-        found.append(later.regret.iloc[0] if len(later) else alone.regret)
-    regrets = pd.Series(found)
-    return (
-        "Would the norm tell when a trial is worth it? If its peak were known in advance, the "
-        "first of the fixed swaps that is not before it has a median regret of "
-        f"**{regrets.median():.2f}** and a worst one of **{regrets.max():.1f}**, over "
-        f"{len(regrets)} trainings."
-    )
-
-
-def does_it_have_to_try(kept: Kept, rule: str = "race") -> str:
-    """Whether a rule's worst regret is below that of every rule that only looks, with both.
-
-    That is on the shared cases; on all there are the fixed shares, and what its trials cost.
-    """
-    worst, everywhere = summary(kept.shared).worst, summary(kept.complete)
-    shares = everywhere.worst[everywhere.index.isin(["a tenth", "a third", "two thirds"])]
-    looking = worst[[name for name in worst.index if name in RULES and RULES[name].looks]]
-    word, best = "Yes" if worst[rule] < looking.min() else "No", looking.idxmin()
-    return (
-        f"{word}: in its worst case the {rule} has a regret of **{worst[rule]:.2f}**. Of the rules "
-        f"that look at norm or loss, *{best}* has the lowest worst regret, **{looking.min():.2f}**"
-        f". Of the swaps at a fixed share of the training *{shares.idxmin()}* has the lowest, "
-        f"**{shares.min():.2f}**, on {everywhere.cases.max():.0f} problems; there the {rule} has "
-        f"{everywhere.worst[rule]:.2f}, and its lost trials cost at most "
-        f"{everywhere.trials[rule]:.0%} of the passes"
-    )

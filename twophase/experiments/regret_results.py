@@ -1,0 +1,217 @@
+"""What regrets say: kept tables, summaries, and answers in words."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pandas as pd
+
+from twophase.experiments.files import committed_table
+from twophase.experiments.regret import BATCHES, CASES, FIXED, NONE, RULES
+
+# columns of passes, and what they are called
+COSTS = {"reading": "reading", "trials": "lost trials", "returned": "left second phases"}
+
+
+class Kept(NamedTuple):
+    """The source tree's reference results: all rows, and two parts without the fixed swaps.
+
+    `complete` has the rules that were measured on all cases, `shared` the cases on which all rules
+    were that suit every case.
+    """
+
+    table: pd.DataFrame
+    complete: pd.DataFrame
+    shared: pd.DataFrame
+
+    @property
+    def judged(self) -> pd.DataFrame:
+        """Rules that were measured on all cases with validation examples, on these."""
+        return measured_everywhere(_of_rules(self.table).dropna(subset=["validation_regret"]))
+
+
+def committed() -> Kept:
+    """The kept runs."""
+    table = committed_table("reports/reference/switch-regret/regret.csv")
+    rules = _of_rules(table)
+    everywhere = {NONE} | {
+        name for name, rule in RULES.items() if all(map(rule.suits, CASES.values()))
+    }
+    suits_all = rules[rules.rule.isin(everywhere)]
+    return Kept(table, measured_everywhere(rules), with_all_rules(suits_all))
+
+
+def _of_rules(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of rules and of Adam alone, without those of fixed swaps."""
+    return table[~table.rule.str.startswith(FIXED)]
+
+
+def measured_everywhere(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the rules that were measured on all cases of the table."""
+    cases = table.groupby("rule").case.nunique()
+    return table[table.rule.map(cases).eq(table.case.nunique())]
+
+
+def with_all_rules(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the cases on which all rules of the table were measured."""
+    rules = table.groupby("case").rule.nunique()
+    return table[table.case.map(rules).eq(table.rule.nunique())]
+
+
+def summary(table: pd.DataFrame, column: str = "regret") -> pd.DataFrame:
+    """For each rule over the cases (medians over the seeds): worst and median regret, and costs.
+
+    Sorted by the worst. `COSTS` are shares of all passes, the largest of any training.
+    """
+    rules = _with_shares(_of_rules(table))
+    rules = rules.assign(worst=rules[column])
+    by_case = rules.groupby(["rule", "case"]).agg(
+        {column: "median", "worst": "max"} | dict.fromkeys(COSTS, "max")
+    )
+    found = by_case.groupby("rule").agg(
+        worst=(column, "max"),
+        median=(column, "median"),
+        worst_seed=("worst", "max"),
+        **{name: (name, "max") for name in COSTS},
+        cases=(column, "count"),
+    )
+    return found.sort_values(["worst", "median"])
+
+
+def _with_shares(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its costs in parts of all passes of a training."""
+    passes = table.spent + table.reading
+    return table.assign(**{name: table[name] / passes for name in COSTS})
+
+
+def costs(table: pd.DataFrame, rule: str = "race") -> pd.DataFrame:
+    """What a rule costs on each problem, in parts of all passes: the largest over the seeds.
+
+    With the regret, the median over the seeds, to which all of it is charged.
+    """
+    found = _with_shares(table[table.rule.eq(rule)]).groupby("case", sort=False)
+    shares = found[[*COSTS]].max().rename(columns=COSTS)
+    return shares.assign(regret=found.regret.median()).reset_index()
+
+
+def from_batches(table: pd.DataFrame) -> pd.DataFrame:
+    """What becomes of decisions if loss and norm are means over mini-batches, rule by rule.
+
+    On the trainings that were made both ways: how many switch after the same epoch, how far apart
+    the others are, worst and median regret, and the largest share of passes for reading.
+    """
+    rows, key = [], ["case", "seed"]
+    by_rule = {rule: of.set_index(key) for rule, of in _with_shares(table).groupby("rule")}
+    for name in (name for name in RULES if f"{name}{BATCHES}" in by_rule):
+        batches = by_rule[f"{name}{BATCHES}"]
+        ways = {"exact": by_rule[name].loc[batches.index], "from batches": batches}
+        # without a swap: as if after all epochs
+        swaps = [way.swap_epoch.fillna(way.epoch) for way in ways.values()]
+        apart = (swaps[0] - swaps[1]).abs()
+        row = {"rule": name, "trainings": len(apart), "same swap": int(apart.eq(0).sum())}
+        row["furthest apart"] = f"{apart.max():.0f} epochs"
+        for words, way in ways.items():
+            row[f"regret, {words}"] = f"{way.regret.max():.2f}, {way.regret.median():.2f}"
+            row[f"reading, {words}"] = f"{way.reading.max():.1%}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def short(table: pd.DataFrame, column: str = "regret") -> pd.DataFrame:
+    """Worst and median of `summary`, and the number of cases, to be shown."""
+    return summary(table, column)[["worst", "median", "cases"]].round(2).reset_index()
+
+
+def parts(table: pd.DataFrame) -> pd.DataFrame:
+    """`summary` for the cases that were not set aside, those that were, and all of them."""
+    order, columns = summary(table).index, ["worst", "median"]
+    chosen = {"not set aside": table[~table.held_out], "set aside": table[table.held_out]}
+    found = [
+        summary(rows)[columns].reindex(order).add_suffix(f", {name} ({rows.case.nunique()})")
+        for name, rows in (chosen | {"all": table}).items()
+        if len(rows)
+    ]
+    return pd.concat(found, axis=1)
+
+
+def by_q(table: pd.DataFrame) -> pd.DataFrame:
+    """Validation regret of each rule (columns), the median over the seeds, in the order of Q.
+
+    A case is a row, with its overdetermination Q = K M / P.
+    """
+    found = table.pivot_table("validation_regret", ["q", "case"], "rule", "median")
+    order = summary(table, "validation_regret").index
+    return found[list(order)].rename_axis(index={"q": "Q"}, columns=None).reset_index()
+
+
+def rules_in_words(names: Iterable[str]) -> pd.DataFrame:
+    """When some rules of `RULES` switch, in words; also of `NONE`."""
+    words = {name: rule.words for name, rule in RULES.items()} | {NONE: "never: Adam alone"}
+    rows = [(name, words[name]) for name in names]
+    return pd.DataFrame(rows, columns=["rule", "switches"])
+
+
+def cases_in_words(names: Iterable[str]) -> pd.DataFrame:
+    """What some cases of `CASES` train, from the problem to the precision."""
+    rows = []
+    for name in names:
+        case, batch = CASES[name], CASES[name].adam.batch_size
+        rows.append(
+            {"case": name, "problem": case.problem.name}
+            | {"examples": str(getattr(case.problem, "train_examples", None) or "all")}
+            | {"passes": case.passes}
+            | {"Adam's batch": "all" if batch is None else str(batch)}
+            | {"Adam's rate": case.adam.learning_rate}
+            | {"precision": case.dtype, "set aside": "yes" if case.held_out else "no"}
+        )
+    return pd.DataFrame(rows)
+
+
+def sentence(table: pd.DataFrame, column: str = "regret", rule: str = "race") -> str:
+    """A rule's worst and median regret, beside the best of the others, in Markdown."""
+    table = table.dropna(subset=[column])
+    found = summary(table, column)
+    mine, best = found.loc[rule], found.drop(rule).iloc[0]
+    single = table[table.rule.eq(rule)].sort_values(column).iloc[-1]
+    alone = f"on a single seed up to **{mine.worst_seed:.2f}**, *{single.case}*"
+    return (
+        f"The {rule} has a regret of **{mine.worst:.2f}** in the worst of {mine.cases:.0f} cases "
+        f"(medians over the seeds; {alone}) and **{mine['median']:.2f}** in the median; of the "
+        f"others *{best.name}* has the best worst case, **{best.worst:.2f}**, and a median of "
+        f"**{best['median']:.2f}**"
+    )
+
+
+def at_the_peak(table: pd.DataFrame) -> str:
+    """Whether the norm's peak, as if it were known, tells when to swap, in Markdown."""
+    found = []
+    for _, rows in table.groupby(["case", "seed"]):
+        fixed = rows[rows.rule.str.startswith(FIXED)].sort_values("swap_epoch")
+        alone = rows[rows.rule.eq(NONE)].iloc[0]
+        later = fixed[fixed.swap_epoch.ge(alone.peak)]
+        found.append(later.regret.iloc[0] if len(later) else alone.regret)
+    regrets = pd.Series(found)
+    return (
+        "Would the norm tell when a trial is worth it? If its peak were known in advance, the "
+        "first of the fixed swaps that is not before it has a median regret of "
+        f"**{regrets.median():.2f}** and a worst one of **{regrets.max():.1f}**, over "
+        f"{len(regrets)} trainings."
+    )
+
+
+def does_it_have_to_try(kept: Kept, rule: str = "race") -> str:
+    """Whether a rule's worst regret is below that of every rule that only looks, with both.
+
+    That is on the shared cases; on all there are the fixed shares, and what its trials cost.
+    """
+    worst, everywhere = summary(kept.shared).worst, summary(kept.complete)
+    shares = everywhere.worst[everywhere.index.isin(["a tenth", "a third", "two thirds"])]
+    looking = worst[[name for name in worst.index if name in RULES and RULES[name].looks]]
+    word, best = "Yes" if worst[rule] < looking.min() else "No", looking.idxmin()
+    return (
+        f"{word}: in its worst case the {rule} has a regret of **{worst[rule]:.2f}**. Of the rules "
+        f"that look at norm or loss, *{best}* has the lowest worst regret, **{looking.min():.2f}**"
+        f". Of the swaps at a fixed share of the training *{shares.idxmin()}* has the lowest, "
+        f"**{shares.min():.2f}**, on {everywhere.cases.max():.0f} problems; there the {rule} has "
+        f"{everywhere.worst[rule]:.2f}, and its lost trials cost at most "
+        f"{everywhere.trials[rule]:.0%} of the passes"
+    )
