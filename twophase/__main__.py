@@ -286,6 +286,7 @@ def _regret_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", nargs="+", help="of twophase.experiments.regret; default: all")
     parser.add_argument("--rule", nargs="+", help="beside all fixed swaps; default: all")
     _number_options(parser, "seeds", default=3)
+    _number_options(parser, "passes", help="for each training; default: those of the case")
     _executor_options(parser)
     _number_options(parser, "processes", help="the same as --executor 'Local(N)'")
     parser.add_argument("--work", type=_path, help="folder to resume from; default: OUT/runs")
@@ -299,7 +300,7 @@ def _regret(options: argparse.Namespace) -> None:
     place = branches.Place(options.work or options.out / "runs", options.data, options.device)
     began = time.perf_counter()
     executor = _executor(options)
-    table = regret.run(options.case, options.rule, options.seeds, place, executor)
+    table = regret.run(options.case, options.rule, options.seeds, place, executor, options.passes)
     seconds = time.perf_counter() - began
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "regret.csv", table.to_csv(index=False, float_format="%.6g"))

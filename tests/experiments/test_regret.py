@@ -244,6 +244,16 @@ def test_a_case_is_trained_once_and_resumed(tmp_path, small, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_case_may_be_given_other_passes(tmp_path, small):
+    place = branches.Place(tmp_path, device="cpu")
+    table = regret.run(None, ["a third"], 1, place, passes=36)
+    assert (table.spent <= 36).all() and table.spent.max() > 30
+    assert table[table.rule == "a third"].swap_epoch.tolist() == [4]
+    with pytest.raises(InputError, match="passes"):
+        regret.run(None, ["a third"], 1, place, passes=29)
+
+
+@pytest.mark.slow
 def test_the_command_leaves_a_table_and_where_it_comes_from(tmp_path, small, capsys):
     assert main(["regret", "--rule", "literal", "--seeds", "1", "--out", str(tmp_path)]) == 0
     assert {"regret.csv", "provenance.json", "runs"} <= {path.name for path in tmp_path.iterdir()}

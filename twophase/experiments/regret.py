@@ -323,16 +323,21 @@ def run(
     seeds: int,
     place: branches.Place,
     executor: Executor = ALONE,
+    passes: int | None = None,
 ) -> pd.DataFrame:
     """Train what is not finished; a row for each case, seed and training, with its regret.
 
-    `names` are of `CASES` and `rules` of `RULES`, None: all; `InputError` for others. Columns:
+    `names` are of `CASES` and `rules` of `RULES`, None: all; a training may spend so many `passes`,
+    at least 30 (None: those of its case). `InputError` for others. Columns:
     case, held_out, seed, rule (or the fixed swap), q, swap_epoch, epoch, loss, validation_loss,
     spent, reading, trials and returned (passes), peak (of Adam alone, the epoch of the largest
     smoothed norm), regret and validation_regret. A training that failed has none.
     """
     check_integer("seeds", seeds, 1, MOST_SEEDS)
     chosen = {name: CASES[check_choice("case", name, CASES)] for name in names or CASES}
+    if passes is not None:
+        check_integer("passes", passes, 30)
+        chosen = {name: replace(case, passes=passes) for name, case in chosen.items()}
     todo: dict[tuple[str, int, str], RunConfig] = {}
     for (name, case), seed in product(chosen.items(), range(seeds)):
         for rule, config in entries(case, seed, RULES if rules is None else rules).items():
