@@ -21,7 +21,15 @@ import pytest
 from scipy.optimize import rosen, rosen_der
 
 from twophase.__main__ import build_parser, main
-from twophase.experiments import bench, comparison, generalisation, pattern, regret, table1
+from twophase.experiments import (
+    bench,
+    comparison,
+    generalisation,
+    methods,
+    pattern,
+    regret,
+    table1,
+)
 from twophase.experiments.hessian import Hessian
 from twophase.problems.images import DATASETS
 
@@ -255,7 +263,7 @@ def test_comparisons_make_the_kept_runs(folder, monkeypatch):
         rows = table[columns].drop_duplicates().fillna({"batch_size": 0, "train_examples": 0})
         return set(rows[sorted(columns)].itertuples(index=False, name=None))
 
-    here = [name for name, method in comparison.METHODS.items() if method.installed]
+    here = [name for name, method in methods.METHODS.items() if method.installed]
     assert runs(kept[kept.method.isin(here)]) <= runs(pd.concat(made, ignore_index=True))
 
 

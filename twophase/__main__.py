@@ -245,10 +245,11 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problem", nargs="+", help=PROBLEMS)
     parser.add_argument("--model", nargs="+", help="networks; default: the preset's")
     parser.add_argument(
-        "--method", nargs="+", help="beside adam; default: all of twophase.experiments.comparison"
+        "--method", nargs="+", help="beside adam; default: all of twophase.experiments.methods"
     )
     _number_options(
-        *(parser, "seeds", "passes", "swap-epoch", "batch-size", "train-examples"),
+        *(parser, "seeds", "passes", "swap-epoch", "batch-size"),
+        *("train-examples", "validation-examples"),
         help="default: the preset's",
     )
     parser.add_argument("--dtype", help="default: float32, of full-batch problems float64")
@@ -261,14 +262,16 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from twophase.experiments import branches, comparison, profiles
+    from twophase.experiments.methods import METHODS
 
-    names = ("seeds", "passes", "swap_epoch", "batch_size", "train_examples", "dtype")
+    names = ("seeds", "passes", "swap_epoch", "batch_size", "dtype")
+    names += ("train_examples", "validation_examples")
     changes = {name: getattr(options, name) for name in names}
     for name, given in (("problems", options.problem), ("models", options.model)):
         changes[name] = given and tuple(given)
     plan = comparison.plan(options.preset, **changes)
     # what the others are measured against
-    methods = list(dict.fromkeys(["adam", *(options.method or comparison.METHODS)]))
+    methods = list(dict.fromkeys(["adam", *(options.method or METHODS)]))
     place = branches.Place(options.work or options.out / "runs", options.data, options.device)
     began = time.perf_counter()
     executor = _executor(options)

@@ -20,14 +20,12 @@ from twophase.__main__ import main
 from twophase.automatic import DEFAULT
 from twophase.directions import SelfScaledBFGSDirection
 from twophase.errors import InputError, TwoPhaseError
-from twophase.experiments import comparison, findings, profiles, runs
+from twophase.experiments import comparison, findings, profiles, reached, runs
 from twophase.experiments.branches import Place, digest_name
 from twophase.experiments.comparison import (
-    METHODS,
     PLANS,
     TUNING_SEED,
     Entry,
-    Method,
     Plan,
     chosen,
     entries,
@@ -37,6 +35,7 @@ from twophase.experiments.comparison import (
 from twophase.experiments.competitors import SGD, AdamGoesOn, TorchLBFGS
 from twophase.experiments.executors import Local, Slurm
 from twophase.experiments.files import project_folder
+from twophase.experiments.methods import METHODS, Candidates, Ladder, Method
 from twophase.line_search import StrongWolfe
 from twophase.problems import gpt, networks
 from twophase.problems.problem import ImageProblem, PhysicsProblem
@@ -115,7 +114,7 @@ def test_tuning_never_sees_the_seeds_that_it_is_judged_by(done):
     assert set(curves.seed) == {0, TUNING_SEED}
     assert (curves[curves.seed == 0].groupby("method").candidate.nunique() == 1).all()
     tuned = curves[curves.seed == TUNING_SEED]
-    assert set(tuned.groupby("method").candidate.nunique()) == {3}
+    assert tuned.groupby("method").candidate.nunique().ge(3).all()
     picked = chosen(tuned)
     assert set(picked) == {"adam-tuned", "torch-lbfgs"}
     assert picked["adam-tuned"] > 0  # not as shipped
@@ -125,9 +124,49 @@ def test_tuning_never_sees_the_seeds_that_it_is_judged_by(done):
         assert (curves[(curves.seed == 0) & (curves.method == method)].candidate == candidate).all()
 
 
+def test_the_best_of_a_ladder_has_worse_ones_on_both_sides(done):
+    """Or the ladder ends; so tuning looks further where the best is at an edge."""
+    _, curves = done
+    tuned = curves[curves.seed == TUNING_SEED]
+    for method, best in chosen(tuned).items():
+        tried = tuned[tuned.method == method].groupby("candidate").loss.min()
+        beside = METHODS[method].candidates.beside(best)
+        assert beside and set(beside) <= set(tried.index)
+        assert tried[best] == tried.min()
+
+
 def test_the_chosen_candidate_is_what_runs():
     (entry,) = entries([DIGITS], ["sgd"], 30, {"sgd": 2})
     assert (entry.candidate, entry.config.second) == (2, METHODS["sgd"].candidates[2])
+
+
+def test_the_automatic_switch_is_charged_from_the_first_epoch_on(tmp_path):
+    """Its curve is that of `fit` with the passes of the prefix and of what follows it."""
+    start = prefix(ImageProblem("digits", "mlp-4", 64, 20), 6, batch_size=16)
+    (entry,) = entries([start], ["race"], 60)
+    curves = comparison.run([entry], here(tmp_path))
+    assert entry.config.budget == 78 and (curves.swap_epoch == 6).all()
+    history, _ = runs.read(here(tmp_path).folder(entry.config))
+    end = reached.end(history, entry.config)
+    assert curves.passes_spent.iloc[0] == 0
+    assert curves.passes_spent.iloc[-1] == end.spent + end.reading - 18 <= 60
+    assert curves.loss.is_monotonic_decreasing and curves.loss.iloc[-1] <= end.loss
+    within = history.passes.cumsum() <= 18
+    assert curves.loss.iloc[0] >= history[within].train_loss.min()
+    assert curves.validation_loss.notna().all() and curves.accuracy.between(0, 1).all()
+    assert curves.seconds.iloc[0] == 0 and curves.seconds.is_monotonic_increasing
+
+
+def test_what_starts_over_has_a_beginning_of_its_own(tmp_path):
+    start = prefix(ImageProblem("digits", "mlp-4", 64, 20), 3, batch_size=16)
+    todo = entries([start], ["adam", "adam-from-start", "race"], 30, {"adam-from-start": 1})
+    found = comparison.run(todo, here(tmp_path))
+    first = found[found.passes_spent == 0].set_index("method").loss
+    # with Adam's own rate, held constant, it is the same training
+    adam, same = (found[found.method == name].loss for name in ("adam", "adam-from-start"))
+    assert same.to_numpy() == pytest.approx(adam.to_numpy(), rel=1e-4)
+    assert first["race"] == pytest.approx(first["adam"], rel=1e-4)
+    assert profiles.costs(found, 30).method.tolist() == ["adam", "adam-from-start", "race"]
 
 
 def test_tuning_is_on_the_first_problems_smallest_network():
@@ -209,7 +248,8 @@ def test_a_killed_comparison_goes_on(done, tmp_path):
 
 def test_several_processes_find_what_one_finds(done, tmp_path):
     _, curves = done
-    both = entries(SMOKE.prefixes(), ["default", "adam-tuned"], SMOKE.passes, {"adam-tuned": 2})
+    picked = chosen(curves[curves.seed == TUNING_SEED])
+    both = entries(SMOKE.prefixes(), ["default", "adam-tuned"], SMOKE.passes, picked)
     both += tuning_entries(SMOKE.tuning(), ["adam-tuned"], SMOKE.passes)
     found = comparison.run(both, here(tmp_path), executor=Local(2))
     histories = list(tmp_path.glob("*/history.csv"))
@@ -241,7 +281,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
 )
 def test_different_entries_have_different_folders(method, seed, swap, passes):
     entry = _entry(method, prefix(ImageProblem("digits", "vit-mlp"), swap, seed), passes)
-    config, second = entry.config, METHODS[method].candidates
+    known = METHODS[method].candidates
+    config, second = entry.config, [known[number] for number in known.first]
     others = [
         replace(config, **{field: value})
         for field, value in {
@@ -263,13 +304,13 @@ def _entry(method, start, passes):
     """Also of a method whose package is missing here."""
     found = METHODS[method]
     config = replace(start, second=found.candidates[0], passes=found.times * passes)
-    return Entry(config, method, 0, passes)
+    return Entry(config, method, 0, passes, start.epochs)
 
 
 def test_other_settings_of_a_candidate_have_another_folder(monkeypatch):
     (before,) = entries([DIGITS], ["default"], 30)
     other = replace(SELF_SCALED_BFGS, direction=SelfScaledBFGSDirection(history_size=7))
-    monkeypatch.setitem(METHODS, "default", Method("default", (other,)))
+    monkeypatch.setitem(METHODS, "default", Method("default", Candidates((other,))))
     (after,) = entries([DIGITS], ["default"], 30)
     assert digest_name(before.config) != digest_name(after.config)
 
@@ -281,7 +322,7 @@ def test_tables_come_back_with_the_same_losses(done, tmp_path):
     _, curves = done
     comparison.save(curves, tmp_path, {"command": "a test"})
     back = comparison.load(tmp_path)
-    keys = [name for name in curves if name not in ("passes_spent", "seconds", "loss")]
+    keys = [name for name in curves if name not in comparison._MEASURED]
     before, after = (dict(list(of.groupby(keys, dropna=False))) for of in (curves, back))
     assert before.keys() == after.keys()
     for key, curve in before.items():
@@ -343,8 +384,8 @@ def test_kept_comparisons_load_and_are_whole(name):
     kept = comparison.load(project_folder() / "reports" / "reference" / name)
     assert set(kept.method) <= set(METHODS)
     for method, of in kept.groupby("method"):
-        assert set(of.candidate) <= set(range(len(METHODS[method].candidates)))
-    keys = [name for name in kept if name not in ("passes_spent", "seconds", "loss")]
+        assert all(METHODS[method].candidates[number] for number in set(of.candidate))
+    keys = [name for name in kept if name not in comparison._MEASURED]
     for _, run in kept.groupby(keys, dropna=False):
         assert run.passes_spent.iloc[0] == 0 and run.passes_spent.is_monotonic_increasing
         assert run.loss.is_monotonic_decreasing
@@ -360,7 +401,7 @@ def test_a_method_whose_package_is_missing_is_left_out_and_named(monkeypatch, ca
     class Missing(SGD):
         package = "no_such_package"
 
-    monkeypatch.setitem(METHODS, "sgd", Method("SGD", (Missing(), Missing(0.1), Missing(10.0))))
+    monkeypatch.setitem(METHODS, "sgd", Method("SGD", Ladder((Missing,), 10.0)))
     assert [one.method for one in entries([DIGITS], ["adam", "sgd"], 30)] == ["adam"]
     assert "sgd left out: its package is not installed" in caplog.text
     assert not tuning_entries(DIGITS, ["sgd"], 30)
@@ -374,9 +415,12 @@ def test_full_batch_problems_take_their_points_at_once():
     assert trainer.phases["adam"].batches == 1 < points
 
 
-def test_a_prefix_has_no_validation_examples_to_be_paid_for():
-    assert DIGITS.problem.validation_examples == 0
+def test_a_plan_says_how_many_validation_examples_are_looked_at():
     assert DIGITS.second is None and DIGITS.passes is None
+    plan = comparison.plan("smoke", validation_examples=0)
+    assert {start.problem.validation_examples for start in plan.prefixes()} == {0}
+    with pytest.raises(InputError, match="^validation_examples: -1"):
+        comparison.plan("smoke", validation_examples=-1)
 
 
 @pytest.mark.parametrize(
@@ -409,8 +453,9 @@ def test_a_wrong_plan_names_its_field(change, message):
         (["newton"], 30, {}, "method: 'newton'"),
         (["adam"], 2, {}, "passes: 2"),
         (["adam-twice"], 2, {}, "passes: 2"),
-        (["adam"], 30, {"adam": 1}, "candidate: 1 is not allowed; use one of 0 for method adam"),
-        (["sgd"], 30, {"sgd": 3}, "candidate: 3 is not allowed; use one of 0, 1, 2 for"),
+        (["adam"], 30, {"adam": 1}, "candidate: 1 is not allowed; use one of 0"),
+        (["cg"], 30, {"cg": 3}, "candidate: 3 is not allowed; use one of 0, 1, 2"),
+        (["sgd"], 30, {"sgd": 17}, "candidate: 17 is not allowed; use a rung from -8 to 8"),
     ],
 )
 def test_a_wrong_entry_names_its_field(methods, passes, candidates, message):
@@ -453,7 +498,7 @@ def test_a_plan_has_whole_seeds_first():
 def test_only_images_have_a_subset():
     starts = replace(SMOKE, problems=("digits", "poisson")).prefixes()
     assert [start.problem for start in starts] == [
-        ImageProblem("digits", SMOKE.models[0], SMOKE.train_examples, 0),
+        ImageProblem("digits", SMOKE.models[0], SMOKE.train_examples),
         PhysicsProblem("poisson"),
     ]
 
@@ -471,7 +516,7 @@ def test_variants_are_compared_with_adam_under_their_labels(tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_words_tell_a_methods_candidates_apart(name):
     words = findings.candidates(name)
-    assert len(set(words)) == len(METHODS[name].candidates)
+    assert len(set(words.values())) == len(METHODS[name].candidates.first)
 
 
 # -- the command

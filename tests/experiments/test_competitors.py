@@ -1,7 +1,6 @@
 """Competitors spend what they evaluate, and do what they are named for."""
 
 import itertools
-import json
 import math
 
 import pytest
@@ -14,19 +13,18 @@ from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.errors import InputError
 from twophase.experiments import competitors
-from twophase.experiments.comparison import METHODS
 from twophase.experiments.competitors import (
     SGD,
     AdamCosine,
     AdamGoesOn,
+    AdamWFromStart,
     BudgetSpent,
-    Competitor,
     Journal,
     TorchLBFGS,
     go_on,
 )
-from twophase.second_phase import SELF_SCALED_BFGS, Minimizer
-from twophase.settings import from_dict
+from twophase.experiments.methods import METHODS
+from twophase.second_phase import SELF_SCALED_BFGS
 from twophase.switching.rules import FixedEpoch
 from twophase.trainer import Trainer
 
@@ -34,7 +32,9 @@ BUDGET = 60
 AVAILABLE = [name for name, method in METHODS.items() if method.installed]
 
 
-def trainer_at_prefix(epochs: int = 5, batch_size: int = 8, dtype=torch.float64) -> Trainer:
+def trainer_at_prefix(
+    epochs: int = 5, batch_size: int = 8, dtype=torch.float64, validation=None
+) -> Trainer:
     """A small regression, after some epochs of Adam."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(32, 3, generator=generator, dtype=dtype)
@@ -49,16 +49,27 @@ def trainer_at_prefix(epochs: int = 5, batch_size: int = 8, dtype=torch.float64)
         loss=nn.functional.mse_loss,
         adam=AdamSettings(1e-2, batch_size),
         device="cpu",
+        validation=validation,
     )
     for _ in range(epochs):
         trainer.epoch()
     return trainer
 
 
+HERE = torch.zeros(2)
+
+
+def journal_of(budget: int, **more) -> Journal:
+    """A journal that begins with a loss of 1."""
+    journal = Journal(budget, torch.device("cpu"), **more)
+    journal.begin(1.0, HERE)
+    return journal
+
+
 def test_a_journal_keeps_the_lowest_loss_and_points_two_percent_apart():
-    journal = Journal(10_000, 1.0, torch.device("cpu"))
+    journal = journal_of(10_000)
     for passes in range(3, 10_001, 3):
-        journal.saw(passes, 1.0 / passes if passes % 2 else 2.0)
+        journal.saw(passes, 1.0 / passes if passes % 2 else 2.0, HERE)
     journal.end()
     passes = [row.passes for row in journal.rows]
     assert passes[0] == 0 and passes[-1] == 9_999
@@ -70,18 +81,18 @@ def test_a_journal_keeps_the_lowest_loss_and_points_two_percent_apart():
 
 @given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=40))
 def test_the_losses_of_a_journal_never_rise(losses):
-    journal = Journal(3 * len(losses), 1.0, torch.device("cpu"))
+    journal = journal_of(3 * len(losses))
     for number, loss in enumerate(losses, 1):
-        journal.saw(3 * number, loss)
+        journal.saw(3 * number, loss, HERE)
     journal.end()
     assert journal.rows[-1].loss == min([1.0, *losses])
     assert all(b.loss <= a.loss for a, b in itertools.pairwise(journal.rows))
 
 
 def test_a_journal_does_not_count_what_lies_beyond_the_budget():
-    journal = Journal(10, 1.0, torch.device("cpu"))
+    journal = journal_of(10)
     with pytest.raises(BudgetSpent):
-        journal.saw(11, 0.1)
+        journal.saw(11, 0.1, HERE)
     journal.end()
     assert [row.loss for row in journal.rows] == [1.0]
 
@@ -89,11 +100,33 @@ def test_a_journal_does_not_count_what_lies_beyond_the_budget():
 def test_seconds_stand_still_while_a_journal_pauses(monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr(competitors, "clock", lambda device: float(next(ticks)))
-    journal = Journal(10, 1.0, torch.device("cpu"))  # 0
-    with journal.paused():  # 1 to 2
+    journal = journal_of(10)  # 0; validation 1 to 2
+    with journal.paused():  # 3 to 4
         pass
-    journal.saw(3, 0.5)  # 3, of which 1 was paused
-    assert journal.rows[-1].seconds == 2.0
+    journal.saw(3, 0.5, HERE)  # 5, of which 2 were paused
+    assert journal.rows[-1].seconds == 3.0
+
+
+def test_a_journal_asks_for_the_validation_of_the_lowest_losss_weights():
+    asked = []
+
+    def validate(x):
+        asked.append(x.tolist())
+        return float(x.sum()), 0.5
+
+    journal = journal_of(1000, validate=validate)
+    x = torch.tensor([1.0, 1.0])
+    journal.saw(3, 0.5, x)
+    x += 6.0  # weights in memory that a method writes to
+    journal.saw(6, 0.7, x)
+    journal.saw(9, 0.2, x)
+    assert [row[:1] + row[2:] for row in journal.rows] == [
+        (0, 1.0, 0.0, 0.5),
+        (3, 0.5, 2.0, 0.5),
+        (6, 0.5, 2.0, 0.5),
+        (9, 0.2, 14.0, 0.5),
+    ]
+    assert asked == [[0, 0], [1, 1], [7, 7]], "no weights twice"
 
 
 def test_a_budget_below_one_epoch_is_refused():
@@ -139,16 +172,6 @@ def test_what_a_method_spends_is_what_it_evaluates(name, monkeypatch):
         assert rows[-1].passes >= budget - 20
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_methods_candidates_are_one_kind_of_settings_that_json_holds(name):
-    candidates = METHODS[name].candidates
-    assert len(candidates) == len(set(candidates)) in (1, 3)
-    assert len({type(candidate) for candidate in candidates}) == 1
-    for candidate in candidates:
-        assert isinstance(candidate, Minimizer | Competitor)
-        assert from_dict(json.loads(json.dumps(candidate.to_dict()))) == candidate
-
-
 @pytest.mark.parametrize("kind", [AdamGoesOn, AdamCosine])
 @pytest.mark.parametrize("factor", [0, -1.0, math.nan])
 def test_adam_needs_a_rate_above_zero(kind, factor):
@@ -182,6 +205,53 @@ def test_rates_follow_their_formulas(second, rates, monkeypatch):
     )
     go_on(second, trainer_at_prefix(), 12)
     assert found == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_adamw_from_the_start_is_torchs_over_the_whole_training(cosine):
+    """Its curve begins where the prefix of the others ends."""
+    head, budget, rate = 15, 30, 3e-3
+    trainer, expected = trainer_at_prefix(epochs=0), trainer_at_prefix(epochs=0)
+    rows = go_on(AdamWFromStart(rate, cosine, 0.1), trainer, budget, head)
+    objective, adam = expected.objective, expected.phases["adam"].adam
+    optimizer = torch.optim.AdamW(objective.vector.parameters, lr=rate, weight_decay=0.1)
+    losses = []
+    for epoch in range(15):
+        optimizer.param_groups[0]["lr"] = rate * (
+            (1 + math.cos(math.pi * epoch / 15)) / 2 if cosine else 1
+        )
+        for batch in objective.mini_batches(8, adam.generator):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(
+                expected.model(objective.inputs[batch]), objective.targets[batch]
+            ).backward()
+            optimizer.step()
+        losses.append(objective.value(objective.vector.read()))
+    assert [row.passes for row in rows] == list(range(0, 31, 3))
+    lowest = list(itertools.accumulate(losses[4:], min))
+    assert [row.loss for row in rows] == pytest.approx(lowest, rel=1e-12)
+
+
+def test_what_diverges_before_the_curve_begins_has_no_loss():
+    (row,) = go_on(AdamWFromStart(1e300, False), trainer_at_prefix(epochs=0), 30, 15)
+    assert row == (0, 0.0, math.inf, None, None)
+
+
+@pytest.mark.parametrize("second", [AdamGoesOn(), TorchLBFGS(), SELF_SCALED_BFGS])
+def test_looking_at_validation_changes_nothing(second):
+    """And it is that of the weights with the lowest training loss."""
+    inputs = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+    plain = go_on(second, trainer_at_prefix(), BUDGET)
+    looked = trainer_at_prefix(validation=(inputs, torch.sin(inputs.sum(1, keepdim=True))))
+    rows = go_on(second, looked, BUDGET)
+    drop = [(row.passes, row.loss) for row in rows]
+    assert drop == [(row.passes, row.loss) for row in plain]
+    assert all(row.validation_loss is None for row in plain)
+    losses = {row.loss for row in rows}
+    assert 1 < len({row.validation_loss for row in rows}) <= len(losses)
+    start = trainer_at_prefix()
+    expected = nn.functional.mse_loss(start.model(inputs), torch.sin(inputs.sum(1, keepdim=True)))
+    assert rows[0].validation_loss == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_torch_lbfgs_is_torchs_own_run_in_one_step():

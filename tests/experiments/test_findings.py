@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from twophase.experiments import comparison, findings, profiles
-from twophase.experiments.comparison import METHODS, TUNING_SEED
+from twophase.experiments.comparison import TUNING_SEED
 from twophase.experiments.files import project_folder
+from twophase.experiments.methods import METHODS
 from twophase.experiments.profiles import SETTING
 
 SET = {
@@ -17,10 +18,11 @@ SET = {
 
 
 def curve(method, losses, step=2.0, **setting):
-    """A point every 3 passes and `step` seconds."""
+    """A point every 3 passes and `step` seconds, without validation unless `setting` has one."""
     count = np.arange(len(losses))
     points = {"passes_spent": 3 * count, "seconds": step * count, "loss": losses}
-    return pd.DataFrame(points).assign(**SET | setting, method=method)
+    unseen = {"validation_loss": np.nan, "accuracy": np.nan}
+    return pd.DataFrame(points).assign(**SET | unseen | setting, method=method)
 
 
 ADAM = [1, 0.5, 0.4, 0.3]
@@ -55,8 +57,8 @@ def test_the_table_of_the_tuning_names_what_was_chosen():
     tuning = pd.concat(curve("sgd", of, candidate=n) for n, of in losses.items())
     (row,) = findings.tuned(tuning).to_dict("records")
     assert row == {
-        **{"method": METHODS["sgd"].label, "candidates": "rate 1.0; rate 0.1; rate 10.0"},
-        **{"chosen": "rate 10.0", "its loss": 0.2, "the worst's": 0.9},
+        **{"method": METHODS["sgd"].label, "candidates": "rate 1.0; rate 0.3; rate 3.0"},
+        **{"chosen": "rate 3.0", "its loss": 0.2, "the worst's": 0.9},
     }
     assert findings.tuned(tuning[:0]).empty
 
@@ -64,15 +66,18 @@ def test_the_table_of_the_tuning_names_what_was_chosen():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_methods_candidates_differ_in_words(method):
     words = findings.candidates(method)
-    assert len(set(words)) == len(words) == len(METHODS[method].candidates)
-    assert all(words)
+    assert list(words) == list(METHODS[method].candidates.first)
+    assert len(set(words.values())) == len(words) and all(words.values())
 
 
 def test_nested_settings_are_told_by_what_differs_innermost():
-    assert findings.candidates("golden") == ["rtol 0.01", "rtol 0.1", "rtol 0.001"]
-    assert findings.candidates("adam") == ["as shipped"]
-    mixed = ["as shipped", "c2 0.5", "preconditioner Identity()"]
+    golden = {0: "rtol 0.01", 1: "rtol 0.1", 2: "rtol 0.001", 12: "rtol 1e-08"}
+    assert findings.candidates("golden", [0, 1, 2, 12]) == golden
+    assert findings.candidates("adam") == {0: "as shipped"}
+    mixed = {0: "as shipped", 1: "c2 0.5", 2: "preconditioner Identity()"}
     assert findings.candidates("default-tuned") == mixed
+    kinds = {0: "as shipped", 1: "cosine False", 3: "rate 0.0003, cosine False"}
+    assert findings.candidates("adam-from-start", [0, 1, 3]) == kinds
 
 
 def test_a_setting_in_words_is_what_the_curves_have_in_common(curves):
@@ -160,6 +165,27 @@ def test_a_rival_is_met_where_both_ran(curves):
     )
 
 
+def test_validation_is_that_of_the_weights_with_the_lowest_training_loss():
+    """In the end, and on the way for who keeps the weights of the lowest validation loss."""
+    seen = {"validation_loss": [4.0, 3, 2, 3], "accuracy": 0.5}
+    frames = [curve("adam", ADAM, **seen), curve("adam", ADAM, seed=1, **seen)]
+    better = {"validation_loss": [4.0, 1.0, 5, 6], "accuracy": [0, 0, 0, 0.75]}
+    frames += [curve("default", EARLY, **better)]
+    frames += [curve("default", EARLY, seed=1, **better | {"validation_loss": [4.0, 4, 4, 4.5]})]
+    table = pd.concat(frames, ignore_index=True)
+    rows = findings.in_validation(table, 9).set_index("method")
+    assert rows.loc[METHODS["default"].label].to_dict() == {
+        **{"validation loss": "5.2 (4.5 to 6)", "lowest on the way": "2.5 (1 to 4)"},
+        **{"accuracy": "0.750", "seeds": 2},
+        "passes to Adam's lowest": "missed on 1 of 2 seeds (0.50 at best)",
+    }
+    (verdict,) = findings.verdicts(table, 9).to_dict("records")
+    assert verdict["validation loss / Adam's"] == "1.75 (1.50 to 2.00)"
+    unseen = pd.concat([curve("adam", ADAM), curve("default", EARLY)])
+    assert findings.in_validation(unseen, 9).empty
+    assert findings.verdicts(unseen, 9)["validation loss / Adam's"].tolist() == [""]
+
+
 def test_verdicts_are_by_passes_and_by_seconds(curves):
     first, second = findings.verdicts(curves, 9).to_dict("records")
     assert (first["problem"], first["network"]) == ("digits", "vit-mlp")
@@ -185,7 +211,7 @@ def test_seed_0_is_compared_at_the_highest_level_that_all_methods_reached():
 
 
 def test_methods_without_their_package_are_named(monkeypatch):
-    monkeypatch.setattr("twophase.experiments.comparison.find_spec", lambda package: None)
+    monkeypatch.setattr("twophase.experiments.methods.find_spec", lambda package: None)
     said = findings.missing(["adam", "torchmin-cg"])
     assert said.endswith(f": {METHODS['torchmin-cg'].label}.") and findings.missing(["adam"]) == ""
 

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from twophase.experiments import comparison, payoff_map
-from twophase.experiments.comparison import METHODS, prefix
+from twophase.experiments.comparison import prefix
 from twophase.experiments.files import project_folder
+from twophase.experiments.methods import METHODS
 from twophase.payoff import forecast
 from twophase.problems.problem import ImageProblem
 

@@ -9,7 +9,7 @@ import pytest
 from twophase import AdamSettings, FromBatches, Race
 from twophase.__main__ import main
 from twophase.errors import InputError
-from twophase.experiments import branches, regret, regret_results, runs
+from twophase.experiments import branches, reached, regret, regret_results, runs
 from twophase.experiments.regret import Case
 from twophase.problems.problem import ImageProblem
 from twophase.switching import Fallback, FixedEpoch, GradientNormPeak
@@ -144,7 +144,7 @@ def config(switch, budget, fallback=None):
 
 def test_the_end_is_where_the_passes_are_spent():
     seen = history(("adam", 4.0, 3), ("adam", 3.0, 3), ("second", 2.0, 3), ("second", 1.0, 3))
-    found = regret.end(seen, config(FixedEpoch(2), 10))
+    found = reached.end(seen, config(FixedEpoch(2), 10))
     assert (found.epoch, found.loss, found.validation_loss) == (3, 2.0, 4.0)
     assert (found.spent, found.reading) == (9, 0)
 
@@ -152,40 +152,40 @@ def test_the_end_is_where_the_passes_are_spent():
 def test_what_the_rule_reads_is_charged_unless_adam_has_it_at_hand():
     seen = history(("adam", 4.0, 3), ("adam", 3.0, 3), ("second", 2.0, 3), ("second", 1.0, 3))
     rule = GradientNormPeak()
-    found = regret.end(seen, config(rule, 16))
+    found = reached.end(seen, config(rule, 16))
     assert (found.loss, found.spent, found.reading) == (2.0, 9, 6)
-    assert regret.end(seen.assign(monitor_passes=0), config(rule, 16)).loss == 1.0
+    assert reached.end(seen.assign(monitor_passes=0), config(rule, 16)).loss == 1.0
 
 
 def test_the_lowest_of_the_second_phase_is_kept_while_adam_is_above_it():
     seen = history(("adam", 4.0, 3), ("second", 2.0, 3), ("adam", 3.0, 3), ("adam", 1.5, 3))
     planned = config(FixedEpoch(1), 9, Fallback())
     seen.loc[1, "status"] = "converged"
-    assert regret.end(seen, planned).epoch == 2
-    assert regret.end(seen, config(FixedEpoch(1), 12, Fallback())).epoch == 4
+    assert reached.end(seen, planned).epoch == 2
+    assert reached.end(seen, config(FixedEpoch(1), 12, Fallback())).epoch == 4
 
 
 def test_a_second_phase_that_is_left_for_adam_is_counted_with_its_trial():
     epochs = [("adam", 4.0 / n, 3) for n in range(1, 5)]
     seen = history(*epochs, ("second", 0.9, 3), ("second", 0.95, 4), ("adam", 0.9, 3))
     seen.loc[5, "status"] = "converged"
-    found = regret.end(seen, config(FixedEpoch(4), 60, Fallback()))
+    found = reached.end(seen, config(FixedEpoch(4), 60, Fallback()))
     assert (found.returned, found.trials) == (7, 0)
-    assert regret.end(seen.iloc[:6], config(FixedEpoch(4), 60, Fallback())).returned == 0
+    assert reached.end(seen.iloc[:6], config(FixedEpoch(4), 60, Fallback())).returned == 0
     trial = [("trial", 0.5, 3), ("trial", 1e-2, 3), ("trial", 1e-3, 3), ("trial", 1e-4, 3)]
     seen = history(*epochs, *trial, ("second", 1e-4, 3), ("adam", 0.9, 3))
-    found = regret.end(seen, config(Race(passes=12), 90, Fallback()))
+    found = reached.end(seen, config(Race(passes=12), 90, Fallback()))
     assert (found.returned, found.trials) == (15, 0)
 
 
 def test_what_batches_tell_is_not_charged():
     seen = history(("adam", 4.0, 3), ("adam", 3.0, 3), ("second", 2.0, 3), ("second", 1.0, 3))
     told = replace(config(GradientNormPeak(), 16), monitor=FromBatches())
-    assert regret.end(seen.assign(monitor_passes=0), told)[3:5] == (12, 0)
+    assert reached.end(seen.assign(monitor_passes=0), told)[3:5] == (12, 0)
     # but what a race measures is
     epochs = [("adam", 4.0 / n, 3) for n in range(1, 6)]
     raced = replace(config(Race(passes=12), 30), monitor=FromBatches())
-    found = regret.end(history(*epochs).assign(monitor_passes=[0, 0, 1, 1, 1]), raced)
+    found = reached.end(history(*epochs).assign(monitor_passes=[0, 0, 1, 1, 1]), raced)
     assert found.reading > 0
 
 
@@ -193,22 +193,22 @@ def test_by_validation_the_lowest_validation_loss_is_kept():
     seen = history(("adam", 4.0, 3), ("adam", 3.0, 3), ("second", 2.0, 3), ("second", 1.0, 3))
     seen.loc[1, "validation_loss"] = 0.5
     planned = replace(config(FixedEpoch(2), 30), keep="validation")
-    assert regret.end(seen, planned)[:3] == (2, 3.0, 0.5)
+    assert reached.end(seen, planned)[:3] == (2, 3.0, 0.5)
 
 
 def test_a_trial_that_is_won_as_it_ends_costs_nothing():
     """It has converged, and with it the training."""
     seen = history(*[("adam", 4.0 / n, 3) for n in range(1, 5)], ("trial", 1e-9, 3))
     seen.loc[4, "status"] = "converged"
-    found = regret.end(seen, config(Race(passes=12), 30))
+    found = reached.end(seen, config(Race(passes=12), 30))
     assert (found.epoch, found.trials) == (5, 0)
     seen.loc[4, "train_loss"] = 0.99  # behind
-    assert regret.end(seen, config(Race(passes=12), 30)).trials == 3
+    assert reached.end(seen, config(Race(passes=12), 30)).trials == 3
 
 
 def test_in_a_trial_adams_weights_before_it_are_at_hand():
     seen = history(*[("adam", 4.0 / n, 3) for n in range(1, 5)], ("trial", 3.5, 3))
-    found = regret.end(seen, config(Race(passes=12), 15))
+    found = reached.end(seen, config(Race(passes=12), 15))
     assert (found.epoch, found.loss) == (4, 1.0)
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from twophase.experiments.comparison import METHODS
+from twophase.experiments.methods import METHODS
 from twophase.experiments.profiles import SETTING
 from twophase.figures import comparison as comparison_figures
 

@@ -8,7 +8,6 @@ import logging
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,31 +15,24 @@ import pandas as pd
 import torch
 
 from twophase.adam import AdamSettings
-from twophase.automatic import DEFAULT
 from twophase.device import device_name, resolve_device
-from twophase.directions import ConjugateDirection
 from twophase.errors import InputError, check_choice, check_integer
-from twophase.experiments import branches, provenance, runs
+from twophase.experiments import branches, provenance, reached, runs
 from twophase.experiments.competitors import (
-    SGD,
-    AdamCosine,
     AdamGoesOn,
     Competitor,
-    ScipyCG,
-    TorchLBFGS,
-    TorchminCG,
 )
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import write_atomically, write_json
+from twophase.experiments.methods import METHODS
 from twophase.experiments.options import check_applies, problem_named
-from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.objective import GRADIENT_PASSES
-from twophase.preconditioner import AdamMoments, Identity
 from twophase.problems import networks
 from twophase.problems.gpt import GPT_MODELS
-from twophase.problems.problem import DTYPES, ImageProblem, Problem
-from twophase.second_phase import SELF_SCALED_BFGS, Descent, Minimizer
+from twophase.problems.problem import DTYPES, Problem
+from twophase.record import ADAM
+from twophase.second_phase import Minimizer
 
 log = logging.getLogger("twophase")
 
@@ -52,56 +44,7 @@ TUNING_SEED = 100
 SIZES = ("vit-nomlp-wkewq-wvwo1", "vit-nomlp-wkewq", "vit-nomlp", "vit-mlp", "vgg5-max-relu")
 OTHERS = ("mlp-4", "mlp-8", "mlp-16", "resnet8", "resnet8-groupnorm", "resnet18")
 OTHERS += ("resnet18-groupnorm", *GPT_MODELS)
-_MEASURED = ("passes_spent", "seconds", "loss")
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method of the comparison."""
-
-    label: str  # for figures and tables
-    candidates: tuple[
-        Minimizer | Competitor, ...
-    ]  # for tuning to choose from, the first as shipped
-    times: int = 1  # its budget, in multiples of the others'
-
-    @property
-    def installed(self) -> bool:
-        """Whether the packages that it needs are here."""
-        package = getattr(self.candidates[0], "package", None)
-        return package is None or find_spec(package) is not None
-
-
-METHODS: dict[str, Method] = {
-    "adam": Method("Adam, constant rate", (AdamGoesOn(),)),
-    "adam-twice": Method("Adam, twice the passes", (AdamGoesOn(),), times=2),
-    "adam-tuned": Method("Adam, tuned rate", tuple(map(AdamGoesOn, (1.0, 0.3, 3.0)))),
-    "adam-cosine": Method("Adam, cosine decay", tuple(map(AdamCosine, (1.0, 3.0, 10.0)))),
-    "sgd": Method("SGD with momentum", tuple(map(SGD, (1.0, 0.1, 10.0)))),
-    "golden": Method(
-        "CG, golden section (paper)",
-        tuple(Descent(ConjugateDirection("PR+"), GoldenSection(r)) for r in (1e-2, 1e-1, 1e-3)),
-    ),
-    "cg": Method(
-        "CG, parabola, preconditioned",
-        tuple(
-            Descent(ConjugateDirection(beta), ParabolaFirst(), AdamMoments(min_batches=1))
-            for beta in ("PR+", "HS-DY", "HZ")
-        ),
-    ),
-    "default": Method("default second phase", (DEFAULT,)),
-    "default-tuned": Method(
-        "default second phase, tuned",
-        (
-            SELF_SCALED_BFGS,
-            replace(SELF_SCALED_BFGS, line_search=StrongWolfe(c2=0.5)),
-            replace(SELF_SCALED_BFGS, preconditioner=Identity()),
-        ),
-    ),
-    "torch-lbfgs": Method("torch L-BFGS", tuple(map(TorchLBFGS, (100, 30, 10)))),
-    "scipy-cg": Method("scipy CG", tuple(map(ScipyCG, (0.4, 0.1, 0.9)))),
-    "torchmin-cg": Method("pytorch-minimize CG", (TorchminCG(),)),
-}
+_MEASURED = ("passes_spent", "seconds", "loss", "validation_loss", "accuracy")
 
 
 class Entry(NamedTuple):
@@ -111,6 +54,7 @@ class Entry(NamedTuple):
     method: str
     candidate: int
     passes: int  # the comparison's budget, of which a method may have a multiple
+    swap_epoch: int  # of the prefix
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -119,7 +63,7 @@ class Entry(NamedTuple):
         return {
             "problem": getattr(problem, "dataset", problem.name),
             "model": getattr(problem, "model", ""),
-            "swap_epoch": config.epochs,
+            "swap_epoch": self.swap_epoch,
             "seed": config.seed,
             "batch_size": config.adam.batch_size,
             "learning_rate": config.adam.learning_rate,
@@ -137,14 +81,12 @@ def prefix(
     learning_rate: float = 1e-3,
     dtype: str = "float32",
 ) -> RunConfig:
-    """Adam on a problem up to where the methods part, without validation examples.
+    """Adam on a problem up to where the methods part; its validation examples are looked at, too.
 
     A full-batch problem takes all its points in one batch, whatever `batch_size` says. `InputError`
     for a field out of range.
     """
     check_integer("swap_epoch", swap_epoch, 1)
-    if isinstance(problem, ImageProblem):
-        problem = replace(problem, validation_examples=0)
     adam = AdamSettings(learning_rate, None if problem.full_batch else batch_size)
     return RunConfig(problem, swap_epoch, adam, second=None, seed=seed, dtype=dtype)
 
@@ -165,6 +107,7 @@ class Plan:
     batch_size: int = 512
     train_examples: int | None = None
     dtype: str | None = None  # None: float32, of full-batch problems float64
+    validation_examples: int | None = None  # None: all; 0: training losses only
 
     def __post_init__(self) -> None:
         check_integer("seeds", self.seeds, 1, MOST_SEEDS)
@@ -174,6 +117,8 @@ class Plan:
         check_integer("batch_size", self.batch_size, 1)
         if self.train_examples is not None:
             check_integer("train_examples", self.train_examples, 1)
+        if self.validation_examples is not None:
+            check_integer("validation_examples", self.validation_examples, 0)
         for model in self.models:
             check_choice("model", model, SIZES + OTHERS)
         self.prefixes()
@@ -182,15 +127,16 @@ class Plan:
         """All prefixes, seed by seed, so that a plan that is stopped has whole seeds."""
         problems: dict[Problem, None] = {}
         for name in self.problems:
-            each = (problem_named(name, model, self.train_examples) for model in self.models)
-            problems |= dict.fromkeys(each)
+            problems |= dict.fromkeys(self._problem(name, model) for model in self.models)
         return [self._prefix(problem, seed) for seed in range(self.seeds) for problem in problems]
 
     def tuning(self) -> RunConfig:
         """Where the methods are tuned: on the first problem's smallest network."""
         smallest = min(self.models, key=(SIZES + OTHERS).index)
-        problem = problem_named(self.problems[0], smallest, self.train_examples)
-        return self._prefix(problem, TUNING_SEED)
+        return self._prefix(self._problem(self.problems[0], smallest), TUNING_SEED)
+
+    def _problem(self, name: str, model: str) -> Problem:
+        return problem_named(name, model, self.train_examples, self.validation_examples)
 
     def _prefix(self, problem: Problem, seed: int) -> RunConfig:
         dtype = self.dtype or ("float64" if problem.full_batch else "float32")
@@ -237,12 +183,12 @@ def entries(
 
 
 def tuning_entries(prefix: RunConfig, methods: Iterable[str], passes: int) -> list[Entry]:
-    """Every candidate of every method that has more than one; args and errors as for `entries`."""
+    """What tuning tries first of every method that it has a choice of; else as for `entries`."""
     return [
         _entry(prefix, entry.method, number, passes)
         for entry in entries([prefix], methods, passes)
-        for number in range(len(METHODS[entry.method].candidates))
-        if len(METHODS[entry.method].candidates) > 1
+        if METHODS[entry.method].tuned
+        for number in METHODS[entry.method].candidates.first
     ]
 
 
@@ -252,7 +198,7 @@ def variants(
     """Second phases of any settings by their labels, and Adam going on, from one prefix."""
     chosen = {"adam": AdamGoesOn(), **phases}
     return [
-        Entry(replace(prefix, second=second, passes=passes), label, 0, passes)
+        Entry(replace(prefix, second=second, passes=passes), label, 0, passes, prefix.epochs)
         for label, second in chosen.items()
     ]
 
@@ -273,10 +219,22 @@ def compare(
     """Tune every method alike, then run all of them from all prefixes.
 
     Tuning tries each method's candidates once, on `Plan.tuning`, and takes the best everywhere; its
-    curves come after the others. Without it all methods are as shipped. Errors as of `run`.
+    curves come after the others. On a ladder of settings it goes on until the best has worse ones
+    on both sides, or the ladder ends. Without it all methods are as shipped. Errors as of `run`.
     """
     tried = tuning_entries(plan.tuning(), methods, plan.passes) if tune else []
-    numbers = chosen(run(tried, place, executor)) if tried else {}
+    numbers: dict[str, int] = {}
+    further = tried
+    while further:
+        numbers = chosen(run(tried, place, executor))
+        known = {(entry.method, entry.candidate) for entry in tried}
+        further = [
+            _entry(plan.tuning(), method, number, plan.passes)
+            for method, best in numbers.items()
+            for number in METHODS[method].candidates.beside(best)
+            if (method, number) not in known
+        ]
+        tried = tried + further
     if tried:
         log.warning("tuning chose %s", numbers)
     return run([*entries(plan.prefixes(), methods, plan.passes, numbers), *tried], place, executor)
@@ -286,16 +244,43 @@ def run(todo: Sequence[Entry], place: branches.Place, executor: Executor = ALONE
     """The curves of some entries, of which those that are not done are run, each prefix once.
 
     A row for each point: the keys of the entry, and `passes_spent` and `seconds` since the prefix,
-    with the lowest training `loss` so far. `TwoPhaseError` where an entry failed, once the others
-    were run; `OSError` where a file cannot be written.
+    with the lowest training `loss` so far, and the `validation_loss` and `accuracy` of its weights,
+    NaN without validation examples. `TwoPhaseError` where an entry failed, once the others were
+    run; `OSError` where a file cannot be written.
     """
     done = branches.run([entry.config for entry in todo], place, executor)
     branches.check(done)
     frames = []
     for entry, one in zip(todo, done, strict=True):
-        points = runs.read_curve(one.folder).rename(columns={"passes": "passes_spent"})
+        if entry.config.passes is None:
+            points = _course(entry, runs.read(one.folder)[0])
+        else:
+            points = runs.read_curve(one.folder).rename(columns={"passes": "passes_spent"})
+        points = points.reindex(columns=_MEASURED).astype(dict.fromkeys(_MEASURED[1:], float))
         frames.append(pd.DataFrame([entry.keys]).merge(points, how="cross"))
     return pd.concat(frames, ignore_index=True)
+
+
+def _course(entry: Entry, history: pd.DataFrame) -> pd.DataFrame:
+    """The curve of a training of both phases, from where it has spent the passes of the prefix.
+
+    What the switch reads is charged, also in seconds, at the pace of Adam's passes.
+    """
+    adam = history[history.phase == ADAM]
+    pace = adam.seconds.sum() / max(adam.passes.sum(), 1)
+    elapsed = history.seconds.cumsum()
+    head, lowest, found = GRADIENT_PASSES * entry.swap_epoch, None, []
+    for number, (kept, end) in enumerate(reached.along(history, entry.config)):
+        if lowest is None or kept.train_loss < lowest.train_loss:
+            lowest = kept
+        costs = end.spent + end.reading - head, elapsed.iloc[number] + pace * end.reading
+        measured = lowest.train_loss, lowest.validation_loss, lowest.validation_accuracy
+        found.append((*costs, *measured))
+    table = pd.DataFrame(found, columns=list(_MEASURED))
+    # up to the prefix's passes it is all beginning
+    first = max(int((table.passes_spent <= 0).sum()) - 1, 0)
+    table.seconds -= table.seconds.iloc[first]
+    return table.iloc[first:].assign(passes_spent=lambda of: of.passes_spent.clip(lower=0))
 
 
 def save(curves: pd.DataFrame, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -310,8 +295,10 @@ def save(curves: pd.DataFrame, folder: Path, facts: Mapping[str, Any]) -> None:
     table = curves[keys].assign(run=numbers).drop_duplicates("run").set_index("run")
     points = curves[list(_MEASURED)].assign(run=numbers)
     points = pd.concat([_thinned(run) for _, run in points.groupby("run")]).set_index("run")
-    for name, form in (("seconds", "{:.3g}"), ("loss", "{:.5g}")):
-        points[name] = points[name].map(form.format)
+    points = points.dropna(axis="columns", how="all")
+    for name in points.columns.drop("passes_spent"):
+        form = "{:.3g}" if name == "seconds" else "{:.5g}"
+        points[name] = points[name].map(form.format, na_action="ignore")
     write_atomically(folder / "runs.csv", table.to_csv())
     write_atomically(folder / "curves.csv", points.to_csv())
     write_json(folder / "provenance.json", dict(facts))
@@ -329,6 +316,8 @@ def load(folder: Path) -> pd.DataFrame:
         raise InputError("comparison", str(folder), allowed)
     for name in ("train_examples", "batch_size"):
         table[name] = pd.to_numeric(table[name])
+    for name in _MEASURED[3:]:
+        points[name] = points.get(name, float("nan"))
     return points.join(table, on="run").drop(columns="run")
 
 
@@ -354,14 +343,8 @@ def facts(
 
 def _entry(prefix: RunConfig, name: str, candidate: int, passes: int) -> Entry:
     check_integer("passes", passes, GRADIENT_PASSES)
-    method = METHODS[name]
-    if candidate not in range(len(method.candidates)):
-        allowed = f"one of {', '.join(map(str, range(len(method.candidates))))} for method {name}"
-        raise InputError("candidate", candidate, allowed)
-    second = method.candidates[candidate]
-    return Entry(
-        replace(prefix, second=second, passes=method.times * passes), name, candidate, passes
-    )
+    config = METHODS[name].config(prefix, candidate, passes)
+    return Entry(config, name, candidate, passes, prefix.epochs)
 
 
 def _thinned(curve: pd.DataFrame) -> pd.DataFrame:

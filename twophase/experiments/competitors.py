@@ -34,11 +34,16 @@ SPACING = 0.02
 
 
 class Progress(NamedTuple):
-    """Passes and seconds since the prefix, and the lowest training loss so far."""
+    """Passes and seconds since the prefix, and the lowest training loss so far.
+
+    With the validation loss and accuracy of its weights, None where there are no such examples.
+    """
 
     passes: int
     seconds: float
     loss: float
+    validation_loss: float | None = None
+    accuracy: float | None = None
 
 
 class BudgetSpent(Exception):
@@ -51,19 +56,30 @@ class Journal:
     All methods are judged by the lowest loss that was seen, since whoever looks at the loss can
     keep those weights. Full-batch methods know theirs at each evaluation; mini-batch methods are
     looked at whenever the passes have grown by 2 %, and at the end, by a forward pass that neither
-    passes nor seconds count.
+    passes nor seconds count. Nor do they count what `validate` takes, which is asked at each point
+    of the curve for loss and accuracy at the weights [P] of the lowest training loss.
 
     The `budget` is in passes, at least 3, one full-batch gradient or mini-batch epoch, else
-    `InputError`; `loss` is that at the end of the prefix; seconds wait for work on the `device`.
+    `InputError`; `head` are the passes before it, of a method that starts over. Seconds wait for
+    work on the `device`.
     """
 
-    def __init__(self, budget: int, loss: float, device: torch.device):
+    def __init__(
+        self,
+        budget: int,
+        device: torch.device,
+        validate: Callable[[Tensor], tuple[float | None, float | None]] = lambda x: (None, None),
+        head: int = 0,
+    ):
         self.budget = check_integer("passes", budget, GRADIENT_PASSES)
-        self.device = device
-        self.rows = [Progress(0, 0.0, loss)]
-        self._lowest = Progress(0, 0.0, loss)
-        self._paused = 0.0
-        self._began = clock(device)
+        self.head, self.device, self.validate = head, device, validate
+        self.rows: list[Progress] = []
+
+    def begin(self, loss: float, x: Tensor) -> None:
+        """Costs count from here, where the prefix has ended with a loss at weights x [P]."""
+        self.rows, self._lowest, self._best = [], Progress(0, 0.0, loss), x.clone()
+        self._paused, self._began = 0.0, clock(self.device)
+        self._keep()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -78,29 +94,45 @@ class Journal:
         next_one = min(max(last + 1, (1 + SPACING) * last), self.budget)
         return passes >= next_one or passes + step > self.budget
 
-    def saw(self, passes: int, loss: float) -> None:
-        """A loss was met, after so many passes; `BudgetSpent` where there are not so many."""
+    def saw(self, passes: int, loss: float, x: Tensor) -> None:
+        """A loss was met at weights x [P], after so many passes.
+
+        `BudgetSpent` where there are not so many.
+        """
         if passes > self.budget:
             raise BudgetSpent
         seconds = clock(self.device) - self._began - self._paused
         lower = loss < self._lowest.loss
+        if lower:
+            self._best = x.clone()
         self._lowest = Progress(passes, seconds, loss if lower else self._lowest.loss)
         if self.due(passes):
-            self.rows.append(self._lowest)
+            self._keep()
 
     def end(self) -> None:
         """Keep what was met last, if the curve does not end there yet."""
         if self._lowest.passes > self.rows[-1].passes:
-            self.rows.append(self._lowest)
+            self._keep()
+
+    def _keep(self) -> None:
+        with self.paused():
+            last = self.rows[-1] if self.rows else None
+            if last is not None and self._lowest.loss == last.loss:
+                found = last.validation_loss, last.accuracy
+            else:
+                found = self.validate(self._best)
+        self.rows.append(Progress(*self._lowest[:3], *found))
 
 
 class Competitor(Settings):
     """A method to compare a second phase with; `package` must be installed for it (None: nothing).
 
-    Each is a frozen dataclass, and listed in `twophase.experiments.comparison.METHODS`.
+    Each is a frozen dataclass, and listed in `twophase.experiments.methods.METHODS`. One that
+    `starts_over` is given the trainer before its first epoch, and trains the prefix, too.
     """
 
     package: ClassVar[str | None] = None
+    starts_over: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, trainer: Trainer, journal: Journal) -> None:
@@ -134,6 +166,34 @@ class AdamCosine(AdamGoesOn):
 
     def _rate(self, rate: float, share: float) -> float:
         return rate * (1 + math.cos(math.pi * share)) / 2
+
+
+@dataclass(frozen=True)
+class AdamWFromStart(Competitor):
+    """AdamW in place of the prefix and of what follows it, with a rate of its own.
+
+    Loshchilov and Hutter (2019). The rate is constant, or falls by `cosine` decay over the whole
+    training; `weight_decay` is decoupled from the gradient; without it, this is Adam.
+    """
+
+    rate: float = 1e-3
+    cosine: bool = True
+    weight_decay: float = 0.0
+
+    starts_over: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_number("rate", self.rate, above=0)
+        check_number("weight_decay", self.weight_decay, minimum=0)
+
+    def run(self, trainer: Trainer, journal: Journal) -> None:
+        optimizer = torch.optim.AdamW(
+            trainer.objective.vector.parameters, lr=self.rate, weight_decay=self.weight_decay
+        )
+        _mini_batches(trainer, journal, optimizer, self._rate_at)
+
+    def _rate_at(self, share: float) -> float:
+        return self.rate * ((1 + math.cos(math.pi * share)) / 2 if self.cosine else 1)
 
 
 @dataclass(frozen=True)
@@ -219,22 +279,47 @@ class TorchminCG(Competitor):
         )
 
 
-def go_on(second: Minimizer | Competitor, trainer: Trainer, budget: int) -> list[Progress]:
+def starts_over(second: Any) -> bool:
+    """Whether a method trains the prefix, too."""
+    return isinstance(second, Competitor) and second.starts_over
+
+
+def go_on(
+    second: Minimizer | Competitor, trainer: Trainer, budget: int, head: int = 0
+) -> list[Progress]:
     """The curve of a second phase, or of a competitor, from where the trainer stands.
 
-    The trainer, of Adam alone with at least an epoch behind it, is used up. The curve ends early
-    where the method gave up, or where the loss was no longer finite. `InputError` for a budget
-    below 3 passes.
+    The trainer, of Adam alone with at least an epoch behind it, is used up. For a competitor that
+    starts over it has none behind it, and the curve begins after `head` passes. A curve ends
+    early where the method gave up, or where the loss was no longer finite; its first loss is inf
+    where it was that before it began. `InputError` for a budget below 3 passes.
     """
     objective = trainer.objective
-    journal = Journal(budget, objective.value(objective.vector.read()), trainer.device)
+    journal = Journal(budget, trainer.device, lambda x: _validated(trainer, x), head)
     with suppress(BudgetSpent, NonFiniteError):
+        if not head:
+            x = objective.vector.read()
+            journal.begin(objective.value(x), x)
         if isinstance(second, Minimizer):
             _descend(second, trainer, journal)
         else:
             second.run(trainer, journal)
+    if not journal.rows:
+        return [Progress(0, 0.0, math.inf)]
     journal.end()
     return journal.rows
+
+
+def _validated(trainer: Trainer, x: Tensor) -> tuple[float | None, float | None]:
+    """Validation loss and accuracy at weights x [P]; the model has its own again afterwards."""
+    vector = trainer.objective.vector
+    own = vector.read()
+    try:
+        return trainer.watch.validate(x)
+    except NonFiniteError:
+        return math.inf, None
+    finally:
+        vector.write(own)
 
 
 def _descend(second: Minimizer, trainer: Trainer, journal: Journal) -> None:
@@ -245,7 +330,7 @@ def _descend(second: Minimizer, trainer: Trainer, journal: Journal) -> None:
     point = evaluate(objective, objective.vector.read())
     while (work := phase.epoch(point)).status is Status.MOVED:
         point = work.point or evaluate(objective, work.x)
-        journal.saw(objective.passes.total - before, point.value)
+        journal.saw(objective.passes.total - before, point.value, point.x)
 
 
 def _mini_batches(
@@ -254,19 +339,27 @@ def _mini_batches(
     optimizer: torch.optim.Optimizer,
     rate: Callable[[float], float],
 ) -> None:
-    """Epochs of a first-order optimizer, whose rate follows from the share of the budget spent."""
+    """Epochs of a first-order optimizer, whose rate follows from the share of all passes spent.
+
+    Passes are negative up to where the journal begins.
+    """
     objective, source = trainer.objective, trainer.phases[ADAM].adam
-    spent, loss = 0, 0.0
+    spent, loss = -journal.head, 0.0
     while math.isfinite(loss):
         for group in optimizer.param_groups:
-            group["lr"] = rate(spent / journal.budget)
+            group["lr"] = rate((spent + journal.head) / (journal.budget + journal.head))
         batches = objective.mini_batches(source.batch_size, source.generator)
         sweep(objective, optimizer, batches)
         spent += GRADIENT_PASSES
-        if journal.due(spent, GRADIENT_PASSES):
+        x = objective.vector.read()
+        if spent == 0:
+            loss = objective.value(x)
+            if math.isfinite(loss):
+                journal.begin(loss, x)
+        elif spent > 0 and journal.due(spent, GRADIENT_PASSES):
             with journal.paused():
-                loss = objective.value(objective.vector.read())
-            journal.saw(spent, loss)
+                loss = objective.value(x)
+            journal.saw(spent, loss, x)
 
 
 def _seen(objective: FullBatch, journal: Journal) -> Callable[[Tensor], tuple[float, Tensor]]:
@@ -275,7 +368,7 @@ def _seen(objective: FullBatch, journal: Journal) -> Callable[[Tensor], tuple[fl
 
     def evaluation(x: Tensor) -> tuple[float, Tensor]:
         value, gradient = objective.value_and_gradient(x)
-        journal.saw(objective.passes.total - before, value)
+        journal.saw(objective.passes.total - before, value, x)
         return value, gradient
 
     return evaluation

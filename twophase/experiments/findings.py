@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from twophase.experiments import profiles
-from twophase.experiments.comparison import METHODS, TUNING_SEED, chosen
+from twophase.experiments.comparison import TUNING_SEED, chosen
+from twophase.experiments.methods import METHODS
 from twophase.experiments.statistics import QUICKER, by_group, ratio_of
 from twophase.settings import Settings
 
@@ -45,35 +46,45 @@ def tuned(tuning: pd.DataFrame) -> pd.DataFrame:
     """For each tuned method: its candidates, the chosen one, its loss and the worst."""
     picked = chosen(tuning)
     lowest = tuning.groupby(["method", "candidate"]).loss.min()
-    rows = [
-        {
-            "method": METHODS[name].label,
-            "candidates": "; ".join(candidates(name)),
-            "chosen": candidates(name)[picked[name]],
-            "its loss": lowest[name, picked[name]],
-            "the worst's": lowest[name].max(),
-        }
-        for name in METHODS
-        if name in picked
-    ]
+    rows = []
+    for name in (name for name in METHODS if name in picked):
+        words = candidates(name, sorted(lowest[name].index))
+        row = {"method": METHODS[name].label, "candidates": "; ".join(words.values())}
+        row |= {"chosen": words[picked[name]], "its loss": lowest[name, picked[name]]}
+        rows.append(row | {"the worst's": lowest[name].max()})
     return pd.DataFrame(rows)
 
 
-def candidates(method: str) -> list[str]:
-    """The candidates of a method in words: what differs from the first, which is as shipped."""
-    first, *others = METHODS[method].candidates
-    if not others:
-        return ["as shipped"]
-    changes = [_changes(one, first) for one in others]
-    words = [", ".join(f"{name} {value}" for name, value in change.items()) for change in changes]
-    names = {name for change in changes for name in change}
-    shipped = [f"{name} {value}" for name, value in _changes(first, others[0]).items()]
-    return [shipped[0] if len(names) == 1 else "as shipped", *words]
+def candidates(method: str, numbers: Sequence[int] | None = None) -> dict[int, str]:
+    """Candidates of a method in words: what differs from the first, which is as shipped.
+
+    By number; None: those that tuning begins with.
+    """
+    known = METHODS[method].candidates
+    numbers = list(known.first if numbers is None else numbers)
+    first, others = known[0], [known[number] for number in numbers if number]
+    names = {name for other in others for name in _changes(other, first)}
+
+    def words(number: int) -> str:
+        # a single field is named for the first one, too
+        other = others[0] if number == 0 and len(names) == 1 else first
+        changes = _changes(known[number], other).items()
+        return ", ".join(f"{name} {value}" for name, value in changes) or "as shipped"
+
+    return {number: words(number) for number in numbers}
 
 
 def by_method(curves: pd.DataFrame, passes: int) -> pd.DataFrame:
     """`profiles.overview` of each problem and network; left out where there is only one."""
     return _readable(_labelled(profiles.overview(curves, passes, [*NAME, "method"])))
+
+
+def in_validation(curves: pd.DataFrame, passes: int) -> pd.DataFrame:
+    """`profiles.validation` where there are validation examples; see `by_method`."""
+    there = curves[curves.validation_loss.notna()]
+    if there.empty:
+        return pd.DataFrame()
+    return _readable(_labelled(profiles.validation(there, passes, [*NAME, "method"])))
 
 
 def twice(curves: pd.DataFrame) -> pd.DataFrame:
@@ -183,6 +194,7 @@ def verdicts(curves: pd.DataFrame, passes: int, method: str = "default") -> pd.D
             "pays by passes": profiles.verdict(by_passes[method]),
             "pays by seconds": profiles.verdict(by_seconds[method], "seconds"),
             "quickest by passes": f"{METHODS[best].label}, {by_passes[best].text}",
+            "validation loss / Adam's": profiles.validation_ratio(of, passes, method),
         }
 
     return by_group(curves, NAME, describe).rename(columns=NETWORK)

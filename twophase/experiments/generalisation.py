@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from twophase.adam import AdamSettings
 from twophase.errors import check_integer
-from twophase.experiments import branches, pattern, regret, runs
+from twophase.experiments import branches, pattern, reached, runs
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE as ONE_BY_ONE
 from twophase.experiments.executors import Executor
@@ -81,7 +81,7 @@ def run(
     rows = []
     for (strategy, config), one in zip(named, done, strict=True):
         history, summary = runs.read(one.folder)
-        end, problem = regret.end(history, config), config.problem
+        end, problem = reached.end(history, config), config.problem
         key = problem.dataset, problem.model, problem.train_examples, summary["q"]
         rows.append((*key, config.seed, strategy, end.loss, end.validation_loss))
     columns = ["dataset", "model", "examples", "q", "seed", "strategy", "loss", "validation_loss"]

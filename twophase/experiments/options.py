@@ -8,7 +8,7 @@ import twophase as tp
 from twophase.errors import InputError, check_choice
 from twophase.experiments.config import RunConfig
 from twophase.problems import physics
-from twophase.problems.problem import PhysicsProblem, Problem, named
+from twophase.problems.problem import Problem, named
 from twophase.second_phase import Descent, check_minimizer
 from twophase.settings import Settings, from_dict, from_text
 
@@ -68,10 +68,9 @@ class Options:
         check_choice("strategy", self.strategy, ("adam", "second", "adam+second"))
         if self.strategy == "adam":
             settings["second"] = None
-        problem = problem_named(self.problem, self.model, self.train_examples)
+        examples = self.train_examples, self.validation_examples
+        problem = problem_named(self.problem, self.model, *examples)
         check_applies([self.problem], {name: getattr(self, name) for name in _OF_EXAMPLES})
-        if not isinstance(problem, PhysicsProblem):
-            problem = replace(problem, validation_examples=self.validation_examples)
         batch_size = usual_batch if self.batch_size is None else self.batch_size
         adam = tp.AdamSettings(self.learning_rate, None if problem.full_batch else batch_size)
         return RunConfig(
@@ -142,10 +141,15 @@ def check_applies(problems: Iterable[str], given: Mapping[str, Any]) -> None:
             raise InputError(name, value, allowed)
 
 
-def problem_named(name: str, model: str | None, train_examples: int | None) -> Problem:
+def problem_named(
+    name: str,
+    model: str | None,
+    train_examples: int | None,
+    validation_examples: int | None = None,
+) -> Problem:
     """As `problem.named`, with what else a person may name."""
     try:
-        return named(name, model, train_examples)
+        return named(name, model, train_examples, validation_examples)
     except InputError as error:
         if error.field != "problem":
             raise

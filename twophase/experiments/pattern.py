@@ -15,7 +15,7 @@ import pandas as pd
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.errors import InputError, check_integer
-from twophase.experiments import branches, regret, runs, traces
+from twophase.experiments import branches, reached, runs, traces
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.convexity_audit import clearly_negative
 from twophase.experiments.executors import ALONE as ONE_BY_ONE
@@ -53,7 +53,7 @@ LOSSES = {"loss": "training loss", "validation_loss": "validation loss"}
 class Pattern(NamedTuple):
     """What was found on one problem, as tables.
 
-    ends: a row for each seed and strategy; see `regret.End`, and `swap_epoch`.
+    ends: a row for each seed and strategy; see `reached.End`, and `swap_epoch`.
     traces: of Adam alone, with the columns `traces.COLUMNS`: as "dataset" the problem, as "model"
         the seed in words.
     audits: a row for each seed and place of Adam's trajectory; `hessian.Curvature` and `at`, which
@@ -133,7 +133,7 @@ def _look(done: dict[str, branches.Done], place: branches.Place) -> Pattern:
 def _end(strategy: str, done: branches.Done) -> dict[str, object]:
     history, summary = runs.read(done.folder)
     named = {"seed": done.config.seed, "strategy": strategy, "swap_epoch": summary["swap_epoch"]}
-    return named | regret.end(history, done.config)._asdict()
+    return named | reached.end(history, done.config)._asdict()
 
 
 def _audits(alone: RunConfig, places: dict[str, int], place: branches.Place) -> pd.DataFrame:

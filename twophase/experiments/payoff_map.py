@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from twophase.experiments import profiles, statistics
-from twophase.experiments.comparison import METHODS
 from twophase.experiments.config import RunConfig
+from twophase.experiments.methods import METHODS
 from twophase.payoff import forecast
 
 AXES = ["steps", "swap_epoch"]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from twophase.errors import InputError, check_choice
-from twophase.experiments.comparison import METHODS
+from twophase.experiments.methods import METHODS
 from twophase.experiments.statistics import Ratio, by_group, ratio_of
 from twophase.objective import GRADIENT_PASSES
 
@@ -20,20 +20,28 @@ COSTS = ("passes_spent", "seconds")
 REFERENCE = "adam"
 
 
-def cost_to(curve: pd.DataFrame, target: float, cost: str = "passes_spent") -> float:
+def cost_to(
+    curve: pd.DataFrame, target: float, cost: str = "passes_spent", of: str = "loss"
+) -> float:
     """What a run had spent when its loss was first at or below a target; inf if it never was.
 
     `curve` has the rows of one run in their order; `cost` is one of `COSTS`, both since the shared
-    prefix. Points lie 2 % apart, in saved tables another 4 %: so much may the cost be too high.
+    prefix; `of` is "loss" or "validation_loss". Points lie 2 % apart, in saved tables another 4 %:
+    so much may the cost be too high.
     """
     check_choice("cost", cost, COSTS)
-    reached = curve.loss.to_numpy() <= target
+    reached = curve[of].to_numpy() <= target
     return float(curve[cost].iloc[reached.argmax()]) if reached.any() else np.inf
 
 
-def loss_at(curve: pd.DataFrame, budget: float, cost: str = "passes_spent") -> float:
-    """The lowest loss of a run within a budget of at least 0; the rest is as in `cost_to`."""
-    return float(curve.loss[(curve[cost] <= budget).to_numpy()].iloc[-1])
+def loss_at(
+    curve: pd.DataFrame, budget: float, cost: str = "passes_spent", of: str = "loss"
+) -> float:
+    """The lowest loss of a run within a budget of at least 0; the rest is as in `cost_to`.
+
+    Of the validation loss it is that of the weights with the lowest training loss.
+    """
+    return float(curve[of][(curve[cost] <= budget).to_numpy()].iloc[-1])
 
 
 def costs(
@@ -150,6 +158,56 @@ def overview(curves: pd.DataFrame, passes: int, by: Sequence[str]) -> pd.DataFra
         }
 
     return by_group(found, by, describe)
+
+
+def validation(curves: pd.DataFrame, passes: int, by: Sequence[str]) -> pd.DataFrame:
+    """A comparison in validation loss and accuracy, at equal passes; args as for `overview`.
+
+    Of the weights with the lowest training loss; the lowest validation loss on the way, for who
+    keeps those weights; and the passes to the lowest one of Adam, in parts of Adam's own, where a
+    miss is a method that never was there. Medians over the seeds and ranges.
+    """
+
+    def describe(of: pd.DataFrame) -> dict[str, Any]:
+        return {
+            "validation loss": _losses(of.end),
+            "lowest on the way": _losses(of.lowest),
+            "accuracy": f"{of.accuracy.median():.3f}",
+            "passes to Adam's lowest": ratio_of(of.ratio).text,
+            "seeds": of.seed.nunique(),
+        }
+
+    return by_group(_in_validation(curves, passes), by, describe)
+
+
+def validation_ratio(curves: pd.DataFrame, passes: int, method: str) -> str:
+    """A method's validation loss over Adam's when so many passes are spent; empty without one."""
+    there = curves[curves.validation_loss.notna()]
+    if there.empty:
+        return ""
+    ends = _in_validation(there, passes).pivot(index="seed", columns="method", values="end")
+    return ratio_of(ends[method] / ends[REFERENCE]).text
+
+
+def _in_validation(curves: pd.DataFrame, passes: int) -> pd.DataFrame:
+    """A row for each setting and method: what `validation` describes."""
+    rows = []
+    for values, of in curves.groupby(list(SETTING), sort=False, dropna=False):
+        runs = {
+            name: run[run.passes_spent <= passes]
+            for name, run in of.groupby("method", sort=False)
+            if name not in METHODS or METHODS[name].times == 1
+        }
+        target = runs[REFERENCE].validation_loss.min()
+        own = cost_to(runs[REFERENCE], target, of="validation_loss")
+        for name, run in runs.items():
+            last = run.iloc[-1]
+            row = dict(zip(SETTING, values, strict=True)) | {"method": name}
+            row |= {"end": last.validation_loss, "accuracy": last.accuracy}
+            row |= {"lowest": run.validation_loss.min()}
+            spent = cost_to(run, target, of="validation_loss")
+            rows.append(row | {"ratio": _quotient(spent, own)})
+    return pd.DataFrame(rows)
 
 
 def verdict(ratio: Ratio, unit: str = "passes") -> str:

@@ -23,14 +23,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from twophase.adam import AdamSettings
 from twophase.errors import check_choice, check_integer
-from twophase.experiments import branches, runs
+from twophase.experiments import branches, reached, runs
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.traces import peak_epoch
@@ -43,10 +42,7 @@ from twophase.problems.problem import (
     TextProblem,
     ToyProblem,
 )
-from twophase.record import ADAM, TRIAL, way_of
-from twophase.second_phase import Status
 from twophase.switching import (
-    Action,
     Fallback,
     FixedEpoch,
     GradientNormPeak,
@@ -61,8 +57,6 @@ from twophase.switching import (
     SignalToNoise,
     SmoothedNormPeak,
     SwitchRule,
-    Told,
-    course,
 )
 
 GRID = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -243,64 +237,6 @@ RULES |= {
 }
 
 
-class End(NamedTuple):
-    """The weights that a training ends with when its passes are spent."""
-
-    epoch: int
-    loss: float
-    validation_loss: float | None
-    spent: int
-    reading: int
-    trials: int  # those that were lost, or not over yet
-    returned: int  # those of second phases that were left for Adam
-
-
-def end(history: pd.DataFrame, config: RunConfig) -> End:
-    """What a history of the configuration has reached within its budget.
-
-    These are the last weights, or those of a trial or a second phase before, or Adam's before the
-    present one, if lower; or by `config.keep` those of the lowest validation loss. Passes for
-    reading are those of `twophase.Trainer.spent`, by a replay of the rule and the fallback.
-    """
-    planned = course(config.rule, config.fallback)
-    measured = history.monitor_passes[history.phase == ADAM]
-    at_hand = config.monitor.exact and measured.lt(GRADIENT_PASSES).all()
-    free = at_hand or not (config.monitor.exact or planned.exact)
-    spent, best, swap, found = 0, None, None, None
-    lost, trial, returned, second = 0, 0, 0, 0
-    loss = attrgetter(f"{config.keep}_loss")
-    for row in history.itertuples():
-        seen = row.train_loss, row.grad_norm, row.passes
-        told = Told(*seen, judged=loss(row), status=Status(row.status), way=way_of(row))
-        if row.phase == ADAM:
-            planned.adam(told)
-            lost, trial, returned, second = lost + trial, 0, returned + second, 0
-        else:
-            won = planned.second(told).action is Action.ADOPT
-            if row.phase == TRIAL:
-                trial += row.passes
-            else:
-                second += row.passes
-            if won:  # the trial is a part of the second phase
-                trial, second = 0, trial
-        spent += row.passes
-        reading = 0 if free or config.second is None else planned.reading
-        if config.budget is not None and spent + reading > config.budget and found:
-            break
-        eligible = row.phase != ADAM or config.keep == "validation"
-        if eligible and (best is None or loss(row) < loss(best)):
-            best = row
-        swap = row if row.phase == ADAM else swap
-        # Adam's weights before a trial or a second phase are at hand while that lasts
-        aside = [one for one in (best, swap) if one is not None and loss(one) < loss(row)]
-        kept = min(aside, key=loss, default=row)
-        validation = float(kept.validation_loss)
-        validation_loss = validation if math.isfinite(validation) else None
-        costs = spent, reading, lost + trial, returned
-        found = End(kept.epoch, kept.train_loss, validation_loss, *costs)
-    return found
-
-
 def entries(case: Case, seed: int, rules: Iterable[str]) -> dict[str, RunConfig]:
     """The trainings of a case and a seed: fixed swaps, Adam alone, and rules, by their names."""
     config = case.config(seed)
@@ -357,7 +293,7 @@ def _outcome(done: branches.Done, config: RunConfig) -> dict[str, Any]:
     history, summary = runs.read(done.folder)
     start = history.train_loss.iloc[0]
     found = {key: summary[key] for key in ("q", "swap_epoch")} | {"start": start}
-    found |= end(history, config)._asdict()
+    found |= reached.end(history, config)._asdict()
     return found | {"peak": peak_epoch(history.grad_norm)} if config.second is None else found
 
 

@@ -23,7 +23,7 @@ from twophase.device import device_name, resolve_device
 from twophase.distributed import fingerprint, processes
 from twophase.errors import InputError, ProcessError, TwoPhaseError
 from twophase.experiments import checkpoints
-from twophase.experiments.competitors import Progress, go_on
+from twophase.experiments.competitors import Progress, go_on, starts_over
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import (
     check_regular,
@@ -36,6 +36,7 @@ from twophase.experiments.files import (
 )
 from twophase.experiments.progress import track
 from twophase.experiments.provenance import git_revision, now, versions
+from twophase.objective import GRADIENT_PASSES
 from twophase.problems import networks
 from twophase.problems.problem import Task
 from twophase.record import ADAM, SECOND, TRIAL, Record
@@ -334,10 +335,13 @@ def _measure(
 ) -> dict[str, Any]:
     if branch_from is None:
         raise InputError("branch_from", None, "the state at the end of the configuration's trunk")
-    _load(trainer, checkpoints.load(branch_from), out)
-    curve = pd.DataFrame(
-        go_on(config.second, trainer, config.passes), columns=list(Progress._fields)
-    )
+    head = 0
+    if starts_over(config.second):
+        head = GRADIENT_PASSES * config.epochs
+    else:
+        _load(trainer, checkpoints.load(branch_from), out)
+    rows = go_on(config.second, trainer, config.passes, head)
+    curve = pd.DataFrame(rows, columns=list(Progress._fields))
     write_atomically(out / CURVE, curve.to_csv(index=False))
     last = curve.iloc[-1]
     summary = _facts(config, trainer, task) | {

@@ -9,7 +9,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from twophase.experiments.comparison import METHODS
+from twophase.experiments.methods import METHODS
 from twophase.experiments.profiles import COSTS, SETTING, loss_at
 from twophase.experiments.statistics import ratio_text
 from twophase.figures.style import COLORS, GREY, plain_ticks
@@ -21,16 +21,20 @@ STYLES: dict[str, dict] = {
     "adam-twice": {"color": BLACK, "linestyle": "-", "linewidth": 1.0},
     "adam-tuned": {"color": BLACK, "linestyle": "--"},
     "adam-cosine": {"color": BLACK, "linestyle": ":"},
+    "adam-from-start": {"color": GREY, "linestyle": "--"},
+    "adamw-from-start": {"color": GREY, "linestyle": ":"},
     "sgd": {"color": GREY, "linestyle": "-."},
     "golden": {"color": VERMILION, "linestyle": "-"},
     "cg": {"color": VERMILION, "linestyle": "--"},
     "default": {"color": BLUE, "linestyle": "-", "linewidth": 2.6},
+    "race": {"color": BLUE, "linestyle": "--", "linewidth": 2.0},
     "default-tuned": {"color": SKY, "linestyle": "--"},
     "torch-lbfgs": {"color": GREEN, "linestyle": "-"},
     "scipy-cg": {"color": PURPLE, "linestyle": "-"},
     "torchmin-cg": {"color": PURPLE, "linestyle": ":"},
 }
 LOSS_LABEL = "lowest training loss so far"
+VALIDATION_LABEL = "validation loss of these weights"
 # ratios beyond this factor either way have the darkest colour
 _DARKEST = 10.0
 # a cell's text is white where its colour is darker than this part of the way
@@ -47,8 +51,12 @@ _FEW = 4
 _BANDED = ("adam", "default")
 
 
-def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Axes:
+def loss_bands(
+    ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent", of: str = "loss"
+) -> Axes:
     """Draw the lowest loss so far against cost: for each method the median and range over seeds.
+
+    Or the validation loss of its weights, where `of` is "validation_loss", without an end below.
 
     A method that gave up keeps the loss it had. Losses are on a logarithmic axis, which ends a
     little below the lowest median, or at 1e-12 of the first loss. Of more than four methods only
@@ -57,10 +65,10 @@ def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Ax
     `COSTS`.
     """
     banded = _banded(curves)
-    for method, of in curves.groupby("method", sort=False):
-        runs = [run for _, run in of.groupby(list(SETTING), dropna=False)]
+    for method, rows in curves.groupby("method", sort=False):
+        runs = [run for _, run in rows.groupby(list(SETTING), dropna=False)]
         grid = np.linspace(0, max(run[cost].max() for run in runs), _POINTS)
-        losses = np.array([[loss_at(run, budget, cost) for budget in grid] for run in runs])
+        losses = np.array([[loss_at(run, budget, cost, of) for budget in grid] for run in runs])
         look = _look(method)
         ax.plot(grid, np.median(losses, axis=0), **look)
         if method in banded:
@@ -68,7 +76,8 @@ def loss_bands(ax: Axes, curves: pd.DataFrame, cost: str = "passes_spent") -> Ax
             ax.fill_between(grid, *ends, color=look["color"], alpha=0.12, lw=0)
     unit = "passes since the prefix" if cost == "passes_spent" else "seconds since the prefix"
     ax.set(yscale="log", xlabel=unit, xlim=(0, None))
-    ax.set_ylim(bottom=max(ax.get_ylim()[0], _bottom(curves)))
+    if of == "loss":
+        ax.set_ylim(bottom=max(ax.get_ylim()[0], _bottom(curves)))
     return ax
 
 
@@ -102,11 +111,11 @@ def _bottom(curves: pd.DataFrame) -> float:
     return max(_BELOW * ends.min(), DEEPEST * curves.loss.max())
 
 
-def both_costs(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[Axes]:
+def both_costs(axes: Sequence[Axes], curves: pd.DataFrame, of: str = "loss") -> Sequence[Axes]:
     """Draw `loss_bands` over passes on the first axes and over seconds on the second."""
     for ax, cost in zip(axes, COSTS, strict=True):
-        loss_bands(ax, curves, cost)
-    axes[0].set_ylabel(LOSS_LABEL)
+        loss_bands(ax, curves, cost, of)
+    axes[0].set_ylabel(LOSS_LABEL if of == "loss" else VALIDATION_LABEL)
     legend_below(axes[0].figure, curves.method.unique())
     return axes
 

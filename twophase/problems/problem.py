@@ -201,14 +201,20 @@ def _check_sizes(train_examples: int | None, validation_examples: int | None) ->
         check_integer("validation_examples", validation_examples, 0)
 
 
-def named(name: str, model: str | None = None, train_examples: int | None = None) -> Problem:
+def named(
+    name: str,
+    model: str | None = None,
+    train_examples: int | None = None,
+    validation_examples: int | None = None,
+) -> Problem:
     """The problem of that name: a data set's, an equation's, or a text's or text file's.
 
     `InputError` if there is none, or the model is not for it; None: the model that is usual for it.
     """
     if name in physics.PROBLEMS:
         return PhysicsProblem(name)
-    settings = {"train_examples": train_examples} | ({} if model is None else {"model": model})
+    settings = {"train_examples": train_examples, "validation_examples": validation_examples}
+    settings |= {} if model is None else {"model": model}
     if text.is_text(name):
         return TextProblem(name, **settings)
     check_choice("problem", name, (*images.DATASETS, *physics.PROBLEMS, text.TOPICS))
