@@ -80,6 +80,13 @@ def test_nested_settings_are_told_by_what_differs_innermost():
     assert findings.candidates("adam-from-start", [0, 1, 3]) == kinds
 
 
+def test_methods_after_a_prefix_have_one_start(curves):
+    assert findings.one_start(curves)
+    own = curve("race", [0.5, 0.4])
+    assert findings.one_start(pd.concat([curves, own]))
+    assert not findings.one_start(pd.concat([curves, own.assign(method="golden")]))
+
+
 def test_a_setting_in_words_is_what_the_curves_have_in_common(curves):
     one = curves[curves.model == "vit-mlp"]
     text = findings.setting(one)
@@ -153,6 +160,19 @@ def test_the_answer_has_an_item_for_each_outcome_that_there_is(curves):
         "- on some seeds only (1 of 2): digits vit-nomlp missed on 1 of 2 seeds (0.33 at best)",
     ]
     assert findings.answer(found, "golden") == "- on no seed (1 of 1): digits vit-mlp missed"
+
+
+def test_the_answers_speak_for_and_against(curves):
+    compared = findings.Parts(curves, curves[:0], 9)
+    said = findings.answers(profiles.costs(curves, 9), [compared])
+    assert said.startswith("**Where does the default second phase") and "golden" not in said
+    assert "misses Adam's last loss: 1 of 4; in which it gets there later than Adam: 0." in said
+    assert "validation" not in said
+    seen = curves.assign(validation_loss=curves.loss + curves.method.eq("default"), accuracy=0.5)
+    said = findings.answers(profiles.costs(seen, 9), [compared._replace(curves=seen)])
+    assert "in validation loss?** Of the weights" in said and "digits vit-mlp 3.8" in said
+    assert findings.whole(compared)
+    assert not findings.whole(compared._replace(passes=30))
 
 
 def test_a_rival_is_met_where_both_ran(curves):

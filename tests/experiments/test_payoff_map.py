@@ -49,6 +49,14 @@ def test_a_cell_is_the_median_ratio_of_passes_over_the_seeds(curves):
     assert found[3].tolist() == [2.0, np.inf, 1.0]
 
 
+def test_validation_is_beside_adams_run_by_run(curves):
+    second = curves.method.eq("default")
+    seen = curves.assign(accuracy=0.5, validation_loss=np.where(second, 2.0, 4.0))
+    seen.loc[second & curves.seed.eq(1), "validation_loss"] = 6.0
+    said = payoff_map.in_validation(seen, 9)
+    assert "below Adam's in **4 of 5** runs, in the median 0.50 times" in said
+
+
 def test_cells_below_one_pay(curves):
     found = payoff_map.ratios(curves, [3, 9], 64)
     assert payoff_map.paying(found) == "2 of 6"

@@ -18,7 +18,8 @@ def ax():
 def curve(method, seed, losses):
     columns = {"method": method, "passes_spent": [0, 3, 6], "seconds": [0.0, 1.0, 2.0]}
     setting = dict.fromkeys(SETTING, 0) | {"seed": seed}
-    return pd.DataFrame(columns | {"loss": losses}).assign(**setting)
+    unseen = {"validation_loss": np.nan}
+    return pd.DataFrame(columns | {"loss": losses} | unseen).assign(**setting)
 
 
 def test_every_method_has_a_style_of_its_own():
@@ -103,15 +104,17 @@ def test_the_map_writes_ratios_misses_and_nothing_where_nothing_was_run(ax):
     assert [text.get_text() for text in ax.get_xticklabels()] == ["100", "300"]
 
 
-def test_both_costs_are_side_by_side_with_one_legend():
-    figure = Figure()
+def test_losses_are_over_both_costs_and_validation_below_training():
     curves = pd.concat([curve("adam", 0, [1.0, 0.5, 0.2]), curve("default", 0, [1.0, 0.4, 0.1])])
-    left, right = comparison_figures.both_costs(figure.subplots(1, 2), curves)
+    left, right = comparison_figures.losses(curves).axes
     assert [ax.lines[0].get_xydata()[-1][0] for ax in (left, right)] == [6, 2]
-    assert left.get_ylabel() and not right.get_ylabel()
-    (legend,) = figure.legends
-    names = [METHODS[name].label for name in ("adam", "default")]
-    assert [text.get_text() for text in legend.get_texts()] == names
+    (legend,) = left.figure.legends
+    assert len(legend.get_texts()) == 2
+    seen = curves.assign(validation_loss=[2.0, 0.7, 0.9] * 2)
+    figure = comparison_figures.losses(seen)
+    below = figure.axes[2]
+    assert len(figure.axes) == 4 and below.get_ylabel().startswith("validation loss")
+    assert below.lines[0].get_xydata()[-1].tolist() == [6, 0.9], "not the lowest on the way"
 
 
 def test_panels_have_titles_outer_labels_and_a_legend_of_all_methods():

@@ -11,6 +11,7 @@ from twophase.experiments import profiles
 from twophase.experiments.comparison import TUNING_SEED, chosen
 from twophase.experiments.methods import METHODS
 from twophase.experiments.statistics import QUICKER, by_group, ratio_of
+from twophase.objective import GRADIENT_PASSES
 from twophase.settings import Settings
 
 NAME = ["problem", "model"]
@@ -29,6 +30,13 @@ def parts(curves: pd.DataFrame) -> Parts:
     """What `comparison.compare` or `comparison.load` returned, the tuning apart."""
     tuned = curves.seed == TUNING_SEED
     return Parts(curves[~tuned], curves[tuned], int(curves.passes.max()))
+
+
+def one_start(curves: pd.DataFrame) -> bool:
+    """Whether all methods that go on from a prefix start with the same loss."""
+    starts = curves[curves.passes_spent == 0]
+    after = starts[[not METHODS[name].starts_over for name in starts.method]]
+    return bool(after.groupby(list(profiles.SETTING), dropna=False).loss.nunique().eq(1).all())
 
 
 def setting(curves: pd.DataFrame) -> str:
@@ -164,6 +172,53 @@ def answer(found: pd.DataFrame, method: str = "default") -> str:
         for where, there in groups.items()
         if there.any()
     )
+
+
+def answers(found: pd.DataFrame, compared: Sequence[Parts]) -> str:
+    """What comparisons say of two-phase training, for and against it, in Markdown.
+
+    `found` are the rows of `profiles.costs` of all of them.
+    """
+    ratios = found.ratio[found.method == "default"]
+    late, missed = ((ratios > 1) & (ratios < np.inf)).sum(), np.isinf(ratios).sum()
+    where = {
+        "Where does the default second phase get to Adam's last loss in fewer passes?": "default",
+        "And with the automatic switch, which is charged all that it tries?": "race",
+        "And the paper's, CG with a golden section?": "golden",
+        "And Adam, with rate and schedule tuned from the start?": "adam-from-start",
+    }
+    said = [
+        f"**{question}**\n\n{answer(found, method)}"
+        for question, method in where.items()
+        if method in set(found.method)
+    ]
+    said[0] = said[0].replace("**\n", "** (In parts of Adam's passes, median and range.)\n", 1)
+    said += [
+        f"**What else speaks against it?** Single runs in which the default misses Adam's last "
+        f"loss: {missed} of {len(ratios)}; in which it gets there later than Adam: {late}.",
+        "**And beside a simple rival?** torch's L-BFGS knows nothing of Adam. The default needs "
+        f"fewer passes than it {ahead(found)}.",
+    ]
+    if validated := "; ".join(_in_validation(one) for one in compared if _in_validation(one)):
+        text = "Of the weights with the lowest training loss, in parts of Adam's, at equal passes"
+        said.append(f"**And in validation loss?** {text}: {validated}.")
+    return "\n\n".join(said)
+
+
+def _in_validation(compared: Parts, method: str = "default") -> str:
+    """A method's validation loss over Adam's, for each problem and network that has one."""
+    ratios = {
+        f"{problem} {model}".strip(): profiles.validation_ratio(of, compared.passes, method)
+        for (problem, model), of in compared.curves.groupby(NAME, sort=False)
+        if method in set(of.method)
+    }
+    return "; ".join(f"{name} {ratio}" for name, ratio in ratios.items() if ratio)
+
+
+def whole(compared: Parts) -> bool:
+    """Whether on every setting a method had the whole budget."""
+    lasts = compared.curves.groupby(list(profiles.SETTING), dropna=False).passes_spent.max()
+    return bool((lasts > compared.passes - GRADIENT_PASSES).all())
 
 
 def ahead(found: pd.DataFrame, method: str = "default", rival: str = "torch-lbfgs") -> str:

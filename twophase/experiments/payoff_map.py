@@ -58,6 +58,22 @@ def summary(table: pd.DataFrame) -> str:
     )
 
 
+def in_validation(curves: pd.DataFrame, passes: int) -> str:
+    """In how many runs the default ends below Adam in validation loss, in words for Markdown.
+
+    `curves` as for `ratios`, with validation examples.
+    """
+    ends = profiles.validation_ends(curves, passes)
+    own, adam = (ends[ends.method == name] for name in ("default", "adam"))
+    both = own.merge(adam, on=list(profiles.SETTING), suffixes=("", "_adam"))
+    ratio = both.end / both.end_adam
+    return (
+        f"After {passes} passes the validation loss of the second phase, of the weights with its "
+        f"lowest training loss, is below Adam's in **{(ratio < 1).sum()} of {len(ratio)}** runs, in "
+        f"the median {statistics.ratio_text(ratio.median())} times Adam's"
+    )
+
+
 def foretold(
     curves: pd.DataFrame, histories: Mapping[RunConfig, pd.DataFrame], targets: Sequence[int]
 ) -> pd.DataFrame:

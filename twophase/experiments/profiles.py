@@ -177,7 +177,7 @@ def validation(curves: pd.DataFrame, passes: int, by: Sequence[str]) -> pd.DataF
             "seeds": of.seed.nunique(),
         }
 
-    return by_group(_in_validation(curves, passes), by, describe)
+    return by_group(validation_ends(curves, passes), by, describe)
 
 
 def validation_ratio(curves: pd.DataFrame, passes: int, method: str) -> str:
@@ -185,12 +185,15 @@ def validation_ratio(curves: pd.DataFrame, passes: int, method: str) -> str:
     there = curves[curves.validation_loss.notna()]
     if there.empty:
         return ""
-    ends = _in_validation(there, passes).pivot(index="seed", columns="method", values="end")
+    ends = validation_ends(there, passes).pivot(index="seed", columns="method", values="end")
     return ratio_of(ends[method] / ends[REFERENCE]).text
 
 
-def _in_validation(curves: pd.DataFrame, passes: int) -> pd.DataFrame:
-    """A row for each setting and method: what `validation` describes."""
+def validation_ends(curves: pd.DataFrame, passes: int) -> pd.DataFrame:
+    """What `validation` describes, a row for each setting and method.
+
+    Its columns are `SETTING`, `method`, `end`, `lowest`, `accuracy` and `ratio`.
+    """
     rows = []
     for values, of in curves.groupby(list(SETTING), sort=False, dropna=False):
         runs = {

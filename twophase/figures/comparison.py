@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from matplotlib.lines import Line2D
 from twophase.experiments.methods import METHODS
 from twophase.experiments.profiles import COSTS, SETTING, loss_at
 from twophase.experiments.statistics import ratio_text
-from twophase.figures.style import COLORS, GREY, plain_ticks
+from twophase.figures.style import COLORS, GREY, WIDE, plain_ticks
 
 BLUE, _, GREEN, SKY, VERMILION, PURPLE, BLACK = COLORS
 # families share a colour, and differ by dash within
@@ -33,8 +34,10 @@ STYLES: dict[str, dict] = {
     "scipy-cg": {"color": PURPLE, "linestyle": "-"},
     "torchmin-cg": {"color": PURPLE, "linestyle": ":"},
 }
-LOSS_LABEL = "lowest training loss so far"
-VALIDATION_LABEL = "validation loss of these weights"
+LABELS = {
+    "loss": "lowest training loss so far",
+    "validation_loss": "validation loss of these weights",
+}
 # ratios beyond this factor either way have the darkest colour
 _DARKEST = 10.0
 # a cell's text is white where its colour is darker than this part of the way
@@ -111,13 +114,20 @@ def _bottom(curves: pd.DataFrame) -> float:
     return max(_BELOW * ends.min(), DEEPEST * curves.loss.max())
 
 
-def both_costs(axes: Sequence[Axes], curves: pd.DataFrame, of: str = "loss") -> Sequence[Axes]:
-    """Draw `loss_bands` over passes on the first axes and over seconds on the second."""
-    for ax, cost in zip(axes, COSTS, strict=True):
-        loss_bands(ax, curves, cost, of)
-    axes[0].set_ylabel(LOSS_LABEL if of == "loss" else VALIDATION_LABEL)
-    legend_below(axes[0].figure, curves.method.unique())
-    return axes
+def losses(curves: pd.DataFrame) -> Figure:
+    """Draw `loss_bands` over passes on the left and over seconds on the right.
+
+    Training losses are on top, validation losses below, where there are any.
+    """
+    seen = [of for of in LABELS if curves[of].notna().any()]
+    size = WIDE, 1.2 + 3.4 * len(seen)
+    fig, axes = plt.subplots(len(seen), 2, figsize=size, sharex="col", sharey="row", squeeze=False)
+    for row, of in zip(axes, seen, strict=True):
+        for ax, cost in zip(row, COSTS, strict=True):
+            loss_bands(ax, curves, cost, of).label_outer()
+        row[0].set_ylabel(LABELS[of])
+    legend_below(fig, curves.method.unique())
+    return fig
 
 
 def panels(axes: np.ndarray, curves: Mapping[str, pd.DataFrame]) -> np.ndarray:
@@ -135,7 +145,7 @@ def panels(axes: np.ndarray, curves: Mapping[str, pd.DataFrame]) -> np.ndarray:
     for ax in axes[:-1].flat:
         ax.set_xlabel("")
     for ax in axes[:, 0]:
-        ax.set_ylabel(LOSS_LABEL)
+        ax.set_ylabel(LABELS["loss"])
     methods = dict.fromkeys(name for of in curves.values() for name in of.method)
     legend_below(axes.flat[0].figure, list(methods))
     return axes
