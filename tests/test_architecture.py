@@ -86,7 +86,7 @@ def test_the_method_fits_in_one_sitting():
 
 def test_the_package_is_small():
     assert sum(map(length, CHOICES)) <= 4400
-    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 17_600
+    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 17_700
 
 
 def functions(path):

@@ -130,7 +130,7 @@ def test_the_numbers_under_readmes_figure_are_its_runs():
 @pytest.mark.slow
 def test_the_results_in_the_readme_are_those_of_the_files():
     done = subprocess.run(
-        [sys.executable, "benchmarks/readme_results.py", "--check"],
+        [sys.executable, "benchmarks/results.py", "--check"],
         cwd=PROJECT,
         capture_output=True,
         text=True,

@@ -69,8 +69,8 @@ def in_validation(curves: pd.DataFrame, passes: int) -> str:
     ratio = both.end / both.end_adam
     return (
         f"After {passes} passes the validation loss of the second phase, of the weights with its "
-        f"lowest training loss, is below Adam's in **{(ratio < 1).sum()} of {len(ratio)}** runs, in "
-        f"the median {statistics.ratio_text(ratio.median())} times Adam's"
+        f"lowest training loss, is below Adam's in **{(ratio < 1).sum()} of {len(ratio)}** runs, "
+        f"in the median {statistics.ratio_text(ratio.median())} times Adam's"
     )
 
 

@@ -1,6 +1,6 @@
 """What regrets say: kept tables, summaries, and answers in words."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import pandas as pd
@@ -195,6 +195,21 @@ def at_the_peak(table: pd.DataFrame) -> str:
         "first of the fixed swaps that is not before it has a median regret of "
         f"**{regrets.median():.2f}** and a worst one of **{regrets.max():.1f}**, over "
         f"{len(regrets)} trainings."
+    )
+
+
+def answer(traces: int, early: Mapping[str, int], kept: Kept) -> str:
+    """Whether the norm tells when to switch, or a rule must try, in Markdown.
+
+    `early` says on how many of so many recorded traces a rule fires before the peak.
+    """
+    worst = summary(kept.complete).worst
+    return (
+        f"**Can a rule see it?** Not in the norm: of {traces} traces the literal rule is early on "
+        f"{early['literal']}, and the smoothed one fires before a higher peak on "
+        f"{early['smoothed']}; their worst regrets are {worst['literal']:.1f} and "
+        f"{worst['smoothed']:.1f} orders of magnitude. **Does it have to try?** "
+        f"{does_it_have_to_try(kept)}."
     )
 
 

@@ -1,21 +1,24 @@
-"""Write README's tables of results from the files under reports/reference that hold them.
+"""Write README's table and figure, and all results, from the files under reports/reference.
 
-python benchmarks/readme_results.py           # writes them
-python benchmarks/readme_results.py --check   # says whether they are up to date, as a test does
+python benchmarks/results.py           # writes README, results.md and the map of when it pays
+python benchmarks/results.py --check   # says whether they are up to date, as a test does
 """
 
 import argparse
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from twophase.experiments import (
     comparison,
     generalisation,
     pattern,
+    payoff_map,
     physics_results,
     profiles,
     regret_results,
@@ -24,6 +27,8 @@ from twophase.experiments import (
 from twophase.experiments.convexity_audit import clearly_negative
 from twophase.experiments.files import write_atomically
 from twophase.experiments.statistics import ratio_of, ratio_text
+from twophase.figures import comparison as figures
+from twophase.figures import style
 
 PROJECT = Path(__file__).resolve().parent.parent
 REFERENCE = PROJECT / "reports" / "reference"
@@ -45,8 +50,9 @@ BEYOND = {
     "pattern-resnet8-groupnorm": "resnet8, GroupNorm, 96 digits",
     "pattern-resnet8": "resnet8, BatchNorm frozen, 96 digits",
 }
-README = PROJECT / "README.md"
-BEGIN, END = "<!-- results: written by benchmarks/readme_results.py -->", "<!-- end of results -->"
+README, RESULTS = PROJECT / "README.md", REFERENCE / "results.md"
+MAP = REFERENCE / "payoff-map" / "payoff_map.png"
+BEGIN, END = "<!-- results: written by benchmarks/results.py -->", "<!-- end of results -->"
 
 METHODS = {
     "default": "default second phase",
@@ -58,24 +64,115 @@ METHODS = {
 COMPARISONS = (
     ("fair-comparison", 1000, ""),
     ("fair-comparison-mnist-cifar", 600, "2,048 images"),
-    ("payoff-map", 3000, "full batch"),
+    ("payoff-map", 3000, "full batch, by self-scaled BFGS"),
 )
+
+
+def compared() -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
+    """Each problem of the comparisons: its name, its folder, and what its methods came to.
+
+    These are the rows of `profiles.costs` and of `profiles.validation_ends`.
+    """
+    for folder, passes, kind in COMPARISONS:
+        curves = comparison.load(REFERENCE / folder)
+        curves = curves[(curves.seed != comparison.TUNING_SEED) & (curves.method != "adam-twice")]
+        if folder == "payoff-map":
+            curves = curves[(curves.model == "") & (curves.dtype == "float64")]
+        for (problem, model), of in curves.groupby(["problem", "model"], sort=False):
+            name = ", ".join(part for part in (problem, model, kind) if part)
+            ends = profiles.validation_ends(of, passes)
+            yield name, folder, profiles.costs(of, passes), ends
 
 
 def costs_table() -> Iterator[str]:
     """Passes to the loss that Adam has at the end, in parts of Adam's: a row per problem."""
     yield f"| problem | {' | '.join(METHODS.values())} |"
     yield "|---" * (len(METHODS) + 1) + "|"
-    for name, passes, kind in COMPARISONS:
-        curves = comparison.load(REFERENCE / name)
-        curves = curves[(curves.seed != comparison.TUNING_SEED) & (curves.method != "adam-twice")]
-        if name == "payoff-map":
-            curves = curves[(curves.model == "") & (curves.dtype == "float64")]
-        found = profiles.costs(curves, passes)
-        for (problem, model), of in found.groupby(["problem", "model"], sort=False):
-            cells = [cell(of[of.method == method].ratio) for method in METHODS]
-            where = ", ".join(part for part in (problem, model, kind) if part)
-            yield f"| {where} | {' | '.join(cells)} |"
+    for name, _, found, _ in compared():
+        cells = [cell(found[found.method == method].ratio) for method in METHODS]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+# The columns of README's table, and where they are in a comparison and in a pattern.
+OVERVIEW = {
+    "default second phase": ("default", "three tenths"),
+    "default, automatic switch": ("race", pattern.RACE),
+    "the paper's CG": ("golden", pattern.CG),
+}
+EQUAL_EPOCHS = "the paper's CG, equal epochs"
+# Ratios of losses below this are shown as this: there rounding and luck decide.
+LEAST = 1e-6
+
+
+def overview_table() -> Iterator[str]:
+    """Losses in the end over Adam's at equal passes, training and validation: a row per problem."""
+    columns = [*OVERVIEW, EQUAL_EPOCHS, "files"]
+    yield f"| problem | {' | '.join(columns)} |"
+    yield "|---" * (1 + len(columns)) + "|"
+    rows = _compared_cells()
+    rows |= {name: cells for name, cells in _table1_cells().items() if name not in rows}
+    for name, cells in (rows | _pattern_cells()).items():
+        yield f"| {name} | {' | '.join(cells.get(column, '–') for column in columns)} |"
+
+
+def _compared_cells() -> dict[str, dict[str, str]]:
+    table1 = _table1_cells()
+    rows = {}
+    for name, folder, found, ends in compared():
+        losses = found.pivot_table("loss", "seed", "method", aggfunc="median")
+        validation = ends.pivot_table("end", "seed", "method", aggfunc="median")
+        cells = {
+            column: _pair(*(_over_adam(table, method, "adam") for table in (losses, validation)))
+            for column, (method, _) in OVERVIEW.items()
+            if method in losses
+        }
+        short = table1.get(name, {})
+        links = ", ".join([_link(folder), *([short["files"]] if short else [])])
+        rows[name] = short | cells | {"files": links}
+    return rows
+
+
+def _pattern_cells() -> dict[str, dict[str, str]]:
+    rows = {}
+    for folder, name in BEYOND.items():
+        found = pattern.committed(folder).ends
+        losses, validation = (
+            found.pivot(index="seed", columns="strategy", values=of)
+            for of in ("loss", "validation_loss")
+        )
+        cells = {
+            column: _pair(
+                *(_over_adam(table, strategy, pattern.ALONE) for table in (losses, validation))
+            )
+            for column, (_, strategy) in OVERVIEW.items()
+        }
+        rows[name] = cells | {"files": _link(folder)}
+    return rows
+
+
+def _table1_cells() -> dict[str, dict[str, str]]:
+    files = {"files": _link("table1-mnist-2048")}
+    return {
+        f"mnist, {model}, 2,048 images": files
+        | {EQUAL_EPOCHS: f"{ratio_text(row.ratio)} for {row.passes:.1f} times the passes; n = 1"}
+        for model, row in table1_ratios().iterrows()
+    }
+
+
+def _link(folder: str) -> str:
+    return f"[{folder}](reports/reference/{folder}/)"
+
+
+def _over_adam(table: pd.DataFrame, method: str, adam: str) -> pd.Series:
+    return (table[method] / table[adam]).dropna() if method in table else pd.Series(dtype=float)
+
+
+def _pair(training: pd.Series, validation: pd.Series) -> str:
+    """Training and, where there is one, validation, each over Adam's, and the number of seeds."""
+    shown = [ratios.clip(lower=LEAST) for ratios in (training, validation) if len(ratios)]
+    words = [ratio_of(ratios).text.replace(" (one seed)", "") for ratios in shown]
+    said = ", ".join(words).replace(f"{LEAST:.2g}", f"<{LEAST:.0e}")
+    return f"{said}; n = {len(training)}"
 
 
 def cell(ratios: pd.Series) -> str:
@@ -86,18 +183,37 @@ def cell(ratios: pd.Series) -> str:
     return f"{found.text.replace(' (one seed)', '')}; n = {found.seeds}"
 
 
+def table1_ratios() -> pd.DataFrame:
+    """Losses in the end of a short Table 1, and losses and passes of both phases over Adam's."""
+    protocol = table1.protocol("paper", epochs=60, swap_epoch=18, train_examples=2048)
+    rows = table1.table(table1.configs(protocol, ["mnist"]), REFERENCE / "table1-mnist-2048")
+    rows = rows.set_index(["model", "strategy"])[["train_loss", "passes"]]
+    adam, both = (rows.xs(name, level="strategy") for name in ("adam", "adam+cg"))
+    ratios = (both / adam).rename(columns={"train_loss": "ratio"})
+    return ratios.assign(adam=adam.train_loss, both=both.train_loss)
+
+
 def table1_table() -> Iterator[str]:
     """The paper's own setting at equal epochs: final training losses of a short Table 1."""
-    protocol = table1.protocol("paper", epochs=60, swap_epoch=18, train_examples=2048)
-    rows = table1.table(table1.configs(protocol, ["mnist"]), REFERENCE / "table1-mnist-2048").pivot(
-        index="model", columns="strategy", values=["train_loss", "passes"]
-    )
     yield "| network | Adam | Adam, then the paper's CG | ratio | passes / Adam's |"
     yield "|---|---|---|---|---|"
-    for model, row in rows.iterrows():
-        adam, both = row["train_loss"]["adam"], row["train_loss"]["adam+cg"]
-        passes = row["passes"]["adam+cg"] / row["passes"]["adam"]
-        yield f"| {model} | {adam:.2g} | {both:.2g} | {both / adam:.2f} | {passes:.1f} |"
+    for model, row in table1_ratios().iterrows():
+        yield (
+            f"| {model} | {row.adam:.2g} | {row.both:.2g} | {row.ratio:.2f} | {row.passes:.1f} |"
+        )
+
+
+def draw_map() -> Figure:
+    """When the second phase pays: over swaps, mini-batch steps and targets, as in notebook 13."""
+    kept = comparison.load(REFERENCE / "payoff-map")
+    single = kept[(kept.problem == "digits") & (kept.dtype == "float32")]
+    count, most = int(single.train_examples.iloc[0]), int(single.passes.max())
+    ratios = payoff_map.ratios(single, [30, 100, 300, most], count)
+    fig, ax = plt.subplots(figsize=(style.WIDE, 1.4 + 0.36 * len(ratios)))
+    names = [f"K/B = {steps}, swap after {swap}" for steps, swap in ratios.index]
+    figures.payoff_map(ax, ratios.set_axis(names))
+    ax.set_xlabel("target: Adam's loss after so many passes since the swap")
+    return fig
 
 
 def cutest_table() -> Iterator[str]:
@@ -118,7 +234,14 @@ def race_text() -> str:
     large = race[race.regret > 0.5].sort_values("regret", ascending=False)
     losses = [f"{one.case} by {one.regret:.1f}" for one in large.itertuples()]
     aside = regret_results.summary(table[table.held_out]).loc["race"]
+    rules = regret_results.summary(table)
+    by_case, literal = rules.loc["race"], rules.loc["literal"]
     return (
+        f"Regret is log10 of the training loss in the end over the lowest one of swaps after fixed "
+        f"epochs and none, at equal passes. Over {by_case.cases:.0f} problems and three seeds each "
+        f"the default, a race, has a regret of {by_case.worst:.2f} in the worst case and "
+        f"{by_case['median']:.2f} in the median (medians over the seeds), the paper's rule taken "
+        f"literally {literal.worst:.2f} and {literal['median']:.2f}. "
         f"On the {aside.cases:.0f} problems that were set aside it has {aside.worst:.2f} and "
         f"{aside['median']:.2f}. Of its {len(race)} single trainings {len(large)} lost more than "
         f"0.5{': ' * bool(losses)}{', '.join(losses)}."
@@ -202,6 +325,38 @@ def markdown(table: pd.DataFrame) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
+def overview() -> str:
+    """README's table and figure, and what the switch costs, between two marks."""
+    kept = comparison.load(REFERENCE / "payoff-map")
+    seeds = kept[kept.problem == "digits"].seed.nunique()
+    parts = [
+        wrapped(
+            "Losses in the end in parts of those of Adam going on, at equal passes, all that a "
+            "switch reads and tries charged: training loss, then validation loss of the same "
+            "weights. Below 1 two-phase training is ahead, above it behind. Median and range over "
+            "n seeds; no seed was tuned on. The second phase starts after a prefix of Adam, or "
+            "where the automatic switch decides. In the last but one column both have the same "
+            "epochs, as in the paper."
+        ),
+        *overview_table(),
+        f"![When the second phase pays, as a map]({MAP.relative_to(PROJECT)})",
+        wrapped(
+            "*When it pays: passes of the default second phase to a loss that Adam reaches, in "
+            "parts of Adam's, over steps per epoch (K examples in batches of B), swap and target; "
+            f"blue pays. vit-nomlp-wkewq-wvwo1, 256 digits, medians over {seeds} seeds; "
+            "[notebook 13](notebooks/13-when-does-it-pay.ipynb) explains it.*"
+        ),
+        wrapped(f"**The switch.** {race_text()}"),
+        wrapped(
+            "**More**: passes and seconds, all methods, switch rules, other packages, published "
+            "physics-informed problems, what Q says of generalisation: "
+            "[results](reports/reference/results.md), with the files and "
+            "[the commands](reports/reference/README.md) that made them."
+        ),
+    ]
+    return "\n".join([BEGIN, *_apart(parts), "", END])
+
+
 def results() -> str:
     """All tables, with what they mean."""
     physics = physics_results.load(REFERENCE / "physics-networks")
@@ -222,9 +377,8 @@ def results() -> str:
             "rule reads, its trials and its failed second phases charged; medians over three "
             "seeds. 1 is a loss ten times as high as it could be. In validation loss swaps lose on "
             "these small problems, unless trials are judged by it. Half of the problems were set "
-            "aside when the race was designed, all but two of them seen under an earlier form; "
-            "notebook 06 has them all, and all rules. "
-            f"{race_text()}"
+            "aside when the race was designed, all but three of them seen under an earlier form; "
+            "notebook 06 has them all, and all rules."
         ),
         *regret_table(),
         "Networks that the paper has not, on small subsets, three seeds: on how many the gradient\n"
@@ -261,30 +415,44 @@ def results() -> str:
         "1 the loss here is lower.",
         *markdown(physics_results.beside_the_peer(physics_results.at_equal_passes(physics))),
     ]
-    lines = []
+    head = [
+        "# Results",
+        "Written by `python benchmarks/results.py` from the files in this folder; its README has\n"
+        "the commands that made them. A forward pass over the training set counts 1, forward with\n"
+        "backward 3.",
+    ]
+    return "\n".join([*_apart(head + parts), ""]).lstrip()
+
+
+def _apart(parts: Sequence[str]) -> list[str]:
+    """Paragraphs and rows of tables with empty lines where Markdown needs them."""
+    lines: list[str] = []
     for part in parts:
         apart = not part.startswith("|") or not (lines and lines[-1].startswith("|"))
         lines += ["", part] if apart else [part]
-    return "\n".join([BEGIN, *lines, "", END])
+    return lines
 
 
 def updated(readme: str) -> str:
-    """README with the tables of today's files."""
+    """README with the table of today's files."""
     before, rest = readme.split(BEGIN)
-    return before + results() + rest.split(END)[1]
+    return before + overview() + rest.split(END)[1]
 
 
 def main() -> int:
-    """Write README, or say whether that is due."""
+    """Write README and the results, or say whether that is due."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args()
-    there = README.read_text(encoding="utf-8")
-    due = updated(there)
+    there = {path: path.read_text(encoding="utf-8") for path in (README, RESULTS) if path.is_file()}
+    due = {README: updated(there[README]), RESULTS: results()}
     if options.check:
-        print("up to date" if due == there else "out of date: python benchmarks/readme_results.py")
+        print("up to date" if due == there else "out of date: python benchmarks/results.py")
         return int(due != there)
-    write_atomically(README, due)
+    for path, text in due.items():
+        write_atomically(path, text)
+    style.use_style()
+    draw_map().savefig(MAP, dpi=120)
     return 0
 
 
