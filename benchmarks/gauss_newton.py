@@ -178,7 +178,7 @@ class TruncatedGaussNewton(Competitor):
         metric = 1 / left_by_adam(trainer).double()
         point = evaluate(objective, objective.vector.read())
         while damping is None or damping <= LARGEST_DAMPING:
-            journal.saw(objective.passes.total - first + curved, point.value)
+            journal.saw(objective.passes.total - first + curved, point.value, point.x)
             objective.vector.write(point.x)
             inputs, share = self._draw(objective.inputs, generator)
             product = GaussNewton(

@@ -24,7 +24,6 @@ from twophase.experiments import (
     regret_results,
     table1,
 )
-from twophase.experiments.convexity_audit import clearly_negative
 from twophase.experiments.files import write_atomically
 from twophase.experiments.statistics import ratio_of, ratio_text
 from twophase.figures import comparison as figures
@@ -44,14 +43,8 @@ SWITCHES = {
     "smoothed": "the paper's rule, smoothed",
     "none": "Adam alone",
 }
-# Runs of `python -m twophase pattern`, and what README calls them.
-BEYOND = {
-    "pattern-gpt-50k": "gpt-50k, text, 128 windows",
-    "pattern-resnet8-groupnorm": "resnet8, GroupNorm, 96 digits",
-    "pattern-resnet8": "resnet8, BatchNorm frozen, 96 digits",
-}
 README, RESULTS = PROJECT / "README.md", REFERENCE / "results.md"
-MAP = REFERENCE / "payoff-map" / "payoff_map.png"
+MAP = REFERENCE / "payoff_map.png"
 BEGIN, END = "<!-- results: written by benchmarks/results.py -->", "<!-- end of results -->"
 
 METHODS = {
@@ -95,7 +88,7 @@ def costs_table() -> Iterator[str]:
 
 # The columns of README's table, and where they are in a comparison and in a pattern.
 OVERVIEW = {
-    "default second phase": ("default", "three tenths"),
+    "default second phase": ("default", pattern.DEFAULT_AT_SHARE),
     "default, automatic switch": ("race", pattern.RACE),
     "the paper's CG": ("golden", pattern.CG),
 }
@@ -134,7 +127,7 @@ def _compared_cells() -> dict[str, dict[str, str]]:
 
 def _pattern_cells() -> dict[str, dict[str, str]]:
     rows = {}
-    for folder, name in BEYOND.items():
+    for name, folder in pattern.KEPT.items():
         found = pattern.committed(folder).ends
         losses, validation = (
             found.pivot(index="seed", columns="strategy", values=of)
@@ -268,32 +261,6 @@ def regret_table() -> Iterator[str]:
         yield f"| {name} | {' | '.join(found)} |"
 
 
-def beyond_table() -> Iterator[str]:
-    """Ends beside those of Adam alone on networks that the paper has not, and what is convex."""
-    strategies = {
-        pattern.RACE: "the race",
-        "three tenths": "default second phase",
-        pattern.CG: "CG",
-    }
-    headings = [f"{name}: training, validation" for name in strategies.values()]
-    seen = "single hill of the norm | clearly non-convex in the end"
-    yield f"| network | {seen} | {' | '.join(headings)} |"
-    yield "|---" * (3 + len(headings)) + "|"
-    for folder, name in BEYOND.items():
-        found = pattern.committed(folder)
-        seeds, peaks = found.ends.seed.nunique(), pattern.peaks(found)
-        convex = clearly_negative(found.audits[found.audits["at"] == "end"])
-        ratios = (
-            pattern.beside_adam(found).groupby("strategy")[["loss", "validation_loss"]].median()
-        )
-        cells = [
-            f"{ratio_text(ratios.loss[one])}, {ratio_text(ratios.validation_loss[one])}"
-            for one in strategies
-        ]
-        counts = f"{(peaks.hills == 1).sum()} of {seeds} | {convex.sum()} of {seeds}"
-        yield f"| {name} | {counts} | {' | '.join(cells)} |"
-
-
 def generalisation_words() -> str:
     """What Q says of the gap between training and validation, and what the second phase does."""
     table = pd.read_csv(REFERENCE / "generalisation" / "generalisation.csv")
@@ -387,7 +354,9 @@ def results() -> str:
         "equal passes, medians: above 1 the second phase loses. But for the race (here before its\n"
         "late trial changed) the swap is at three tenths of the epochs, CG has golden section as\n"
         "in the paper. Notebooks 16 and 17 have the rest.",
-        *beyond_table(),
+        *markdown(
+            pattern.overview({name: pattern.committed(of) for name, of in pattern.KEPT.items()})
+        ),
         wrapped(
             "What the overdetermination Q = K M / P says (notebook 19). The gap is validation "
             "minus training loss, on digits and MNIST, three seeds; the race is the default before "

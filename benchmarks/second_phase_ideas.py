@@ -246,14 +246,14 @@ def _look(trainer: Trainer, journal: Journal, spent: float, x: Tensor) -> None:
             own = trainer.objective.vector.read()
             loss = trainer.objective.value(x)
             trainer.objective.vector.write(own)
-        journal.saw(spent, loss)
+        journal.saw(spent, loss, x)
 
 
 def _descend(trainer: Trainer, journal: Journal, x: Tensor, spent=0.0, state=None) -> None:
     """L-BFGS from x [P] on, after passes spent before, until it ends or the journal ends it."""
     objective, before = trainer.objective, trainer.objective.passes.total - spent
     for point, _ in _steps(objective, evaluate(objective, x), state, left_by_adam(trainer)):
-        journal.saw(objective.passes.total - before, point.value)
+        journal.saw(objective.passes.total - before, point.value, point.x)
 
 
 def _steps(part: FullBatch, point: Point, state: State | None, inverse: Tensor) -> Iterator:

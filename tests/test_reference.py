@@ -206,7 +206,7 @@ ROWS = {
             lambda config, seeds, *_: product(range(seeds), pattern.strategies(config)),
             "twophase.experiments.pattern.run",
         )
-        for name in ("gpt-50k", "resnet8", "resnet8-groupnorm")
+        for name in (folder.removeprefix("pattern-") for folder in pattern.KEPT.values())
     },
     "physics-networks/curves.csv": (
         ["problem", "method", "seed"],
@@ -259,7 +259,7 @@ def test_comparisons_make_the_kept_runs(folder, monkeypatch):
 
     def runs(table):
         table = table.assign(batch_size=table.batch_size.where(table.model.ne("")))
-        columns = [name for name in table if name not in ("passes_spent", "seconds", "loss")]
+        columns = [name for name in table if name not in comparison.MEASURED]
         rows = table[columns].drop_duplicates().fillna({"batch_size": 0, "train_examples": 0})
         return set(rows[sorted(columns)].itertuples(index=False, name=None))
 
@@ -296,9 +296,7 @@ SMALLER = {
     "global-search": (
         "--problems conflict --parameters 1 --seeds 1 --starts 1 --evaluations 30".split()
     ),
-    "pattern-gpt-50k": PATTERN,
-    "pattern-resnet8": PATTERN,
-    "pattern-resnet8-groupnorm": PATTERN,
+    **dict.fromkeys(pattern.KEPT.values(), PATTERN),
     "payoff-map": "--seeds 1 --swap-epoch 1 --passes 6".split(),  # equations have no batches
     "physics-networks": "--problems regression --methods Adam --seeds 0 --seconds 0.1".split(),
     "processes": "--scale 0.002 --turns 1 --repetitions 1".split(),
@@ -309,8 +307,10 @@ SMALLER = {
         "--dataset digits --model vit-mlp --epochs 2 --swap-epoch 1 --train-examples 16".split()
     ),
 }
-# Their histories are of early revisions.
-FEWER_COLUMNS = {"digits-vit-mlp", "table1-mnist-2048"}
+# Of earlier revisions: histories; comparisons that had no validation; patterns that did not count
+# what was left for Adam.
+FEWER_COLUMNS = {"digits-vit-mlp", "table1-mnist-2048", "fair-comparison", "payoff-map"}
+FEWER_COLUMNS |= {"fair-comparison-mnist-cifar", *pattern.KEPT.values()}
 
 
 @pytest.fixture

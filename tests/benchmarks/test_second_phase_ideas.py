@@ -54,13 +54,14 @@ class Told(Journal):
     """A journal that keeps everything it is told, and what a function says at that moment."""
 
     def __init__(self, trainer, budget, seen=lambda: None):
-        objective = trainer.objective
-        super().__init__(budget, objective.value(objective.vector.read()), trainer.device)
+        super().__init__(budget, trainer.device)
         self.told, self.seen = [], seen
+        x = trainer.objective.vector.read()
+        self.begin(trainer.objective.value(x), x)
 
-    def saw(self, passes, loss):
+    def saw(self, passes, loss, x):
         self.told.append((passes, loss, self.seen()))
-        super().saw(passes, loss)
+        super().saw(passes, loss, x)
 
 
 def follow(method, trainer, budget, seen=lambda: None):

@@ -322,7 +322,7 @@ def test_tables_come_back_with_the_same_losses(done, tmp_path):
     _, curves = done
     comparison.save(curves, tmp_path, {"command": "a test"})
     back = comparison.load(tmp_path)
-    keys = [name for name in curves if name not in comparison._MEASURED]
+    keys = [name for name in curves if name not in comparison.MEASURED]
     before, after = (dict(list(of.groupby(keys, dropna=False))) for of in (curves, back))
     assert before.keys() == after.keys()
     for key, curve in before.items():
@@ -385,7 +385,7 @@ def test_kept_comparisons_load_and_are_whole(name):
     assert set(kept.method) <= set(METHODS)
     for method, of in kept.groupby("method"):
         assert all(METHODS[method].candidates[number] for number in set(of.candidate))
-    keys = [name for name in kept if name not in comparison._MEASURED]
+    keys = [name for name in kept if name not in comparison.MEASURED]
     for _, run in kept.groupby(keys, dropna=False):
         assert run.passes_spent.iloc[0] == 0 and run.passes_spent.is_monotonic_increasing
         assert run.loss.is_monotonic_decreasing

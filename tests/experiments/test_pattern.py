@@ -49,6 +49,29 @@ LOSSES = {
 }
 
 
+def test_problems_are_laid_side_by_side():
+    found = made_up(LOSSES | {pattern.DEFAULT_AT_SHARE: (0.1, 0.1)})
+    (row,) = pattern.overview({"made up": found}).to_dict("records")
+    assert row == {
+        **{
+            "problem": "made up",
+            "single hill": "1 of 2",
+            "clearly non-convex in the end": "1 of 2",
+        },
+        "the race: training, validation": "1.00, 1.00",
+        "default second phase: training, validation": "0.075, 0.075",
+        "CG: training, validation": "3.00, 3.00",
+    }
+
+
+@pytest.mark.parametrize("name", pattern.KEPT.values())
+def test_kept_patterns_are_whole(name):
+    found = pattern.committed(name)
+    assert found.ends.groupby("strategy").seed.nunique().eq(3).all()
+    assert found.audits[found.audits["at"] == "end"].seed.nunique() == 3
+    assert len(pattern.overview({name: found})) == 1
+
+
 def test_losses_are_compared_with_adams_of_the_same_seed():
     found = pattern.beside_adam(made_up(LOSSES))
     assert ALONE not in set(found.strategy)

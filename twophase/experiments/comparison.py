@@ -44,7 +44,7 @@ TUNING_SEED = 100
 SIZES = ("vit-nomlp-wkewq-wvwo1", "vit-nomlp-wkewq", "vit-nomlp", "vit-mlp", "vgg5-max-relu")
 OTHERS = ("mlp-4", "mlp-8", "mlp-16", "resnet8", "resnet8-groupnorm", "resnet18")
 OTHERS += ("resnet18-groupnorm", *GPT_MODELS)
-_MEASURED = ("passes_spent", "seconds", "loss", "validation_loss", "accuracy")
+MEASURED = ("passes_spent", "seconds", "loss", "validation_loss", "accuracy")
 
 
 class Entry(NamedTuple):
@@ -256,7 +256,7 @@ def run(todo: Sequence[Entry], place: branches.Place, executor: Executor = ALONE
             points = _course(entry, runs.read(one.folder)[0])
         else:
             points = runs.read_curve(one.folder).rename(columns={"passes": "passes_spent"})
-        points = points.reindex(columns=_MEASURED).astype(dict.fromkeys(_MEASURED[1:], float))
+        points = points.reindex(columns=MEASURED).astype(dict.fromkeys(MEASURED[1:], float))
         frames.append(pd.DataFrame([entry.keys]).merge(points, how="cross"))
     return pd.concat(frames, ignore_index=True)
 
@@ -276,7 +276,7 @@ def _course(entry: Entry, history: pd.DataFrame) -> pd.DataFrame:
         costs = end.spent + end.reading - head, elapsed.iloc[number] + pace * end.reading
         measured = lowest.train_loss, lowest.validation_loss, lowest.validation_accuracy
         found.append((*costs, *measured))
-    table = pd.DataFrame(found, columns=list(_MEASURED))
+    table = pd.DataFrame(found, columns=list(MEASURED))
     # up to the prefix's passes it is all beginning
     first = max(int((table.passes_spent <= 0).sum()) - 1, 0)
     table.seconds -= table.seconds.iloc[first]
@@ -290,10 +290,10 @@ def save(curves: pd.DataFrame, folder: Path, facts: Mapping[str, Any]) -> None:
     grown by 4 % or more, and its two ends; losses to five digits, seconds to three.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    keys = [name for name in curves if name not in _MEASURED]
+    keys = [name for name in curves if name not in MEASURED]
     numbers = curves.groupby(keys, sort=False, dropna=False).ngroup()
     table = curves[keys].assign(run=numbers).drop_duplicates("run").set_index("run")
-    points = curves[list(_MEASURED)].assign(run=numbers)
+    points = curves[list(MEASURED)].assign(run=numbers)
     points = pd.concat([_thinned(run) for _, run in points.groupby("run")]).set_index("run")
     points = points.dropna(axis="columns", how="all")
     for name in points.columns.drop("passes_spent"):
@@ -316,7 +316,7 @@ def load(folder: Path) -> pd.DataFrame:
         raise InputError("comparison", str(folder), allowed)
     for name in ("train_examples", "batch_size"):
         table[name] = pd.to_numeric(table[name])
-    for name in _MEASURED[3:]:
+    for name in MEASURED[3:]:
         points[name] = points.get(name, float("nan"))
     return points.join(table, on="run").drop(columns="run")
 

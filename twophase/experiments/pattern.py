@@ -6,6 +6,7 @@ in training and in validation loss. Every problem with validation examples may b
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from twophase.experiments.executors import ALONE as ONE_BY_ONE
 from twophase.experiments.executors import Executor
 from twophase.experiments.files import committed_table, write_atomically
 from twophase.experiments.hessian import Hessian
+from twophase.experiments.statistics import ratio_text
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import Problem
 from twophase.switching import (
@@ -38,6 +40,7 @@ from twophase.training import PAPER
 log = logging.getLogger("twophase")
 
 ALONE, RACE, CG = "Adam alone", "race", "three tenths, then CG"
+DEFAULT_AT_SHARE = "three tenths"
 # rules of the norm or the loss that are asked where they switch
 RULES: dict[str, SwitchRule] = {
     "literal": GradientNormPeak(),
@@ -46,6 +49,13 @@ RULES: dict[str, SwitchRule] = {
 }
 # Of all epochs, as the paper's Table 1 swaps.
 SHARE = 0.3
+# Folders of the source tree's reference results, by what was run there.
+KEPT = {
+    "gpt-50k, text, 128 windows": "pattern-gpt-50k",
+    "resnet8, GroupNorm, 96 digits": "pattern-resnet8-groupnorm",
+    "resnet8, BatchNorm frozen, 96 digits": "pattern-resnet8",
+    "resnet8, GroupNorm, 256 images of CIFAR-10": "pattern-resnet8-cifar10",
+}
 # columns of a table of ends, and what they are called
 LOSSES = {"loss": "training loss", "validation_loss": "validation loss"}
 
@@ -98,7 +108,7 @@ def strategies(config: RunConfig) -> dict[str, RunConfig]:
         RACE: raced,
         "race by validation": replace(raced, keep="validation"),
         **by_rule,
-        "three tenths": replace(config, switch=share, fallback=None),
+        DEFAULT_AT_SHARE: replace(config, switch=share, fallback=None),
         CG: replace(config, **PAPER | {"switch": share}),
     }
 
@@ -175,6 +185,35 @@ def committed(name: str) -> Pattern:
     return Pattern(
         *(committed_table(f"reports/reference/{name}/{of}.csv") for of in Pattern._fields)
     )
+
+
+def overview(found: Mapping[str, Pattern]) -> pd.DataFrame:
+    """A row for each problem, by its name: one hill or more, what is convex, and who is ahead.
+
+    On how many seeds the norm of Adam alone has a single clear hill, and the Hessian a clearly
+    negative eigenvalue where Adam ends; then losses in the end, training and validation, in units
+    of those of Adam alone at equal passes, medians over the seeds.
+    """
+    shown = {
+        RACE: "the race",
+        DEFAULT_AT_SHARE: "default second phase",
+        CG: "CG",
+    }
+    rows = []
+    for name, one in found.items():
+        seeds, hills = one.ends.seed.nunique(), peaks(one).hills
+        convex = clearly_negative(one.audits[one.audits["at"] == "end"])
+        row = {"problem": name, "single hill": f"{(hills == 1).sum()} of {seeds}"}
+        row["clearly non-convex in the end"] = f"{convex.sum()} of {seeds}"
+        medians = beside_adam(one).groupby("strategy")[[*LOSSES]].median()
+        rows.append(
+            row
+            | {
+                f"{words}: training, validation": ", ".join(map(ratio_text, medians.loc[strategy]))
+                for strategy, words in shown.items()
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def ends(found: Pattern, seed: int) -> pd.DataFrame:
