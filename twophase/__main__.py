@@ -261,7 +261,7 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from twophase.experiments import branches, comparison, profiles
+    from twophase.experiments import branches, comparison, findings, profiles
     from twophase.experiments.methods import METHODS
 
     names = ("seeds", "passes", "swap_epoch", "batch_size", "dtype")
@@ -279,9 +279,15 @@ def _compare(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - began
     facts = comparison.facts(options.arguments, options.device, executor, seconds)
     comparison.save(curves, options.out, facts)
-    found = profiles.costs(curves[curves.seed != comparison.TUNING_SEED], plan.passes)
+    judged = curves[curves.seed != comparison.TUNING_SEED]
+    found = profiles.costs(judged, plan.passes)
     shown = profiles.ratios(found, ["problem", "model", "method"]).drop(columns="text")
+    print("passes to Adam's last loss, in parts of Adam's")
     print(shown.to_string(index=False, float_format="{:.3g}".format))
+    validation = findings.in_validation(judged, plan.passes)
+    if len(validation):
+        print("validation of the weights with the lowest training loss")
+        print(validation.to_string(index=False))
     print(f"curves: {options.out / 'curves.csv'}")
 
 

@@ -526,7 +526,9 @@ def test_the_command_leaves_tables_and_says_what_they_hold(tmp_path, capsys):
     command = "compare --preset smoke --seeds 1 --passes 12 --no-tuning --device cpu"
     out = ["--out", str(tmp_path / "out"), "--method", "default"]
     assert main([*command.split(), *out]) == 0
-    assert "curves:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "curves:" in said and "passes to Adam's last loss" in said
+    assert "validation of the weights" in said and "lowest on the way" in said
     curves = comparison.load(tmp_path / "out")
     assert set(curves.method) == {"adam", "default"}
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
