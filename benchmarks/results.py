@@ -55,7 +55,8 @@ METHODS = {
 }
 # folder under reports/reference, passes of the comparison, what was compared
 COMPARISONS = (
-    ("fair-comparison", 1000, ""),
+    ("fair-comparison", 1000, "1,437 images"),
+    ("fair-comparison-networks", 1000, "1,437 images"),
     ("fair-comparison-mnist-cifar", 600, "2,048 images"),
     ("payoff-map", 3000, "full batch, by self-scaled BFGS"),
 )

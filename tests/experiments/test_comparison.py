@@ -438,6 +438,10 @@ def test_a_plan_says_how_many_validation_examples_are_looked_at():
         ({"problems": ("regression",), "train_examples": -1}, "train_examples: -1"),
         ({"problems": ("regression",), "train_examples": 10**30}, "train_examples: 10+ "),
         ({"problems": ("poisson", "regression"), "batch_size": 16}, "batch_size: 16 is .* nothing"),
+        (
+            {"problems": ("poisson",), "validation_examples": 9},
+            "validation_examples: 9 is .* nothing",
+        ),
         ({"problems": ("poisson",), "models": ("vit-mlp",)}, "model: .* poisson, which has no mod"),
         ({"problems": ("nofile",)}, "problem: 'nofile' .* or the path of a UTF-8 file"),
     ],

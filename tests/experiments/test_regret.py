@@ -70,16 +70,16 @@ def test_costs_are_shares_of_all_passes_the_largest_over_the_seeds():
 
 
 def test_decisions_from_batches_are_laid_beside_exact_ones():
-    """A rule that never switches counts as one that does after all epochs."""
-    exact = pd.DataFrame({"case": "c", "seed": [0, 1, 2], "swap_epoch": [5, 9, None]})
+    """A rule that never switches counts as one that does after the epochs of Adam alone."""
+    exact = pd.DataFrame({"case": "mlp-4", "seed": [0, 1, 2], "swap_epoch": [5, 9, None]})
     exact = exact.assign(rule="literal", epoch=20, regret=[0.0, 0.25, 1.0], reading=[10, 0, 0])
     exact = exact.assign(spent=90, trials=0, returned=0)
-    batches = exact.assign(rule="literal from batches", reading=0, regret=0.5)
+    batches = exact.assign(rule="literal from batches", reading=0, regret=0.5, epoch=300)
     batches = batches.assign(swap_epoch=[5, None, None])
     other = exact.assign(seed=7, regret=9.0)  # not measured from batches
     (found,) = regret_results.from_batches(pd.concat([exact, other, batches])).to_dict("records")
     assert found == {
-        **{"rule": "literal", "trainings": 3, "same swap": 2, "furthest apart": "11 epochs"},
+        **{"rule": "literal", "trainings": 3, "same swap": 2, "furthest apart": "291 epochs"},
         **{"regret, exact": "1.00, 0.25", "reading, exact": "10.0%"},
         **{"regret, from batches": "0.50, 0.50", "reading, from batches": "0.0%"},
     }

@@ -157,7 +157,8 @@ def plan(preset: str, **changes: Any) -> Plan:
     """
     given = {name: value for name, value in changes.items() if value is not None}
     found = replace(PLANS[check_choice("preset", preset, PLANS)], **given)
-    asked = {name: given.get(name) for name in ("batch_size", "train_examples")}
+    examples = "batch_size", "train_examples", "validation_examples"
+    asked = {name: given.get(name) for name in examples}
     check_applies(found.problems, {"model": given.get("models"), **asked})
     return found
 

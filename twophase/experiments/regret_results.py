@@ -7,6 +7,7 @@ import pandas as pd
 
 from twophase.experiments.files import committed_table
 from twophase.experiments.regret import BATCHES, CASES, FIXED, NONE, RULES
+from twophase.objective import GRADIENT_PASSES
 
 # columns of passes, and what they are called
 COSTS = {"reading": "reading", "trials": "lost trials", "returned": "left second phases"}
@@ -104,8 +105,9 @@ def from_batches(table: pd.DataFrame) -> pd.DataFrame:
     for name in (name for name in RULES if f"{name}{BATCHES}" in by_rule):
         batches = by_rule[f"{name}{BATCHES}"]
         ways = {"exact": by_rule[name].loc[batches.index], "from batches": batches}
-        # without a swap: as if after all epochs
-        swaps = [way.swap_epoch.fillna(way.epoch) for way in ways.values()]
+        # without a swap: as if after the epochs of Adam alone
+        last = [CASES[case].passes // GRADIENT_PASSES for case, _ in batches.index]
+        swaps = [way.swap_epoch.fillna(pd.Series(last, way.index)) for way in ways.values()]
         apart = (swaps[0] - swaps[1]).abs()
         row = {"rule": name, "trainings": len(apart), "same swap": int(apart.eq(0).sum())}
         row["furthest apart"] = f"{apart.max():.0f} epochs"
