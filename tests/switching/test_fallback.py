@@ -16,6 +16,7 @@ from twophase import (
     AdamSettings,
     Descent,
     Fallback,
+    FixedEpoch,
     GoldenSection,
     GradientNormPeak,
     InputError,
@@ -26,7 +27,7 @@ from twophase import (
 from twophase.line_search import Line, SearchResult, SearchStatus
 from twophase.objectives.full_batch import FullBatch
 from twophase.problems.toys import OneWeight, TwoLayerTanh, mean_output, one_example
-from twophase.second_phase import Status
+from twophase.second_phase import Iteration, Minimizer, Status
 from twophase.switching.trend import Seen, Trend
 
 # How far above Adam alone the default may end after as many epochs, of which a second phase took
@@ -121,6 +122,52 @@ def test_adams_end_is_that_of_its_trend():
 def test_one_that_can_do_no_more_goes_back(status):
     verdict = watched([1.0, 0.5]).second(0.4, grad_norm=0.5, passes=5, status=status)
     assert verdict == (True, f"the second phase ended: {status}")
+
+
+def ended(level, attempts=1, trial=None):
+    """Whether Adam goes on after so many second phases that converge at a loss, from 1/20."""
+    fallback = watched([1 / n for n in range(1, 21)])
+    for attempt in range(attempts):
+        if attempt:
+            fallback.swap(trial)
+        verdict = fallback.second(level, grad_norm=0.0, passes=9, status=Status.CONVERGED)
+    return verdict.switch
+
+
+def test_where_the_first_one_converges_near_adams_loss_it_may_be_on_a_plateau():
+    """It is over 10⁴ times below Adam's loss, or where a second one has converged, too."""
+    assert ended(0.01) and ended(1.01e-4 / 20)
+    assert not ended(0.99e-4 / 20)
+    assert not ended(0.01, attempts=2)
+    # but not where Adam is about to be below
+    assert ended(0.049, attempts=2)
+
+
+def test_what_a_trial_has_gained_counts():
+    fallback = watched([1 / n for n in range(1, 21)])
+    fallback.swap(1e-6)
+    fallback._swaps.pop()  # as after a trial, which is no attempt of its own
+    assert not fallback.second(1e-9, 0.0, passes=9, status=Status.CONVERGED).switch
+
+
+@dataclass(frozen=True)
+class Jump(Minimizer):
+    """A first step that is too long: to where tanh is flat and the gradient is zero."""
+
+    def iterate(self, objective, point, state, inverse=None):
+        x = torch.full_like(point.x, 40.0)
+        status = Status.CONVERGED if torch.equal(x, point.x) else Status.MOVED
+        return Iteration(x, objective.value(x), 1.0, 1, status, None)
+
+
+def test_a_phase_that_jumps_to_a_plateau_does_not_end_the_training():
+    toy = {"loss": mean_output, "adam": AdamSettings(0.02, batch_size=1), "device": "cpu"}
+    model = OneWeight(TwoLayerTanh(0.4), start=-2.0)
+    once = {"switch": FixedEpoch(14), "fallback": Fallback(max_switches=1)}
+    found = fit(model, one_example(), epochs=200, second=Jump(), **once, **toy)
+    adams = found.history[found.history.phase == "adam"]
+    assert found.history.status.eq("converged").sum() == 1
+    assert len(adams) == 198 and found.final.train_loss == adams.train_loss.iloc[-1] < 1e-6
 
 
 def test_a_loss_or_a_norm_that_rises_goes_back():

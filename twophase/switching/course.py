@@ -200,8 +200,10 @@ class ByRace(_WithFallback):
         # ahead, but perhaps it can do no more; then all that it has gained counts
         ended = told.status is not Status.MOVED
         self._take_over(None if ended else told.loss)
-        back = ended and self._go_on_or_back(told).action is Action.RETURN
-        return Move(Action.RETURN if back else Action.ADOPT, said)
+        move = self._go_on_or_back(told) if ended else Move(Action.STAY, "")
+        if move.action is Action.RETURN:
+            return Move(Action.RETURN, f"{said}, but {move.reason}")
+        return Move(Action.ADOPT, said)
 
     def _too_late(self, status: Status) -> bool:
         left = self.race.left

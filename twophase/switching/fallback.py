@@ -17,6 +17,9 @@ from twophase.switching.trend import Seen, Trend
 # would find are slower soon.
 SHORTEST_STALL = 120
 STALL_SLOPE = 0.3
+# A second phase that has lowered the loss by this factor has not ended on a plateau far from a
+# minimum, as one can whose first step is too long.
+DEEP = 1e4
 # Of the loss: searches by slopes may raise it by its rounding errors (1e-7 for float32 networks).
 ROUNDING = 1e-6
 
@@ -28,9 +31,10 @@ class Fallback(Stateful, Settings):
     It hands back to Adam after an iteration in which
 
     - the search found no lower loss, or the loss measured afterwards is higher or not finite, or
-      the phase has converged, perhaps in a minimum that is not the one that Adam would reach. But
-      if Adam by its `Trend` would be above that after as many passes as there were so far, the
-      training is over;
+      the phase has converged, perhaps on a plateau, or in a minimum that is not the one that Adam
+      would reach. But the training is over if Adam by its `Trend` would be above that after as many
+      passes as there were so far, and either the loss is 10⁴ times below Adam's, or this is not the
+      first phase that has taken over;
     - the loss is above what Adam promised for as many passes by its `Trend`, and either the
       gradient norm is above its largest under Adam (by the hypothesis the loss is not convex), or
       the loss fell by less over the last `trial` iterations than Adam promised for these;
@@ -130,7 +134,10 @@ class Fallback(Stateful, Settings):
         assert self._trend is not None
         trend, start, last = self._trend, self._second[0], self._second[-1]
         gained = self._level(start) - self._level(last)
-        return status is not Status.NOT_FINITE and gained > trend.gain(last.passes + self._spent)
+        below = gained > trend.gain(last.passes + self._spent)
+        since_adam = trend.scale(self._adam[-1].loss) - self._level(last)
+        deep = trend.logarithmic and since_adam >= math.log(DEEP)
+        return status is not Status.NOT_FINITE and below and (deep or len(self._swaps) > 1)
 
     def _compare_rates(self, trend: Trend) -> Decision:
         if len(self._second) <= self.trial:
