@@ -345,7 +345,7 @@ def results() -> str:
             "rule reads, its trials and its failed second phases charged; medians over three "
             "seeds. 1 is a loss ten times as high as it could be. In validation loss swaps lose on "
             "these small problems, unless trials are judged by it. Half of the problems were set "
-            "aside when the race was designed, all but three of them seen under an earlier form; "
+            "aside when the race was designed, all but five of them seen under an earlier form; "
             "notebook 06 has them all, and all rules."
         ),
         *regret_table(),

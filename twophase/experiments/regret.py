@@ -16,8 +16,8 @@ Half of the cases are set aside (`held_out`). The race was designed on `mlp-16`,
 `regression` and the two with cross-entropy; when its late trial is won, and what a stall near the
 end means, on `vit-mlp 192`, `fashion mlp-8` and `gpt-10k 64`, too, which had been set aside until
 then; that a second phase which has converged near Adam's loss may be on a plateau, on `toy 0.4`.
-Of those that still are, all but `vit-nomlp-wkewq 256`, `cifar10 vit 512` and `resnet8 96` had been
-seen under an earlier form.
+Of those that still are, all but `vit-nomlp-wkewq 256`, `cifar10 vit 512`, `resnet8 96`, `fashion
+mlp-4` and `poisson float32` had been seen under an earlier form.
 """
 
 import math
@@ -141,6 +141,10 @@ CASES: dict[str, Case] = {
     ),
     "regression float32": Case(PhysicsProblem("regression"), 900, _adam(None), held_out=True),
     "burgers": Case(PhysicsProblem("burgers"), 1200, _adam(None), "float64", held_out=True),
+    "fashion mlp-4": Case(
+        ImageProblem("fashion-mnist", "mlp-4", 1024, 1000), 900, _adam(32), held_out=True
+    ),
+    "poisson float32": Case(PhysicsProblem("poisson"), 900, _adam(None), held_out=True),
     "mlp-16 128": Case(_images("mlp-16", 128), held_out=True),
     "mlp-16 512": Case(_images("mlp-16", 512), held_out=True),
     "cifar10 vit 512": Case(

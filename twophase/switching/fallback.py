@@ -17,8 +17,7 @@ from twophase.switching.trend import Seen, Trend
 # would find are slower soon.
 SHORTEST_STALL = 120
 STALL_SLOPE = 0.3
-# A second phase that has lowered the loss by this factor has not ended on a plateau far from a
-# minimum, as one can whose first step is too long.
+# Adam's loss over that of a phase which has ended, and not on a plateau where a long step led it.
 DEEP = 1e4
 # Of the loss: searches by slopes may raise it by its rounding errors (1e-7 for float32 networks).
 ROUNDING = 1e-6
@@ -132,11 +131,11 @@ class Fallback(Stateful, Settings):
     def _done(self, status: Status) -> bool:
         """Whether the phase ended so low that Adam is not about to get below."""
         assert self._trend is not None
-        trend, start, last = self._trend, self._second[0], self._second[-1]
-        gained = self._level(start) - self._level(last)
-        below = gained > trend.gain(last.passes + self._spent)
-        since_adam = trend.scale(self._adam[-1].loss) - self._level(last)
-        deep = trend.logarithmic and since_adam >= math.log(DEEP)
+        trend, last = self._trend, self._second[-1]
+        level = self._level(last)
+        below = self._level(self._second[0]) - level > trend.gain(last.passes + self._spent)
+        fallen = trend.scale(self._adam[-1].loss) - level
+        deep = trend.logarithmic and fallen >= math.log(DEEP)
         return status is not Status.NOT_FINITE and below and (deep or len(self._swaps) > 1)
 
     def _compare_rates(self, trend: Trend) -> Decision:
