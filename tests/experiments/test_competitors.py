@@ -127,6 +127,11 @@ def test_a_journal_asks_for_the_validation_of_the_lowest_losss_weights():
         (9, 0.2, 14.0, 0.5),
     ]
     assert asked == [[0, 0], [1, 1], [7, 7]], "no weights twice"
+    journal.saw(600, 0.2, x)
+    journal.saw(603, 0.1, x)  # between two points of the curve
+    x += 6.0
+    journal.saw(620, 0.3, x)
+    assert journal.rows[-1][2:] == (0.1, 14.0, 0.5)
 
 
 def test_a_budget_below_one_epoch_is_refused():
