@@ -154,9 +154,10 @@ def of_comparison(todo):
     return keys.assign(method=keys.method.mask(was, "default"))
 
 
-def of_regret(cases, rules, seeds, *_):
+def of_regret(cases, rules, seeds, place, executor, passes):
     for (name, case), seed in product(regret.CASES.items(), range(seeds)):
         if cases is None or name in cases:
+            case = case if passes is None else replace(case, passes=passes)
             trained = regret.entries(case, seed, rules or regret.RULES)
             yield from ((name, seed, rule) for rule in trained)
 
@@ -219,11 +220,14 @@ ROWS = {
         lambda options: importlib.import_module("processes").WAYS,
     ),
     "second-phase-ideas/curves.csv": (["problem", "method", "seed", "swap_epoch"], of_ideas),
-    "switch-regret/regret.csv": (
-        ["case", "seed", "rule"],
-        of_regret,
-        "twophase.experiments.regret.run",
-    ),
+    **{
+        f"{name}/regret.csv": (
+            ["case", "seed", "rule"],
+            of_regret,
+            "twophase.experiments.regret.run",
+        )
+        for name in ("switch-regret", "switch-regret-10000")
+    },
 }
 
 
@@ -308,6 +312,7 @@ SMALLER = {
     "scale": "--parameters 300 --examples 20".split(),
     "second-phase-ideas": "--networks tanh-regression --seeds 0 --swap 2 --passes 12".split(),
     "switch-regret": ["--case", "mlp-4", "--seeds", "1"],
+    "switch-regret-10000": "--case mlp-4 --seeds 1 --passes 30".split(),
     "table1-mnist-2048": (
         "--dataset digits --model vit-mlp --epochs 2 --swap-epoch 1 --train-examples 16".split()
     ),
