@@ -97,12 +97,14 @@ def load(optimizer: Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict(state)
     if not type(optimizer).__module__.startswith("torch.optim"):
         return
-    # torch looks at no shape, so a copy makes a step
+    # torch looks at no shape and no number, so a copy makes an odd and an even step
     copies: dict[int, Any] = {}
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         copies[id(parameter)] = copied = parameter.detach().clone()
         copied.grad = torch.zeros_like(copied)
-    deepcopy(optimizer, copies).step()
+    trial = deepcopy(optimizer, copies)
+    trial.step()
+    trial.step()
 
 
 @torch.enable_grad()

@@ -97,6 +97,16 @@ GARBAGE = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_numbers_by_which_a_later_step_would_divide_by_zero_are_refused(steps):
+    """Adam's 1 - β^t is zero at every other step t for β = -1."""
+    optimizer, _ = trained("two", steps)
+    other, _ = trained("two", 2)
+    path = ("twophase", "loop", "phases", "adam", "optimizer", "param_groups", 0, "betas", 0)
+    with pytest.raises(InputError):
+        other.load_state_dict(changed(state_of(optimizer), path, lambda part: -1))
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_change_of_a_state_is_refused_or_can_be_gone_on_from(data):
