@@ -312,7 +312,7 @@ SMALLER = {
     "scale": "--parameters 300 --examples 20".split(),
     "second-phase-ideas": "--networks tanh-regression --seeds 0 --swap 2 --passes 12".split(),
     "switch-regret": ["--case", "mlp-4", "--seeds", "1"],
-    "switch-regret-10000": "--case mlp-4 --seeds 1 --passes 30".split(),
+    "switch-regret-10000": "--case poisson --seeds 1 --passes 30".split(),
     "table1-mnist-2048": (
         "--dataset digits --model vit-mlp --epochs 2 --swap-epoch 1 --train-examples 16".split()
     ),
