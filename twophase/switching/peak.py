@@ -22,6 +22,8 @@ LARGEST_BLOCK = 1000
 Entry = tuple[float, int]
 # Means are over up to a fifth of the values, and at most so many.
 PARTS, WIDEST = 5, 32
+# Logarithms that differ by less are equal: medians come again, and a unit changes their rounding.
+ROUNDING = 1e-12
 # The noise of n values counts as 1 + 12 / n times what is found of it.
 FEW = 12
 
@@ -115,7 +117,8 @@ class PeakSeen:
         """Smooth the value of an entry."""
         key, part = entry[0], self._before(entry, self.width, self.medians)
         value = sum(part) / len(part)
-        if value > self.top[0] or (value == self.top[0] and key < self.top[1]):
+        equal = abs(value - self.top[0]) <= ROUNDING
+        if key < self.top[1] if equal else value > self.top[0]:
             self.top = value, key
         if key >= self.last[1]:
             self.last = value, key
@@ -140,8 +143,8 @@ class PeakSeen:
         rise = top - self.low_values[bisect_right(self.low_keys, self.top[1]) - 1]
         seen = f"smoothed norm {math.exp(self.last[0]):.4g}, peak {math.exp(top):.4g} at {place}"
         level = top + math.log(test.factor) - error / 2
-        risen = rise >= math.log(test.rise) + error
-        fallen = self.last[0] <= level and n >= (1 + test.share) * place
+        risen = rise >= math.log(test.rise) + error - ROUNDING
+        fallen = self.last[0] <= level + ROUNDING and n >= (1 + test.share) * place
         if not risen:
             ratio = f"{math.exp(rise):.3g} times, {test.rise * math.exp(error):.3g} needed"
             return False, f"no clear rise: {ratio}; {seen}"
