@@ -1,5 +1,6 @@
 """Processes that torchrun has started: their group, their devices, and who tells of an error."""
 
+import gc
 import hashlib
 import os
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ def joined(device: str | torch.device = "auto") -> Iterator[torch.device]:
         yield chosen
     finally:
         dist.destroy_process_group()
+        # what still refers to the group would end its threads while Python ends, which aborts then
+        gc.collect()
 
 
 def _own(device: str | torch.device) -> torch.device:
