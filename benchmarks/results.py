@@ -387,9 +387,9 @@ def results() -> str:
         "Networks that the paper has not, on small subsets, three seeds: on how many the gradient\n"
         "norm of Adam alone has a single clear hill, and the Hessian a clearly negative\n"
         "eigenvalue where Adam ends; then losses in the end in units of those of Adam alone, at\n"
-        "equal passes, medians: above 1 the second phase loses. But for the race (here before its\n"
-        "late trial changed) the swap is at three tenths of the epochs, CG has golden section as\n"
-        "in the paper. Notebooks 16 and 17 have the rest.",
+        "equal passes, medians: above 1 the second phase loses. But for the race (on all but\n"
+        "CIFAR-10 before its late trial changed) the swap is at three tenths of the epochs, CG\n"
+        "has golden section as in the paper. Notebooks 16 and 17 have the rest.",
         *markdown(
             pattern.overview({name: pattern.committed(of) for name, of in pattern.KEPT.items()})
         ),

@@ -18,10 +18,7 @@ from twophase.adam import AdamSettings
 from twophase.device import device_name, resolve_device
 from twophase.errors import InputError, check_choice, check_integer
 from twophase.experiments import branches, provenance, reached, runs
-from twophase.experiments.competitors import (
-    AdamGoesOn,
-    Competitor,
-)
+from twophase.experiments.competitors import AdamGoesOn, Competitor
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import write_atomically, write_json
