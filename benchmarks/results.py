@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from twophase.experiments import (
@@ -21,6 +20,7 @@ from twophase.experiments import (
     payoff_map,
     physics_results,
     profiles,
+    regret,
     regret_results,
     table1,
 )
@@ -232,12 +232,7 @@ def draw_map() -> Figure:
     kept = comparison.load(REFERENCE / "payoff-map")
     single = kept[(kept.problem == "digits") & (kept.dtype == "float32")]
     count, most = int(single.train_examples.iloc[0]), int(single.passes.max())
-    ratios = payoff_map.ratios(single, [30, 100, 300, most], count)
-    fig, ax = plt.subplots(figsize=(style.WIDE, 1.4 + 0.36 * len(ratios)))
-    names = [f"K/B = {steps}, swap after {swap}" for steps, swap in ratios.index]
-    figures.payoff_map(ax, ratios.set_axis(names))
-    ax.set_xlabel("target: Adam's loss after so many passes since the swap")
-    return fig
+    return figures.payoff_map(payoff_map.ratios(single, [30, 100, 300, most], count))
 
 
 def cutest_table() -> Iterator[str]:
@@ -330,7 +325,8 @@ def markdown(table: pd.DataFrame) -> Iterator[str]:
 def overview() -> str:
     """README's table and figure, and what the switch costs, between two marks."""
     kept = comparison.load(REFERENCE / "payoff-map")
-    seeds = kept[kept.problem == "digits"].seed.nunique()
+    digits = kept[kept.problem == "digits"]
+    (model,), (count,) = digits.model.unique(), digits.train_examples.unique()
     parts = [
         wrapped(
             "Losses in the end in parts of those of Adam going on, at equal passes, all that a "
@@ -345,7 +341,7 @@ def overview() -> str:
         wrapped(
             "*When it pays: passes of the default second phase to a loss that Adam reaches, in "
             "parts of Adam's, over steps per epoch (K examples in batches of B), swap and target; "
-            f"blue pays. vit-nomlp-wkewq-wvwo1, 256 digits, medians over {seeds} seeds; "
+            f"blue pays. {model}, {count} digits, medians over {digits.seed.nunique()} seeds; "
             "[notebook 13](notebooks/13-when-does-it-pay.ipynb) explains it.*"
         ),
         wrapped(against_text()),
@@ -380,7 +376,8 @@ def results() -> str:
             "rule reads, its trials and its failed second phases charged; medians over three "
             "seeds. 1 is a loss ten times as high as it could be. In validation loss swaps lose on "
             "these small problems, unless trials are judged by it. Half of the problems were set "
-            "aside when the race was designed, all but five of them seen under an earlier form; "
+            f"aside when the race was designed, all but {len(regret.UNSEEN)} of them seen under an "
+            "earlier form; "
             "notebook 06 has them all, and all rules."
         ),
         *regret_table(),

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import twophase as tp
-from twophase.errors import InputError, TwoPhaseError
+from twophase.errors import TwoPhaseError
 from twophase.experiments import ablation, branches, files, runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.statistics import Estimate
@@ -30,9 +30,11 @@ def test_a_row_is_its_runs(tmp_path):
     adam, _ = runs.read(branches.Place(tmp_path / "out").folder(ADAM))
     assert adam.passes.sum() == 3 * ADAM.epochs
     inside = history[history.passes.cumsum() <= 3 * ADAM.epochs]
+    timely = history[history.seconds.cumsum() <= adam.seconds.sum()]
     for loss in ablation.LOSSES:
         assert row[f"{loss}_epochs"] == history[loss].iloc[-1]
         assert row[f"{loss}_passes"] == inside[loss].iloc[-1]
+        assert row[f"{loss}_seconds"] == timely[loss].iloc[-1]
         assert row[f"adam_{loss}"] == adam[loss].iloc[-1]
     assert row.passes == history.passes.sum() > 3 * ADAM.epochs
     assert row.epochs_within == len(inside) < row.epochs_run == ADAM.epochs
@@ -51,10 +53,14 @@ def test_rows_keep_their_labels_where_they_are_one_run(tmp_path):
     assert frame.factor.tolist() == [0.999, 0.9999]
 
 
-def test_a_rule_that_never_fires_is_adam_alone(tmp_path):
-    frame = run([({}, replace(BOTH, switch=tp.SmoothedNormPeak()))], tmp_path)
+def test_a_rule_that_never_fires_is_adam_alone_but_for_what_it_reads(tmp_path):
+    never = replace(BOTH, switch=tp.SmoothedNormPeak(), adam=tp.AdamSettings(batch_size=8))
+    frame = run([({}, never)], tmp_path)
     assert frame.swapped.isna().all()
-    assert frame.train_loss_epochs[0] == frame.train_loss_passes[0] == frame.adam_train_loss[0]
+    assert frame.train_loss_epochs[0] == frame.adam_train_loss[0]
+    adam, _ = runs.read(branches.Place(tmp_path / "out").folder(never.trunk()))
+    assert frame.epochs_within[0] == 2, "the norm costs as much as an epoch"
+    assert frame.train_loss_passes[0] == adam.train_loss[1]
 
 
 def test_what_is_finished_is_not_run_again(tmp_path, monkeypatch):
@@ -81,7 +87,7 @@ def test_a_run_that_fails_is_in_the_table_and_the_others_run(tmp_path):
     assert failed.to_dict("records") == [{"name": "mnist", "seed": 0, "error": frame.error[0]}]
     compared = ablation.compare(frame, ["name"])
     assert compared.seeds.tolist() == [0, 1] and compared.failed.tolist() == [1, 0]
-    assert ablation.as_table(compared, ["name"])["equal epochs, 10⁻³"][0] == "–"
+    assert ablation.as_table(compared, ["name"])["ratio, equal epochs"][0] == "–"
 
 
 def test_where_all_runs_fail_there_is_a_table_and_an_error(tmp_path):
@@ -95,17 +101,12 @@ def test_where_all_runs_fail_there_is_a_table_and_an_error(tmp_path):
 # -- what is read off
 
 
-@pytest.mark.parametrize(("budget", "epoch"), [(3, 1), (8, 2), (9, 3), (19, 3), (20, 4), (99, 4)])
-def test_equal_passes_is_the_last_record_within_the_budget(budget, epoch):
-    history = pd.DataFrame(
-        {"epoch": [1, 2, 3, 4], "passes": [3, 3, 3, 11], "monitor_passes": [100] * 4}
-    )
-    assert ablation.within(history, budget).epoch == epoch
-
-
-def test_a_budget_below_the_first_epoch_is_refused():
-    with pytest.raises(InputError, match="^passes: 2 .* at least the first epoch's 3"):
-        ablation.within(pd.DataFrame({"epoch": [1], "passes": [3]}), 2)
+@pytest.mark.parametrize(
+    ("budget", "epoch"), [(2, 1), (3, 1), (8, 2), (9, 3), (19, 3), (20, 4), (99, 4)]
+)
+def test_equal_passes_is_the_last_record_within_the_budget_or_the_first(budget, epoch):
+    history = pd.DataFrame({"epoch": [1, 2, 3, 4]})
+    assert ablation.within(history, pd.Series([3, 6, 9, 20]), budget).epoch == epoch
 
 
 def test_costs_are_those_of_the_second_phase():
@@ -146,6 +147,7 @@ def frame():
         frame[f"adam_{loss}"] = [1.0, 4.0, 1.0, 4.0]
         frame[f"{loss}_epochs"] = [2.0, 2.0, 3.0, 12.0]
         frame[f"{loss}_passes"] = [1.0, 4.0, 1.0, 1.0]
+        frame[f"{loss}_seconds"] = [1.0, 4.0, 2.0, 8.0]
     return frame
 
 
@@ -177,6 +179,7 @@ def test_a_choice_counts_where_the_others_are_the_same():
     compared = pd.DataFrame({"rule": [*"aabb"], "factor": [0.8, 0.9] * 2})
     compared["train_loss_epochs_ratio"] = [1.0, 2.0, 10.0, 30.0]
     compared["train_loss_passes_ratio"] = [1.0, 1.0, 4.0, 1.0]
+    compared["train_loss_seconds_ratio"] = 1.0
     found = ablation.folds(compared, ["rule", "factor"])
     assert found == {"rule": pytest.approx(15), "factor": pytest.approx(4)}
     compared["train_loss_epochs_ratio"] = np.nan

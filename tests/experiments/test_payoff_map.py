@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from twophase.experiments import comparison, payoff_map
+from twophase.experiments import comparison, payoff_map, profiles
 from twophase.experiments.comparison import prefix
 from twophase.experiments.files import project_folder
 from twophase.experiments.methods import METHODS
@@ -47,6 +47,12 @@ def test_a_cell_is_the_median_ratio_of_passes_over_the_seeds(curves):
     assert found[9].tolist() == [pytest.approx(2 / 3), np.inf, pytest.approx(1 / 3)]
     # the loss of Adam after 3 passes is reached with up to 9: after 6, never, after 3
     assert found[3].tolist() == [2.0, np.inf, 1.0]
+
+
+def test_a_cell_may_be_in_seconds(curves):
+    slow = curves.assign(seconds=np.where(curves.method == "default", 10, 1) * curves.seconds)
+    passes, seconds = (payoff_map.ratios(slow, [9], 64, cost)[9] for cost in profiles.COSTS)
+    assert seconds.tolist() == pytest.approx((10 * passes).tolist())
 
 
 def test_validation_is_beside_adams_run_by_run(curves):

@@ -27,7 +27,9 @@ def outcome(losses, passes, adam_epochs, swap=None):
     history = pd.DataFrame({"phase": phases, "train_loss": losses, "passes": passes})
     history = history.assign(epoch=history.index + 1, seconds=history.passes * 1.0)
     trials = [0 if phase == "adam" else n - 3 for phase, n in zip(phases, passes, strict=True)]
-    return Outcome(history.assign(evaluations=trials), {"swap_epoch": swap, "status": "completed"})
+    spent = history[["passes", "seconds"]].cumsum()
+    summary = {"swap_epoch": swap, "status": "completed"}
+    return Outcome(history.assign(evaluations=trials), summary, spent)
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_all_start_from_one_point_and_share_adams_epochs(tmp_path, monkeypatch):
     found = run(PAPER, tmp_path)
     adam = found[ADAM].history
     for name in (BOTH, WITH_DEFAULT):
-        history, summary = found[name]
+        history, summary, _ = found[name]
         assert summary["swap_epoch"] == 2
         # seconds are measured: equal ones were not trained twice
         assert history.seconds[:2].equals(adam.seconds[:2])

@@ -46,7 +46,7 @@ def test_runs_of_the_old_format_are_read(chosen):
 def test_nothing_there_is_nothing_shown(tmp_path):
     chosen = findings.there(tmp_path, "fixed")
     assert findings.made(chosen, tmp_path).empty
-    assert findings.at_equal_passes(chosen, tmp_path).empty
+    assert findings.at_equal_cost(chosen, tmp_path).empty
     ratios = findings.advantages(table1.table(chosen, tmp_path))
     assert ratios.own.isna().all() and ratios.paper.notna().all()
 
@@ -62,8 +62,8 @@ def test_advantages_are_adams_loss_in_parts_of_the_others(table):
     assert found.own[5:].isna().all()
 
 
-def test_at_equal_passes_both_have_what_adam_spent(chosen):
-    found = findings.at_equal_passes(chosen, OUT)
+def test_at_equal_cost_both_have_what_adam_spent(chosen):
+    found = findings.at_equal_cost(chosen, OUT)
     assert found["network"].tolist() == [config.problem.model for config in chosen[:5]]
     history, _ = runs.read(OUT / table1.folder_name(chosen[0]))
     assert found["passes of Adam"].tolist() == [180] * 5

@@ -70,15 +70,15 @@ def heights(ax):
 
 
 def test_each_budget_has_its_axes(compared):
-    axes = Figure().subplots(1, 2)
+    axes = Figure().subplots(1, 3)
     ablation_figures.by_budget(axes, {"a": compared}, "size")
-    assert [heights(ax) for ax in axes] == [[3], [5]]
-    assert [ax.get_title() for ax in axes] == ["at equal epochs", "at equal passes"]
+    assert [heights(ax) for ax in axes] == [[3], [5], [7]]
+    assert [ax.get_title() for ax in axes] == [f"at equal {budget}" for budget in BUDGETS]
 
 
 def test_losses_are_above_their_ratios(compared):
     axes = Figure().subplots(2)
     ablation_figures.losses_and_ratios(axes, compared, "size")
-    assert [heights(ax) for ax in axes] == [[1, 2, 4], [3, 5]]
+    assert [heights(ax) for ax in axes] == [[1, 2, 4, 6], [3, 5, 7]]
     assert axes[0].get_legend_handles_labels()[1][0] == "Adam alone"
     assert list(axes[1].lines[0].get_ydata()) == [1, 1]

@@ -96,9 +96,14 @@ def test_ratios_have_a_row_for_each_method_with_a_bar_at_the_median(ax):
     assert bar.get_color() != low.get_color()
 
 
-def test_the_map_writes_ratios_misses_and_nothing_where_nothing_was_run(ax):
-    ratios = pd.DataFrame({100: [0.5, np.inf], 300: [0.012, np.nan]}, index=["a", "b"])
-    comparison_figures.payoff_map(ax, ratios)
+def test_the_map_writes_ratios_misses_and_nothing_where_nothing_was_run():
+    cells = pd.MultiIndex.from_tuples([("16", 10), ("4", 30)])
+    ratios = pd.DataFrame({100: [0.5, np.inf], 300: [0.012, np.nan]}, index=cells)
+    (ax,) = comparison_figures.payoff_map(ratios).axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == [
+        "K/B = 16, swap after 10",
+        "K/B = 4, swap after 30",
+    ]
     assert [text.get_text() for text in ax.texts] == ["0.50", "0.012", "missed", ""]
     assert [text.get_color() for text in ax.texts[:2]] == ["black", "white"]
     assert [text.get_text() for text in ax.get_xticklabels()] == ["100", "300"]

@@ -25,10 +25,10 @@ def test_cells_are_medians_and_what_was_set_aside_comes_last(drawn):
     fig = regret_map(pd.DataFrame(rows), ["race", "literal"])
     drawn(fig)
     ax = fig.axes[0]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["seen", "aside"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["race", "literal"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["seen", "aside"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["race", "literal"]
     cells = {
         (round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in ax.texts
     }
-    assert cells == {(0, 0): "0", (0, 1): "0", (1, 0): "2.0", (1, 1): "2.0"}
+    assert cells == {(0, 0): "0", (1, 0): "0", (0, 1): "2.0", (1, 1): "2.0"}
     assert len(ax.lines) == 1, "the line before what was set aside"

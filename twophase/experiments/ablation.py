@@ -1,4 +1,4 @@
-"""Ablations: Adam then a second phase beside Adam alone, at equal epochs and at equal passes."""
+"""Ablations: Adam then a second phase beside Adam alone, at equal epochs, passes and seconds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from twophase.errors import InputError, TwoPhaseError
-from twophase.experiments import branches, executors, runs
+from twophase.errors import TwoPhaseError
+from twophase.experiments import branches, executors, reached, runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import work_folder
@@ -18,7 +18,7 @@ from twophase.objective import GRADIENT_PASSES
 
 # columns of losses, and their names for readers
 LOSSES = {"train_loss": "training loss", "validation_loss": "validation loss"}
-BUDGETS = ("epochs", "passes")
+BUDGETS = ("epochs", "passes", "seconds")
 _MEASURED = (
     *("status", "swapped", "epochs_run", "passes", "epochs_within"),
     *(f"{loss}_{budget}" for loss in LOSSES for budget in BUDGETS),
@@ -44,9 +44,9 @@ def run(
     (see `branches.settled`); `status`, `swapped` (the last epoch before the first swap, missing if
     there was none), `epochs_run` and `passes` of the run; `epochs_within`, the epochs within the
     budget of passes; for each loss of `LOSSES`, a mean over examples and classes, its value for the
-    final weights (`…_epochs`), at the passes that Adam alone spent in all its epochs (`…_passes`,
-    see `within`), and that of Adam alone after these (`adam_…`); `error`, the reason why a run
-    failed, else empty.
+    final weights (`…_epochs`), within the passes and the seconds that Adam alone spent in all its
+    epochs (`…_passes`, `…_seconds`), and that of Adam alone after these (`adam_…`); `error`, the
+    reason why a run failed, else empty. What the switch reads is charged, see `reached.charged`.
     """
     executor = executors.named(executor)
     place = branches.Place(work_folder(out, executor.shared), root, device)
@@ -65,16 +65,12 @@ def split(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return frame[~failed], frame.loc[failed, [*labels, "seed", "error"]]
 
 
-def within(history: pd.DataFrame, passes: int) -> pd.Series:
-    """What a run had reached within a budget: its last record that needed no more passes.
+def within(history: pd.DataFrame, spent: pd.Series, budget: float) -> pd.Series:
+    """What a run had reached within a budget: its last record that needed no more, or its first.
 
-    `history` has a row per epoch with the passes of that epoch alone; its `monitor_passes`, spent
-    to fill the record, do not count. `InputError` where the first epoch alone needed more.
+    `history` has a row per epoch, `spent` what each of them needed with all before it.
     """
-    inside = history[history.passes.cumsum() <= passes]
-    if inside.empty:
-        raise InputError("passes", passes, f"at least the first epoch's {history.passes.iloc[0]}")
-    return inside.iloc[-1]
+    return history.iloc[max(int((spent <= budget).sum()) - 1, 0)]
 
 
 def costs(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -137,7 +133,7 @@ def folds(compared: pd.DataFrame, by: Sequence[str], loss: str = "train_loss") -
     """For each of two or more columns, how many-fold its choice changes the ratio to Adam's loss.
 
     The largest quotient of two ratios of `compare` in rows that differ in this column alone, by
-    either budget.
+    any budget.
     """
     names = [f"{loss}_{budget}_ratio" for budget in BUDGETS]
     others = {column: [name for name in by if name != column] for column in by}
@@ -180,14 +176,12 @@ def estimate(row: pd.Series, name: str) -> Estimate:
 
 
 def as_table(compared: pd.DataFrame, by: Sequence[str], loss: str = "train_loss") -> pd.DataFrame:
-    """What `compare` found, as a reader wants it: means and ratios with their intervals as text.
+    """What `compare` found, as a reader wants it: Adam's loss and ratios, with intervals as text.
 
     Losses, one of `LOSSES`, are in units of 10⁻³, "–" where nothing was measured.
     """
     names = {"Adam alone, 10⁻³": (f"adam_{loss}", 1e3)}
-    for budget in BUDGETS:
-        names |= {f"equal {budget}, 10⁻³": (f"{loss}_{budget}", 1e3)}
-        names |= {f"ratio, equal {budget}": (f"{loss}_{budget}_ratio", 1)}
+    names |= {f"ratio, equal {budget}": (f"{loss}_{budget}_ratio", 1) for budget in BUDGETS}
     shown = compared[[*by, "seeds"]].copy()
     for heading, (name, scale) in names.items():
         shown[heading] = [as_text(estimate(row, name), scale) for _, row in compared.iterrows()]
@@ -210,14 +204,16 @@ def _row(labels: Mapping[str, Any], done: branches.Done, place: branches.Place) 
         return row | dict.fromkeys(_MEASURED) | {"status": "failed", "error": done.error}
     history, summary = runs.read(done.folder)
     reference, _ = runs.read(place.folder(done.config.trunk()))
-    budget = within(history, reference.passes.sum())
-    ends = {"epochs": history.iloc[summary["weights_epoch"] - 1], "passes": budget}
+    spent = reached.charged(history, done.config)
+    ends = {"epochs": history.iloc[summary["weights_epoch"] - 1]} | {
+        name: within(history, spent[name], reference[name].sum()) for name in spent
+    }
     return row | {
         "status": summary["status"],
         "swapped": summary["swap_epoch"],
         "epochs_run": len(history),
         "passes": int(history.passes.sum()),
-        "epochs_within": int(budget.epoch),
+        "epochs_within": int(ends["passes"].epoch),
         **{f"{loss}_{name}": end[loss] for loss in LOSSES for name, end in ends.items()},
         **{f"adam_{loss}": reference[loss].iloc[-1] for loss in LOSSES},
         "error": "",

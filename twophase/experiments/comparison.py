@@ -28,7 +28,6 @@ from twophase.objective import GRADIENT_PASSES
 from twophase.problems import networks
 from twophase.problems.gpt import GPT_MODELS
 from twophase.problems.problem import DTYPES, Problem
-from twophase.record import ADAM
 from twophase.second_phase import Minimizer
 
 log = logging.getLogger("twophase")
@@ -262,16 +261,16 @@ def run(todo: Sequence[Entry], place: branches.Place, executor: Executor = ALONE
 def _course(entry: Entry, history: pd.DataFrame) -> pd.DataFrame:
     """The curve of a training of both phases, from where it has spent the passes of the prefix.
 
-    What the switch reads is charged, also in seconds, at the pace of Adam's passes.
+    What the switch reads is charged.
     """
-    adam = history[history.phase == ADAM]
-    pace = adam.seconds.sum() / max(adam.passes.sum(), 1)
-    elapsed = history.seconds.cumsum()
-    head, lowest, found = GRADIENT_PASSES * entry.swap_epoch, None, []
-    for number, (kept, end) in enumerate(reached.along(history, entry.config)):
+    spent = reached.charged(history, entry.config)
+    spent.passes -= GRADIENT_PASSES * entry.swap_epoch
+    lowest, found = None, []
+    for costs, (kept, _) in zip(
+        spent.itertuples(index=False), reached.along(history, entry.config), strict=True
+    ):
         if lowest is None or kept.train_loss < lowest.train_loss:
             lowest = kept
-        costs = end.spent + end.reading - head, elapsed.iloc[number] + pace * end.reading
         measured = lowest.train_loss, lowest.validation_loss, lowest.validation_accuracy
         found.append((*costs, *measured))
     table = pd.DataFrame(found, columns=list(MEASURED))

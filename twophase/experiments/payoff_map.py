@@ -13,18 +13,20 @@ from twophase.payoff import forecast
 AXES = ["steps", "swap_epoch"]
 
 
-def ratios(curves: pd.DataFrame, targets: Sequence[int], examples: int) -> pd.DataFrame:
-    """Median over the seeds of the default second phase's passes to a target, divided by Adam's.
+def ratios(
+    curves: pd.DataFrame, targets: Sequence[int], examples: int, cost: str = "passes_spent"
+) -> pd.DataFrame:
+    """Median over the seeds of the default second phase's cost to a target, divided by Adam's.
 
     `curves` are from `comparison`, of methods "adam" and "default", one network and precision;
     `targets` are passes of Adam whose losses are to be reached, and the largest is the budget;
-    `examples` is K, the number of training examples. There is a column for each target, inf where
-    the median is a miss. The index has `steps`, the mini-batch steps per epoch K/B with the batch
-    size B, falling, and `swap_epoch`, rising.
+    `examples` is K, the number of training examples; `cost` is one of `profiles.COSTS`. There is a
+    column for each target, inf where the median is a miss. The index has `steps`, the mini-batch
+    steps per epoch K/B with the batch size B, falling, and `swap_epoch`, rising.
     """
     columns = {}
     for target in targets:
-        found = profiles.costs(curves, target, budget=max(targets))
+        found = profiles.costs(curves, target, cost, max(targets))
         cells = found[found.method == "default"].groupby(["batch_size", "swap_epoch"])
         columns[target] = cells.ratio.agg(lambda of: statistics.ratio_of(of).median)
     table = pd.DataFrame(columns).sort_index()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from twophase.experiments.config import RunConfig
@@ -30,6 +31,18 @@ def end(history: pd.DataFrame, config: RunConfig) -> End:
     """What a history of the configuration has reached within its budget; see `along`."""
     *_, (_, found) = along(history, config)
     return found
+
+
+def charged(history: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
+    """The passes and seconds that a run has spent up to each epoch, what its switch reads included.
+
+    Reading takes as many seconds as Adam took for so many passes. Rows are those of `along`.
+    """
+    adam = history[history.phase == ADAM]
+    pace = adam.seconds.sum() / max(adam.passes.sum(), 1)
+    reading = np.array([found.reading for _, found in along(history, config)])
+    spent = history[["passes", "seconds"]].cumsum().iloc[: len(reading)]
+    return spent.assign(passes=spent.passes + reading, seconds=spent.seconds + pace * reading)
 
 
 def along(history: pd.DataFrame, config: RunConfig) -> Iterator[tuple[Any, End]]:

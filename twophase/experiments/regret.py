@@ -16,8 +16,7 @@ Half of the cases are set aside (`held_out`). The race was designed on `mlp-16`,
 `regression` and the two with cross-entropy; when its late trial is won, and what a stall near the
 end means, on `vit-mlp 192`, `fashion mlp-8` and `gpt-10k 64`, too, which had been set aside until
 then; that a second phase which has converged near Adam's loss may be on a plateau, on `toy 0.4`.
-Of those that still are, all but `vit-nomlp-wkewq 256`, `cifar10 vit 512`, `resnet8 96`, `fashion
-mlp-4` and `poisson float32` had been seen under an earlier form.
+Of those that still are, all but `UNSEEN` had been seen under an earlier form.
 """
 
 import math
@@ -62,6 +61,13 @@ from twophase.switching import (
 
 GRID = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 FLOORS = {"float32": 1e-8, "float64": 1e-12}
+UNSEEN = (
+    "vit-nomlp-wkewq 256",
+    "cifar10 vit 512",
+    "resnet8 96",
+    "fashion mlp-4",
+    "poisson float32",
+)
 NONE, FIXED, BATCHES = "none", "swap at ", " from batches"
 
 

@@ -40,6 +40,7 @@ from twophase.objective import GRADIENT_PASSES
 from twophase.problems import networks
 from twophase.problems.problem import Task
 from twophase.record import ADAM, SECOND, TRIAL, Record
+from twophase.second_phase import Status
 from twophase.switching.rules import SwitchRule, tell
 from twophase.trainer import Trainer
 from twophase.training import Fit
@@ -179,14 +180,15 @@ def read(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The history and the summary of a finished training; `InputError` where there is none.
 
     The history has a row per epoch with the fields of `twophase.Record`; histories that were
-    written before the phases were called "adam" and "second" are read as if they were today's.
+    written before the phases were called "adam" and "second" are read as if they were today's;
+    where they lack the status, that of an iteration that moved.
     """
     allowed = "the folder of a finished run, with history and summary"
     history, summary = _read_finished(folder, HISTORY, allowed)
     history = history.replace(ONCE)
     if "phase" not in history or not history.phase.isin((ADAM, SECOND, TRIAL)).all():
         raise InputError("run", str(folder), allowed)
-    return history, summary
+    return history if "status" in history else history.assign(status=Status.MOVED), summary
 
 
 def read_curve(folder: Path) -> pd.DataFrame:

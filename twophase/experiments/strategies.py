@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from twophase.automatic import DEFAULT
-from twophase.experiments import branches, runs
+from twophase.experiments import branches, reached, runs
 from twophase.experiments.config import RunConfig
 from twophase.record import SECOND
 from twophase.switching.rules import SwitchRule, first_switch
@@ -17,10 +17,14 @@ BOTH, WITH_DEFAULT = "Adam, then CG", "Adam, then default"
 
 
 class Outcome(NamedTuple):
-    """The history of a strategy's run, a row per epoch, and its summary; see `runs.read`."""
+    """The history of a strategy's run, a row per epoch, and its summary; see `runs.read`.
+
+    `spent` has what it took up to each epoch, see `reached.charged`.
+    """
 
     history: pd.DataFrame
     summary: dict[str, Any]
+    spent: pd.DataFrame
 
 
 def configs(paper: RunConfig) -> dict[str, RunConfig]:
@@ -42,7 +46,11 @@ def run(chosen: Mapping[str, RunConfig], place: branches.Place) -> dict[str, Out
     """Run what is not finished of the strategies; then `TwoPhaseError` if one of them failed."""
     done = branches.run(list(chosen.values()), place)
     branches.check(done)
-    return {name: Outcome(*runs.read(one.folder)) for name, one in zip(chosen, done, strict=True)}
+    found = {}
+    for name, one in zip(chosen, done, strict=True):
+        history, summary = runs.read(one.folder)
+        found[name] = Outcome(history, summary, reached.charged(history, one.config))
+    return found
 
 
 def lines(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[str, slice]]:
@@ -67,7 +75,7 @@ def lines(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[str, slice]]:
 def course(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     """How each run went and what it cost; the last columns are medians over the second phase."""
     rows = []
-    for name, (history, summary) in outcomes.items():
+    for name, (history, summary, _) in outcomes.items():
         second = history[history.phase == SECOND]
         rows.append(
             {"strategy": name, "ended": summary["status"]}
@@ -86,8 +94,8 @@ def ends(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
         **{"val. loss": "validation_loss", "val. acc.": "validation_accuracy"},
     }
     rows = [
-        {"strategy": name} | {label: summary[of] for label, of in columns.items()}
-        for name, (_, summary) in outcomes.items()
+        {"strategy": name} | {label: one.summary[of] for label, of in columns.items()}
+        for name, one in outcomes.items()
     ]
     return pd.DataFrame(rows)
 
@@ -95,12 +103,12 @@ def ends(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
 def at_equal_cost(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     """The lowest training loss within the epochs, passes and seconds that Adam alone spent.
 
-    A row for each strategy, by its name. A run that ended before counts with what it had reached;
-    NaN where its first epoch alone cost more.
+    A row for each strategy, by its name. What its switch reads is charged. A run that ended before
+    counts with what it had reached; NaN where its first epoch alone cost more.
     """
     spent = {
-        name: of.assign(epochs=of.epoch, passes=of.passes.cumsum(), seconds=of.seconds.cumsum())
-        for name, (of, _) in outcomes.items()
+        name: one.spent.assign(epochs=one.history.epoch, train_loss=one.history.train_loss)
+        for name, one in outcomes.items()
     }
     budget = spent[ADAM].iloc[-1]
     lowest = {

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from twophase.errors import InputError
-from twophase.experiments import table1
+from twophase.experiments import reached, table1
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import read_json
 from twophase.experiments.runs import HISTORY, ONCE, PARTIAL
@@ -56,23 +56,28 @@ def advantages(table: pd.DataFrame) -> pd.DataFrame:
     return (adam / both).set_axis(["paper", "own"], axis=1)
 
 
-def at_equal_passes(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
-    """The lowest training losses after all epochs, and within the passes of Adam alone.
+def at_equal_cost(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
+    """The lowest training losses after all epochs, and within passes and seconds of Adam alone.
 
     A row for each pair of finished runs: columns data set, network, seed; the loss of "Adam", of
-    "Adam, then CG", and its loss "at equal passes"; the passes of both.
+    "Adam, then CG", and its losses "at equal passes" and "at equal seconds", what its switch reads
+    charged; the passes of both.
     """
     rows = []
     for config in chosen:
         histories = [history for _, history, _ in table1.finished(config, out)]
         if len(histories) == len(table1.STRATEGIES):
             adam, both = histories
-            inside = both.passes.cumsum() <= adam.passes.sum()
+            spent = reached.charged(both, config)
+            lowest = {
+                f"at equal {cost}": both.train_loss[spent[cost] <= adam[cost].sum()].min()
+                for cost in spent
+            }
             rows.append(
                 {"data set": config.problem.dataset, "network": config.problem.model}
                 | {"seed": config.seed, "Adam": adam.train_loss.min()}
                 | {"Adam, then CG": both.train_loss.min()}
-                | {"at equal passes": both.train_loss[inside].min()}
+                | lowest
                 | {"passes of Adam": adam.passes.sum(), "passes of both": both.passes.sum()}
             )
     return pd.DataFrame(rows)

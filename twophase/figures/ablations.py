@@ -52,7 +52,7 @@ def ratios(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) -> 
 
 
 def by_budget(axes: Sequence[Axes], lines: Mapping[str, pd.DataFrame], x: str) -> None:
-    """Draw ratios of the training loss to Adam's: at equal epochs, and at equal passes beside it.
+    """Draw ratios of the training loss to Adam's, an axes for each of `ablation.BUDGETS`.
 
     Frames are from `ablation.compare`; `x` is their column that was varied.
     """

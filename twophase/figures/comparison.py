@@ -187,11 +187,13 @@ def loss_ratios(ax: Axes, found: pd.DataFrame) -> Axes:
     return ax
 
 
-def payoff_map(ax: Axes, ratios: pd.DataFrame) -> Axes:
-    """Draw a table of ratios of costs as coloured cells, blue below 1 and red above.
+def payoff_map(ratios: pd.DataFrame) -> Figure:
+    """Draw the table of `twophase.experiments.payoff_map.ratios` as cells, blue where it pays.
 
-    Ratios are above 0; inf is a miss, NaN was not run. Index and columns name the cells.
+    Ratios are above 0, red above 1; inf is a miss, NaN was not run. The index has pairs of K/B and
+    swap epoch, the columns are passes of Adam.
     """
+    figure, ax = plt.subplots(figsize=(WIDE, 1.4 + 0.36 * len(ratios)))
     values = ratios.to_numpy(float)
     with np.errstate(divide="ignore"):
         levels = np.log10(np.clip(values, 1 / _DARKEST, _DARKEST))
@@ -201,10 +203,13 @@ def payoff_map(ax: Axes, ratios: pd.DataFrame) -> Axes:
         color = "white" if abs(levels[row, column]) > _DARK * limit else "black"
         ax.text(column, row, cell_text(value), ha="center", va="center", color=color, fontsize=10)
     ax.set_xticks(range(len(ratios.columns)), map(str, ratios.columns))
-    ax.set_yticks(range(len(ratios.index)), map(str, ratios.index))
+    ax.set_yticks(
+        range(len(ratios)), [f"K/B = {steps}, swap after {swap}" for steps, swap in ratios.index]
+    )
+    ax.set_xlabel("target: Adam's loss after so many passes since the swap")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    return ax
+    return figure
 
 
 def cell_text(value: float) -> str:
