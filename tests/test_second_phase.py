@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from twophase.directions import (
     BETA_RULES,
@@ -476,3 +477,44 @@ def test_preconditioning_is_a_change_of_variables(line_search, direction):
         assert two.evaluations == one.evaluations
         points = [one.point or evaluate(plain, one.x), two.point or evaluate(scaled, two.x)]
         states = [one.state, two.state]
+
+
+# ---- what a device would wait for ---------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Counts in `count` the reads of numbers, for each of which a device would have to be done."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.count, tolist = 0, torch.Tensor.tolist
+
+        def counted(tensor):
+            self.count += 1
+            return tolist(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "tolist", counted)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation is torch.ops.aten._local_scalar_dense.default
+        return operation(*args, **(kwargs or {}))
+
+
+@every_descent
+def test_an_iteration_waits_for_few_numbers(descent, monkeypatch):
+    """Of each trial for its loss, and its slope where the search follows slopes.
+
+    And five times more: for the norm of the gradient, what the direction is made of, its slope,
+    the smallest step, and, on the CPU, the rows of a history.
+    """
+    objective = FunctionObjective(lambda x: ((1 + x.square()).log() * torch.arange(1, 9)).sum())
+    point, state = evaluate(objective, torch.linspace(-1, 1, 8, dtype=torch.float64)), None
+    slopes = not isinstance(descent.line_search, GoldenSection)
+    for _ in range(4):
+        waits, before = Waits(monkeypatch), objective.passes.forward
+        with waits:
+            done = iterate(objective, point, state, descent)
+            point, state = done.point or evaluate(objective, done.x), done.state
+        assert done.status is Status.MOVED
+        evaluations = objective.passes.forward - before
+        assert waits.count <= (1 + slopes) * evaluations + 5

@@ -12,7 +12,7 @@ from torch import Tensor
 from twophase.automatic import DEFAULT
 from twophase.distributed import check_shared, processes
 from twophase.errors import InputError, check_call, check_number, check_type
-from twophase.objective import Objective, Point, evaluate, norm, start
+from twophase.objective import Objective, Point, evaluate, start
 from twophase.parameters import ParameterVector
 from twophase.second_phase import MESSAGES, Minimizer, Status, check_minimizer
 
@@ -81,7 +81,7 @@ def minimize(
     try:
         for count, status, best in _descent(problem, start(problem, x), chosen):
             cost = count, problem.passes.total - before, _passed(began, seconds is not None)
-            x, size = best.x, norm(best.gradient)
+            x, size = best.x, best.gradient_norm
             if status is Status.MOVED and any(map(operator.ge, cost, limits)):
                 done = size <= chosen.tolerance_grad
                 status = Status.CONVERGED if done else Status.BUDGET

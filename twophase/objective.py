@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -35,13 +36,19 @@ class Passes:
         return self.forward + 2 * self.backward + 9 * self.hessian_vector
 
 
-class Point(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Point:
     """A parameter vector [P] with the loss, the gradient [P] and the loss's resolution there."""
 
     x: Tensor
     value: float
     gradient: Tensor
     resolution: float
+
+    @cached_property
+    def gradient_norm(self) -> float:
+        """The gradient's Euclidean norm, read once."""
+        return norm(self.gradient)
 
 
 class Way(NamedTuple):
@@ -112,9 +119,19 @@ class FunctionObjective:
 
 
 def dot(a: Tensor, b: Tensor) -> float:
+    """The `inner` product of two flat vectors, as a number."""
+    return inner(a, b).item()
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of two flat vectors, in float64 so that small float32 gradients keep theirs."""
     parts = [torch.dot(x, y) for x, y in blocks(a, b)]
-    return (parts[0] if len(parts) == 1 else torch.stack(parts).sum()).item()
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def fetch(*scalars: Tensor) -> list[float]:
+    """Scalars of one dtype as numbers, with a single wait for their device."""
+    return torch.stack(scalars).tolist()
 
 
 def blocks(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -141,7 +158,7 @@ def way(before: Point, after: Point) -> Way | None:
         step = x1 - x0
         pairs = (step, step), (step, g0), (step, g1), (g0, g1), (g0, g0), (g1, g1)
         sums += torch.stack([torch.dot(*pair) for pair in pairs])
-    square, first, last, both, *squares = sums.tolist()  # the only wait for a device
+    square, first, last, both, *squares = sums.tolist()
     if not square > 0 or not min(squares) > 0:
         return None
     sizes = (squares[0] * squares[1]) ** 0.5
@@ -188,7 +205,7 @@ def agree(before: float, now: float, resolution: float) -> bool:
 def evaluate(objective: Objective, x: Tensor) -> Point:
     """Loss and gradient at `x` [P]: `observe`, with `NonFiniteError` where one is not finite."""
     point = observe(objective, x)
-    check_finite(point.value, norm(point.gradient))
+    check_finite(point.value, point.gradient_norm)
     return point
 
 

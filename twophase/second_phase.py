@@ -12,7 +12,7 @@ from twophase.directions import DirectionRule, SelfScaledBFGSDirection, State
 from twophase.directions.direction import Direction, expected_step, steepest_descent
 from twophase.errors import InputError, check_call, check_integer, check_number
 from twophase.line_search import Line, LineSearch, SearchResult, SearchStatus, StrongWolfe
-from twophase.objective import Objective, Point, norm
+from twophase.objective import Objective, Point, dot, fetch, inner
 from twophase.parameters import ParameterVector
 from twophase.preconditioner import AdamMoments, Identity, Preconditioner, check_preconditioner
 from twophase.settings import Settings
@@ -196,10 +196,9 @@ def iterate(
     above 0, of a preconditioner M that stands for the Hessian: the iteration is that in the
     variables in which M is 1 (None: it is). It must stay the same while `state` is handed on.
     """
-    gradient_norm = norm(point.gradient)
-    if gradient_norm <= descent.tolerance_grad:
+    if point.gradient_norm <= descent.tolerance_grad:
         return _stay(point, 0, Status.CONVERGED, state)
-    waiting = stalled(point, gradient_norm, state)
+    waiting = stalled(point, state)
     if waiting > PATIENCE:
         return _stay(point, 0, Status.RESOLUTION, state)
     if state is None:
@@ -235,10 +234,10 @@ def _search(
 def _first_step(point: Point, d: Direction, state: State | None) -> float:
     """Where to try first: by the last line, or at the minimum of a parabola that ends at loss 0."""
     if state is not None:
-        return expected_step(point, state, d.slope)
+        return expected_step(state, d.slope, dot(point.gradient, state.direction))
     # no longer than the parameter vector
-    size = norm(d.vector)
-    lengths = 2 * abs(point.value) / -d.slope, norm(point.x) / size
+    size, length = (square**0.5 for square in fetch(*(inner(v, v) for v in (d.vector, point.x))))
+    lengths = 2 * abs(point.value) / -d.slope, length / size
     return min((length for length in lengths if length > 0), default=1 / size)
 
 
@@ -246,17 +245,17 @@ def _stay(point: Point, evaluations: int, status: Status, state: State | None) -
     return Iteration(point.x, point.value, 0.0, evaluations, status, state)
 
 
-def stalled(point: Point, gradient_norm: float, state: State | None) -> int:
+def stalled(point: Point, state: State | None) -> int:
     """Iterations in a row, up to this point, without clear progress since the mark."""
     if state is None:
         return 0
     lower = state.mark - point.value > point.resolution * abs(point.value)
-    return 0 if lower or gradient_norm < state.mark_norm else state.stalled + 1
+    return 0 if lower or point.gradient_norm < state.mark_norm else state.stalled + 1
 
 
 def progress_marks(point: Point, waiting: int, before: State | None) -> dict[str, Any]:
     """The fields of a `State` by which the next iteration sees whether there is progress."""
-    scale, mark = abs(point.value), (point.value, norm(point.gradient))
+    scale, mark = abs(point.value), (point.value, point.gradient_norm)
     if before:
         scale = max(scale, before.scale)
     if before and waiting:

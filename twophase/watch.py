@@ -10,7 +10,7 @@ from twophase.data_objectives import TrainingLoss
 from twophase.device import clock
 from twophase.errors import NonFiniteError, check_integer, check_number
 from twophase.monitor import Measured
-from twophase.objective import GRADIENT_PASSES, Point, agree, check_finite, norm, way
+from twophase.objective import GRADIENT_PASSES, Point, agree, check_finite, way
 from twophase.objectives.mean_loss import Score
 from twophase.phases import Work
 from twophase.second_phase import Status
@@ -69,7 +69,7 @@ class Watch:
         began = clock(self.device)
         self.point, accuracy = self.objective.measure(x)
         self.seconds = clock(self.device) - began
-        size = norm(self.point.gradient)
+        size = self.point.gradient_norm
         check_finite(self.point.value, size, where)
         return Measured(self.point.value, accuracy, size, GRADIENT_PASSES)
 
@@ -90,7 +90,7 @@ class Watch:
             return work, Measured(score.loss, score.accuracy, size, int(exact))
         if work.point is not None:
             self.point, self.seconds = work.point, 0.0
-            size, classes = norm(work.point.gradient), self.objective.classes
+            size, classes = work.point.gradient_norm, self.objective.classes
             accuracy = self.objective.score(work.x).accuracy if classes else None
             return work, Measured(work.point.value, accuracy, size, int(classes))
         try:

@@ -1,6 +1,7 @@
 """Conjugate gradient directions against their formulas, and where they start anew."""
 
 import math
+from inspect import signature
 
 import pytest
 import torch
@@ -8,11 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twophase.directions import BETA_RULES, ConjugateDirection, State
-from twophase.directions.conjugate import Change
+from twophase.directions.conjugate import products
 from twophase.errors import InputError
 
 
-def test_beta_rules_are_their_formulas():
+def rule(name, g, p, d, point_at):
+    """β of a rule at a gradient g, with p before it and the direction d between them."""
+    formula = BETA_RULES[name]
+    last = State(torch.zeros_like(g), p, d, 1.0, -1.0)
+    return formula(**products(signature(formula).parameters, point_at(g), last, None))
+
+
+def test_beta_rules_are_their_formulas(point_at):
     g = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     p = torch.tensor([2.0, 0.5, -1.0], dtype=torch.float64)
     d = torch.tensor([-1.5, 0.5, 0.5], dtype=torch.float64)
@@ -27,22 +35,34 @@ def test_beta_rules_are_their_formulas():
         "HS-DY": min(gg - gp, gg) / dy,
         "HZ": (gg - gp - 2 * yy * (d @ g).item() / dy) / dy,
     }
-    for name, rule in BETA_RULES.items():
-        assert rule(Change(g, p, d)) == pytest.approx(expected[name]), name
+    for name in BETA_RULES:
+        assert rule(name, g, p, d, point_at) == pytest.approx(expected[name]), name
 
 
-def test_beta_rules_are_truncated_where_they_say():
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_products_are_those_of_the_variables_in_which_m_is_one(vectors, point_at, preconditioned):
+    """With x = C z and M⁻¹ = C C', gradients are C'g there, and directions C⁻¹d."""
+    g, p, d, diagonal = vectors(4, 5, seed=0)
+    inverse = diagonal.exp() if preconditioned else None
+    root = inverse.sqrt() if preconditioned else torch.ones(5).double()
+    there = {"g": root * g, "p": root * p, "y": root * (g - p), "d": d / root}
+    names = [a + b for a in "gpyd" for b in "gpyd"]
+    found = products(names, point_at(g), State(g, p, d, 1.0, -1.0), inverse)
+    assert found == {a + b: pytest.approx((there[a] @ there[b]).item()) for a, b in names}
+
+
+def test_beta_rules_are_truncated_where_they_say(point_at):
     g, d = torch.ones(1).double(), -torch.ones(1).double()
-    nearer = Change(g, 2 * g, d)
-    assert BETA_RULES["PR"](nearer) == pytest.approx(-0.25)
-    assert BETA_RULES["PR+"](nearer) == 0
-    assert BETA_RULES["HS-DY"](nearer) == 0
+    nearer = g, 2 * g, d, point_at
+    assert rule("PR", *nearer) == pytest.approx(-0.25)
+    assert rule("PR+", *nearer) == 0
+    assert rule("HS-DY", *nearer) == 0
     # g'y = -1, y'y = 1, d'y = 1, d'g = -1: β = -1 + 2 = 1; the bound 0.4 d'p / d'd is -0.8
-    assert BETA_RULES["HZ"](nearer) == pytest.approx(1)
-    across = Change(torch.tensor([0.5, 3.0]), torch.tensor([1.0, 4.0]), torch.tensor([-1.0, 0.0]))
-    assert BETA_RULES["HZ"](across) == pytest.approx(-0.4)  # bound 0.4 d'p / d'd, above -1.5
-    for rule in ("HS", "DY", "HZ"):
-        assert math.isnan(BETA_RULES[rule](Change(g, g / 2, d)))  # negative curvature
+    assert rule("HZ", *nearer) == pytest.approx(1)
+    across = torch.tensor([0.5, 3.0]), torch.tensor([1.0, 4.0]), torch.tensor([-1.0, 0.0])
+    assert rule("HZ", *across, point_at) == pytest.approx(-0.4)  # bound 0.4 d'p / d'd, above -1.5
+    for name in ("HS", "DY", "HZ"):
+        assert math.isnan(rule(name, g, g / 2, d, point_at))  # negative curvature
 
 
 def formulas(g, p, d):
@@ -83,22 +103,22 @@ def test_directions_are_their_formula(vectors, point_at, beta, seed, dimension):
 
 
 @given(seed=st.integers(0, 1000), dimension=st.integers(2, 6))
-def test_hager_zhang_descends_after_any_line_search(vectors, seed, dimension):
+def test_hager_zhang_descends_after_any_line_search(vectors, point_at, seed, dimension):
     """d'g <= −7/8 g'g for every y with d'y > 0, as long as β is not truncated."""
     gradient, previous, direction = vectors(3, dimension, seed)
-    change = Change(gradient, previous, direction)
-    vector = -gradient + BETA_RULES["HZ"](change) * direction
-    if change.dy > 0 and BETA_RULES["HZ"](change) > 0.4 * change.dp / change.dd:
+    beta = rule("HZ", gradient, previous, direction, point_at)
+    vector = -gradient + beta * direction
+    bound = 0.4 * (direction @ previous) / (direction @ direction)
+    if direction @ (gradient - previous) > 0 and beta > bound:
         assert vector @ gradient <= -7 / 8 * gradient @ gradient * (1 - 1e-9)
 
 
 @given(seed=st.integers(0, 1000))
-def test_hestenes_stiefel_is_conjugate_after_any_line_search(vectors, seed):
+def test_hestenes_stiefel_is_conjugate_after_any_line_search(vectors, point_at, seed):
     """The next direction d has d'y = 0; on a quadratic, y = A s makes that conjugacy."""
     gradient, previous, direction = vectors(3, 4, seed)
-    change = Change(gradient, previous, direction)
-    if change.dy > 0:
-        vector = -gradient + BETA_RULES["HS"](change) * direction
+    if direction @ (gradient - previous) > 0:
+        vector = -gradient + rule("HS", gradient, previous, direction, point_at) * direction
         bound = 1e-9 * vector.norm() * (gradient - previous).norm()
         assert abs(vector @ (gradient - previous)) <= bound
 

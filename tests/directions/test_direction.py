@@ -22,7 +22,7 @@ def test_the_steepest_descent_is_the_gradient_scaled(vectors, seed, precondition
 
 
 @pytest.mark.parametrize("part", [0.25, 0.5, 1.0, 2.0])
-def test_the_expected_step_is_that_of_the_last_parabolas_minimum(point_at, part):
+def test_the_expected_step_is_that_of_the_last_parabolas_minimum(part):
     """On L(t) = ½ a (t − t*)² the slopes at 0 and at the step place t*; both lines gain as much."""
     curvature, minimum = 3.0, 0.7
     step = part * minimum
@@ -31,13 +31,13 @@ def test_the_expected_step_is_that_of_the_last_parabolas_minimum(point_at, part)
     last = State(step * direction, first, direction, step, first.item())
     for slope in (-1.0, 2 * first.item()):
         expected = minimum * first.item() / slope
-        assert expected_step(point_at(end), last, slope) == pytest.approx(expected)
+        assert expected_step(last, slope, end.item()) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("end", "factor"), [(0.999, 10.0), (-1e6, 0.1), (1.0, 1.0), (2.0, 1.0)])
-def test_the_expected_step_corrects_the_last_tenfold_at_most(point_at, end, factor):
+def test_the_expected_step_corrects_the_last_tenfold_at_most(end, factor):
     """`end`: the slope at the end of the last step, in parts of that at its start."""
     direction = torch.ones(1, dtype=torch.float64)
     last = State(direction, -direction, direction, 0.3, -1.0)
-    found = expected_step(point_at(-end * direction), last, slope=-1.0)
+    found = expected_step(last, slope=-1.0, end=-end)
     assert found == pytest.approx(0.3 * factor)

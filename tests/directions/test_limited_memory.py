@@ -110,7 +110,9 @@ def test_self_scaled_directions_are_the_dense_formula(
         torch.testing.assert_close(direction.vector, expected, rtol=1e-5, atol=1e-8)
         assert pairs_in(direction) == len(pairs)
         if pairs:
-            assert direction.first_step == min(1, expected_step(point, last, direction.slope))
+            end = (last.direction @ point.gradient).item()
+            expected = min(1, expected_step(last, direction.slope, end))
+            assert direction.first_step == pytest.approx(expected)
 
 
 @every_rule

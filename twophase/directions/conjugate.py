@@ -1,65 +1,59 @@
 """Nonlinear conjugate gradient: d = −g + β · d_previous, with β from one of the field's rules."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from inspect import signature
 
 import torch
 from torch import Tensor
 
-from twophase.directions.direction import Direction, State, scaled, steepest_descent
+from twophase.directions.direction import (
+    Direction,
+    State,
+    expected_step,
+    scaled,
+    steepest_descent,
+)
 from twophase.errors import check_choice, check_integer, check_number
-from twophase.objective import Point, dot
+from twophase.objective import Point, fetch, inner
 from twophase.settings import Settings
 
 
-@dataclass(frozen=True)
-class Change:
-    """What a β rule sees: inner products, named by the letters of their two vectors [P].
+def products(
+    names: Iterable[str], point: Point, last: State, inverse: Tensor | None
+) -> dict[str, float]:
+    """Inner products, named by the letters of their two vectors [P].
 
     g is the gradient, p ≠ 0 the one before it, y = g − p, and d the direction of the step between
     them. With the diagonal [P] of M⁻¹ as `inverse` (None: 1), g, p and y are multiplied in M⁻¹ and
     d with itself in M, which makes every rule that of the variables in which M is 1.
     """
-
-    gradient: Tensor
-    previous: Tensor
-    direction: Tensor
-    inverse: Tensor | None = None
-
-    gg = cached_property(lambda self: self._dual(self.gradient, self.gradient))
-    pp = cached_property(lambda self: self._dual(self.previous, self.previous))
-    gp = cached_property(lambda self: self._dual(self.gradient, self.previous))
-    gy = cached_property(lambda self: self._dual(self.gradient, self.difference))
-    yy = cached_property(lambda self: self._dual(self.difference, self.difference))
-    dg = cached_property(lambda self: dot(self.direction, self.gradient))
-    dp = cached_property(lambda self: dot(self.direction, self.previous))
-    dy = cached_property(lambda self: dot(self.direction, self.difference))
-
-    @cached_property
-    def dd(self) -> float:
-        direction = self.direction if self.inverse is None else self.direction / self.inverse
-        return dot(self.direction, direction)
-
-    @property
-    def difference(self) -> Tensor:
-        """y [P], made anew each time: to keep it costs more than to make it."""
-        return self.gradient - self.previous
-
-    def _dual(self, a: Tensor, b: Tensor) -> float:
-        return dot(a, scaled(b, self.inverse))
+    vectors = {"g": point.gradient, "p": last.gradient, "d": last.direction}
+    names = list(names)
+    if any("y" in name for name in names):
+        vectors["y"] = point.gradient - last.gradient
+    found = []
+    for name in names:
+        a, b = name[0], name[1]
+        other = vectors[b]
+        if a + b == "dd":
+            other = other if inverse is None else other / inverse
+        elif "d" not in a + b:
+            other = scaled(other, inverse)
+        found.append(inner(vectors[a], other))
+    return dict(zip(names, fetch(*found), strict=True))
 
 
-def hager_zhang(c: Change) -> float:
+def hager_zhang(gy: float, yy: float, dy: float, dg: float, dp: float, dd: float) -> float:
     """β = max((g'y − 2 (y'y / d'y) d'g) / d'y, 0.4 d'p / d'd).
 
     Directions descend by at least 7/8 of g'g with any line search (Hager and Zhang, A new
     conjugate gradient method with guaranteed descent, 2005); the lower bound, from section 2 of
     their limited memory conjugate gradient method (2013), has no scale.
     """
-    beta = _quotient(c.gy - 2 * c.yy * _quotient(c.dg, c.dy), c.dy)
-    return max(beta, 0.4 * c.dp / c.dd)
+    beta = _quotient(gy - 2 * yy * _quotient(dg, dy), dy)
+    return max(beta, 0.4 * dp / dd)
 
 
 def _quotient(numerator: float, curvature: float) -> float:
@@ -67,22 +61,23 @@ def _quotient(numerator: float, curvature: float) -> float:
     return numerator / curvature if curvature > 0 else math.nan
 
 
-BETA_RULES: dict[str, Callable[[Change], float]] = {
+# β by inner products that the names of its arguments say; see `products`.
+BETA_RULES: dict[str, Callable[..., float]] = {
     # Fletcher and Reeves (1964); Press et al., Numerical Recipes in C, section 10.6
-    "FR": lambda c: c.gg / c.pp,
+    "FR": lambda gg, pp: gg / pp,
     # Polak and Ribière (1969); Press et al., section 10.6
-    "PR": lambda c: c.gy / c.pp,
+    "PR": lambda gy, pp: gy / pp,
     # A restart wherever PR is negative: converges where PR can cycle (Nocedal and Wright, Numerical
     # Optimization, 2nd ed., section 5.2)
-    "PR+": lambda c: max(0.0, c.gy / c.pp),
+    "PR+": lambda gy, pp: max(0.0, gy / pp),
     # The next direction is conjugate to d in the mean Hessian between the two points, however
     # inexact the line search: Hestenes and Stiefel (1952); Nocedal and Wright, equation 5.46
-    "HS": lambda c: _quotient(c.gy, c.dy),
+    "HS": lambda gy, dy: _quotient(gy, dy),
     # Descends with any search that has d'y > 0: Dai and Yuan (1999); Nocedal and Wright, 5.49
-    "DY": lambda c: _quotient(c.gg, c.dy),
+    "DY": lambda gg, dy: _quotient(gg, dy),
     # HS's speed with DY's descent: Dai and Yuan, An efficient hybrid conjugate gradient method for
     # unconstrained optimization (2001)
-    "HS-DY": lambda c: max(0.0, min(_quotient(c.gy, c.dy), _quotient(c.gg, c.dy))),
+    "HS-DY": lambda gy, gg, dy: max(0.0, min(_quotient(gy, dy), _quotient(gg, dy))),
     "HZ": hager_zhang,
 }
 
@@ -114,13 +109,17 @@ class ConjugateDirection(Settings):
     def __call__(self, point: Point, last: State, inverse: Tensor | None) -> Direction:
         if self.restart_every is not None and last.age + 1 >= self.restart_every:
             return steepest_descent(point.gradient, inverse)
-        change = Change(point.gradient, last.gradient, last.direction, inverse)
-        beta = BETA_RULES[self.beta](change)
-        restart = self.powell is not None and abs(change.gp) >= self.powell * change.gg
+        rule = BETA_RULES[self.beta]
+        names = dict.fromkeys(signature(rule).parameters)
+        also = {} if self.powell is None else dict.fromkeys(("gg", "gp"))
+        found = products(names | also, point, last, inverse)
+        beta = rule(**{name: found[name] for name in names})
+        restart = self.powell is not None and abs(found["gp"]) >= self.powell * found["gg"]
         if restart or not abs(beta) <= torch.finfo(point.gradient.dtype).max:
             return steepest_descent(point.gradient, inverse)
         vector = (beta * last.direction).sub_(scaled(point.gradient, inverse))
-        slope = dot(vector, point.gradient)
+        slope, end = fetch(*(inner(point.gradient, along) for along in (vector, last.direction)))
         if not -math.inf < slope < 0:
             return steepest_descent(point.gradient, inverse)
-        return Direction(vector, slope, 0 if beta == 0 else last.age + 1)
+        age = 0 if beta == 0 else last.age + 1
+        return Direction(vector, slope, age, first_step=expected_step(last, slope, end))

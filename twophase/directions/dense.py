@@ -14,11 +14,10 @@ from twophase.directions.direction import (
     at_most_one,
     gradient_change,
     quasi_newton,
-    scaled,
     steepest_descent,
 )
 from twophase.errors import check_choice
-from twophase.objective import Point, dot
+from twophase.objective import Point, fetch, inner
 from twophase.settings import Settings
 
 # Updates that are gathered before they are added to the matrix: a product with their columns is far
@@ -124,25 +123,24 @@ class BroydenDirection(Settings):
         self, point: Point, last: State, inverse: Tensor | None
     ) -> tuple[Matrix | None, Tensor]:
         """H after the last step, None where no curvature was seen yet, and H g."""
-        gradient, pair = point.gradient.double(), gradient_change(point, last)
+        gradient, pair = point.gradient.double(), gradient_change(point, last, inverse)
         matrix = Matrix(**last.memory) if last.memory else None
         if pair is None:
             return matrix, gradient if matrix is None else matrix.multiply(gradient[:, None])[:, 0]
-        step, change, curvature = pair[0].double(), pair[1].double(), pair[2]
+        step, change, (curvature, weighted) = pair[0].double(), pair[1].double(), pair[2:]
         first = matrix is None
         if matrix is None:
-            square = dot(change, scaled(change, inverse))
-            if not square > 0:  # lost to underflow
+            if not weighted > 0:  # lost to underflow
                 return None, gradient
             diagonal = torch.ones_like(step) if inverse is None else inverse.double()
-            matrix = Matrix.diagonal(curvature / square * diagonal)
+            matrix = Matrix.diagonal(curvature / weighted * diagonal)
         on_gradient, product = matrix.multiply(torch.stack([gradient, change], dim=1)).T
-        square = dot(change, product)
+        square, along = fetch(inner(change, product), inner(step, last.gradient))
         if not square > 0:  # lost to rounding
             return matrix, on_gradient
         # the first step is along M⁻¹ g, while H is γ M⁻¹ by now, with h = 1
-        b, h = -last.step * dot(step, last.gradient) / curvature, square / curvature
-        b = b * dot(change, scaled(change, inverse)) / curvature if first else b
+        b, h = -last.step * along / curvature, square / curvature
+        b = b * weighted / curvature if first else b
         a = max(0.0, b * h - 1)
         theta, tau = UPDATES[self.update](a, b, h, len(step))
         tau, phi = 1.0 if first else tau, (1 - theta) / (1 + a * theta)

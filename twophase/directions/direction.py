@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from twophase.objective import Point, dot, norm
+from twophase.objective import Point, dot, fetch, inner
 
 # The last line's step is corrected by this factor at most, either way.
 CORRECTION = 10.0
@@ -66,13 +66,12 @@ def scaled(vector: Tensor, inverse: Tensor | None) -> Tensor:
     return vector if inverse is None else inverse * vector
 
 
-def expected_step(point: Point, last: State, slope: float) -> float:
+def expected_step(last: State, slope: float, end: float) -> float:
     """The step t = t* · last slope / slope that changes the loss as much as the last line's best.
 
-    The slopes at both ends of the last step place the minimum t* of that line (Nocedal and Wright,
-    section 3.5, initial step length).
+    The slopes at both ends of the last step, of which `end` is the later one, place the minimum t*
+    of that line (Nocedal and Wright, section 3.5, initial step length).
     """
-    end = dot(point.gradient, last.direction)
     factor = last.slope / (last.slope - end) if end > last.slope else 1.0
     return last.step * min(max(factor, 1 / CORRECTION), CORRECTION) * last.slope / slope
 
@@ -83,31 +82,36 @@ def quasi_newton(
     last: State,
     inverse: Tensor | None,
     memory: Any,
-    first_step: Callable[[Point, State, float], float],
+    first_step: Callable[[State, float, float], float],
 ) -> Direction:
     """d = −H g for the product H g [P] in float64; the steepest descent where d does not descend.
 
-    `first_step` is where to try first, by point, last state and slope.
+    `first_step` is where to try first, by last state, slope and `end` as in `expected_step`.
     """
     vector = -product.to(point.gradient.dtype)
-    slope = dot(vector, point.gradient)
+    slope, end = fetch(*(inner(point.gradient, along) for along in (vector, last.direction)))
     if not -math.inf < slope < 0:
         return steepest_descent(point.gradient, inverse)
-    return Direction(vector, slope, last.age + 1, memory, first_step(point, last, slope))
+    return Direction(vector, slope, last.age + 1, memory, first_step(last, slope, end))
 
 
-def at_most_one(point: Point, last: State, slope: float) -> float:
+def at_most_one(last: State, slope: float, end: float) -> float:
     """The `expected_step`, up to 1: for an H that is large where nothing is known yet."""
-    return min(1.0, expected_step(point, last, slope))
+    return min(1.0, expected_step(last, slope, end))
 
 
-def gradient_change(point: Point, last: State) -> tuple[Tensor, Tensor, float] | None:
-    """The last step s, the difference y of the gradients at its ends, [P] each, and s'y.
+def gradient_change(
+    point: Point, last: State, inverse: Tensor | None
+) -> tuple[Tensor, Tensor, float, float] | None:
+    """The last step s, the difference y of the gradients at its ends, [P] each, s'y and y'M⁻¹y.
 
     None where the curvature s'y along the step is negative, or lost in rounding errors.
     """
     step, difference = last.step * last.direction, point.gradient - last.gradient
-    curvature = dot(step, difference)
-    if curvature > SMALLEST_COSINE * norm(step) * norm(difference):
-        return step, difference, curvature
+    pairs = (step, difference), (step, step), (difference, difference)
+    products = [inner(*pair) for pair in pairs]
+    weighted = products[2] if inverse is None else inner(difference, scaled(difference, inverse))
+    curvature, length, change, square = fetch(*products, weighted)
+    if curvature > SMALLEST_COSINE * length**0.5 * change**0.5:
+        return step, difference, curvature, square
     return None

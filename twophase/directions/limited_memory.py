@@ -16,7 +16,7 @@ from twophase.directions.direction import (
     steepest_descent,
 )
 from twophase.errors import check_integer
-from twophase.objective import Point, dot
+from twophase.objective import Point
 from twophase.settings import Settings
 
 # What pairs may take where no history is given, and the fewest and the most that are kept then.
@@ -198,20 +198,17 @@ class LBFGSDirection(Settings):
 
     def _pair(self, point: Point, last: State, inverse: Tensor | None) -> Pair | None:
         """What the last step adds to the history."""
-        found = gradient_change(point, last)
-        if found is None:
-            return None
-        step, change, curvature = found
-        square = dot(change, scaled(change, inverse))
+        found = gradient_change(point, last, inverse)
         # the square of y can be lost where the curvature is not
-        if not square > 0:
+        if found is None or not found[3] > 0:
             return None
+        step, change, curvature, square = found
         return Pair(step, change, curvature, square, self._growth(last, curvature))
 
     def _growth(self, last: State, curvature: float) -> float:
         return 1.0
 
-    def _first_step(self, point: Point, last: State, slope: float) -> float:
+    def _first_step(self, last: State, slope: float, end: float) -> float:
         return 1.0
 
 
@@ -237,5 +234,5 @@ class SelfScaledBFGSDirection(LBFGSDirection):
         """1 / τ = max(1, s'H⁻¹s / s'y) for the H that made the step."""
         return max(1.0, -last.step * last.step * last.slope / curvature)
 
-    def _first_step(self, point: Point, last: State, slope: float) -> float:
-        return at_most_one(point, last, slope)
+    def _first_step(self, last: State, slope: float, end: float) -> float:
+        return at_most_one(last, slope, end)

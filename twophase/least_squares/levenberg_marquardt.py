@@ -1,7 +1,7 @@
 """Levenberg–Marquardt with geodesic acceleration: the second phase for sums of squares."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from twophase.least_squares.linearization import Linearization
 from twophase.least_squares.mean_squares import squares_of
 from twophase.least_squares.normal_equations import NormalEquations, normal_equations
 from twophase.least_squares.problem import LeastSquares
-from twophase.objective import Objective, Point, dot, norm
+from twophase.objective import Objective, Point, dot, fetch, inner
 from twophase.second_phase import (
     PATIENCE,
     Iteration,
@@ -88,10 +88,9 @@ class LevenbergMarquardt(Minimizer):
         normal = normal_equations(squares, point.x, inverse, counted=state is None)
         # loss and gradient of the same arithmetic at each iteration, also at one that is resumed
         at = normal.at
-        point = point._replace(value=at.value, gradient=at.gradient.to(point.x.dtype))
-        gradient_norm = norm(point.gradient)
-        waiting = stalled(point, gradient_norm, state)
-        if gradient_norm <= self.tolerance_grad:
+        point = replace(point, value=at.value, gradient=at.gradient.to(point.x.dtype))
+        waiting = stalled(point, state)
+        if point.gradient_norm <= self.tolerance_grad:
             return _stay(point, 0, Status.CONVERGED, state)
         if waiting > PATIENCE:
             return _stay(point, 0, Status.RESOLUTION, state)
@@ -123,7 +122,10 @@ class LevenbergMarquardt(Minimizer):
             return found and Step(*found, damping)
         first, gain = found
         second = normal.correction(first, damping)
-        if second is None or not norm(second) <= self.acceleration * norm(first):
+        if second is None:
+            return None
+        long, whole = fetch(inner(second, second), inner(first, first))
+        if not long**0.5 <= self.acceleration * whole**0.5:
             return None
         return Step(first + second / 2, gain, damping)
 

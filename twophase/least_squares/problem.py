@@ -149,14 +149,15 @@ class LeastSquares(Shuffled):
         self.passes.forward += 1
         self.passes.backward += 1
         self.vector.write(x)
-        value, gradient = 0.0, torch.zeros_like(x)
+        gradient = torch.zeros_like(x)
+        value = torch.zeros((), dtype=torch.float64, device=x.device)
         for _, rows, scale in self._chunks():
             part = (rows * scale).square().sum()
             if not part.requires_grad:
                 inference = " (in inference mode)" * torch.is_inference_mode_enabled()
                 found = f"one without a graph{inference}"
                 raise InputError("residual", found, "residuals computed from the parameters")
-            value += part.item()
+            value += part.detach()
             self.vector.add_gradient(gradient, part)
         value, gradient = self.processes.sums([value, gradient], x)
         return float(value), gradient

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twophase.distributed import Processes, processes
 from twophase.errors import InputError
-from twophase.objective import Objective, Passes, Point, norm, round_off
+from twophase.objective import Objective, Passes, Point, round_off
 from twophase.objectives.mean_loss import Score
 from twophase.parameters import ParameterVector
 
@@ -233,7 +233,7 @@ def _times(objective: Objective, point: Point, change: float) -> float | None:
 
     They are taken where by the gradient they differ from the point's by `change` times the loss.
     """
-    size, expected = norm(point.gradient), change * abs(point.value)
+    size, expected = point.gradient_norm, change * abs(point.value)
     if size == 0:
         return None
     step = (expected / size / size) * point.gradient

@@ -15,7 +15,7 @@ from twophase.directions import ConjugateDirection, LBFGSDirection, SelfScaledBF
 from twophase.distributed import Processes, processes
 from twophase.errors import InputError, check_choice, check_integer, check_number, loading
 from twophase.line_search import LineSearch, ParabolaFirst, StrongWolfe
-from twophase.objective import Point, agree, check_repeats, evaluate, norm
+from twophase.objective import Point, agree, check_repeats, evaluate
 from twophase.objectives.closure import (
     UNKNOWN,
     Closure,
@@ -213,7 +213,7 @@ class SecondPhase(Optimizer):
         if self.result is None:
             if objective.habits.calls_backward:
                 check_slope(objective, point)
-        before, evaluations = norm(point.gradient), 0
+        before, evaluations = point.gradient_norm, 0
         for count in range(1, self.max_iter + 1):
             done = self.second.iterate(objective, point, state, inverse)
             state, evaluations = done.state, evaluations + done.evaluations
@@ -221,7 +221,8 @@ class SecondPhase(Optimizer):
                 break
             point = done.point or evaluate(objective, done.x)
         saved["state"] = state._asdict() if state else None
-        saved["point"] = done.point and done.point[1:]  # the state has its x
+        there = done.point
+        saved["point"] = there and (there.value, there.gradient, there.resolution)
         saved["habits"] = tuple(objective.habits)
         saved["loss"], saved["iterations"] = done.value, saved.get("iterations", 0) + count
         objective.vector.write_gradient((done.point or point).gradient)
