@@ -5,12 +5,13 @@ from copy import deepcopy
 import pytest
 import torch
 
-from twophase.adam import Adam, AdamSettings, sweep
+from twophase.adam import Adam, AdamSettings
 from twophase.errors import InputError
 from twophase.examples import Examples
 from twophase.losses import mse
 from twophase.objectives.full_batch import FullBatch
 from twophase.problems import networks
+from twophase.steps import Step, sweep
 
 
 def objective(model, data):
@@ -37,21 +38,8 @@ def test_steps_are_torchs_with_these_settings(network, rings, flat):
     order = torch.randperm(96, generator=torch.Generator().manual_seed(3))
     adam.epoch(objective(ours, data))
     with torch.no_grad():  # an epoch needs the graph whatever its caller has switched off
-        sweep(objective(plain, data), theirs, order.split(30))
+        sweep(Step(objective(plain, data), theirs), order.split(30))
     assert torch.equal(flat(ours), flat(plain))
-
-
-def test_a_sweep_is_a_step_of_any_optimizer_for_each_batch(network, rings, flat):
-    data, ours, plain = rings(), network(), network()
-    batches = torch.arange(96).split(40)
-    sweep(objective(ours, data), torch.optim.SGD(ours.parameters(), lr=0.1), batches)
-    for batch in batches:
-        loss = mse(plain(data.inputs[batch]), data.targets[batch])
-        gradients = torch.autograd.grad(loss, plain.parameters())
-        with torch.no_grad():
-            for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
-                parameter -= 0.1 * gradient
-    torch.testing.assert_close(flat(ours), flat(plain))
 
 
 def test_a_state_continues_the_same_epochs(network, rings, flat):

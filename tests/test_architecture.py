@@ -78,7 +78,7 @@ def length(path):
 
 
 def test_the_method_fits_in_one_sitting():
-    assert sum(map(length, METHOD)) <= 3900
+    assert sum(map(length, METHOD)) <= 3960
     own = METHOD + CHOICES
     too_long = {str(path.relative_to(PROJECT)): length(path) for path in own if length(path) > 350}
     assert not too_long

@@ -3,17 +3,16 @@
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from twophase.distributed import Processes, adds_up
 from twophase.errors import InputError, check_integer, check_number
 from twophase.monitor import EpochMeans
-from twophase.parameters import ParameterVector
 from twophase.settings import Settings
+from twophase.steps import Capture, Step, Trainable, in_cuda_graph, step_for, sweep
 
 
 @dataclass(frozen=True)
@@ -41,46 +40,42 @@ class AdamSettings(Settings):
         check_number("eps", self.eps, above=0)
 
 
-class Trainable(Protocol):
-    """What Adam asks of an objective: mini-batches, and the loss of one."""
-
-    model: nn.Module
-    vector: ParameterVector
-    processes: Processes
-
-    def mini_batches(self, size: int | None, generator: torch.Generator) -> Iterable[Any]:
-        """The mini-batches of an epoch, each with a length, on the model's device."""
-
-    def batch_loss(self, batch: Any, some: slice = slice(None)) -> Tensor:
-        """The loss over a mini-batch, or some of its examples, with its graph."""
-
-
 class Adam:
-    """torch's Adam (fused on CUDA) and the shuffled epochs that it trains on.
+    """torch's Adam (on CUDA fused, and its step captured) and the shuffled epochs of its training.
 
     Each epoch draws one permutation of the examples from `generator` (see `Shuffled`). Nothing
     waits for the device inside an epoch: data in memory are there already, the order is copied from
-    pinned memory, fused Adam counts its steps on the device, and no loss is read.
+    pinned memory, fused Adam counts its steps on the device, and no loss is read. `capture` makes
+    of a step what is replayed, see `CapturedStep`; None: a CUDA graph on CUDA, else nothing.
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], settings: AdamSettings, generator: torch.Generator
+        self,
+        parameters: Iterable[Tensor],
+        settings: AdamSettings,
+        generator: torch.Generator,
+        capture: Capture | None = None,
     ):
         self.generator = generator
         self.batch_size = settings.batch_size
         parameters = [p for p in parameters if p.requires_grad]
+        cuda = parameters[0].device.type == "cuda"
+        self.capture = capture or (in_cuda_graph if cuda else None)
+        self._step: Step | None = None
         self.optimizer = torch.optim.Adam(
             parameters,
             lr=float(settings.learning_rate),
             betas=settings.betas,
             eps=float(settings.eps),
-            fused=parameters[0].device.type == "cuda",
+            fused=cuda,
         )
 
     def epoch(self, objective: Trainable, means: EpochMeans | None = None) -> None:
         """One pass over the examples of an objective, whose parameters this Adam trains."""
         batches = objective.mini_batches(self.batch_size, self.generator)
-        sweep(objective, self.optimizer, batches, means)
+        if self._step is None or not self._step.fits(objective):
+            self._step = step_for(objective, self.optimizer, self.capture)
+        sweep(self._step, batches, means)
 
     def state_dict(self) -> dict[str, Any]:
         """Adam's moments, which further epochs change, and the generator's state."""
@@ -89,6 +84,7 @@ class Adam:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         load(self.optimizer, state["optimizer"])
+        self._step = None  # its tensors are others now
         self.generator.set_state(state["generator"].cpu())
 
 
@@ -105,29 +101,3 @@ def load(optimizer: Optimizer, state: dict[str, Any]) -> None:
     trial = deepcopy(optimizer, copies)
     trial.step()
     trial.step()
-
-
-@torch.enable_grad()
-def sweep(
-    objective: Trainable,
-    optimizer: Optimizer,
-    batches: Iterable[Any],
-    means: EpochMeans | None = None,
-) -> None:
-    """A step of any first-order optimizer for each mini-batch.
-
-    Several processes share its examples, or all take all of them, where these do not add up.
-    """
-    here, parameters = objective.processes, objective.vector.parameters
-    splits = adds_up(objective.model)
-    for batch in batches:
-        optimizer.zero_grad()
-        own = here.share(len(batch)) if splits else slice(0, len(batch))
-        loss = torch.zeros((), device=parameters[0].device)
-        if own.start < own.stop:
-            loss = objective.batch_loss(batch, own)
-            loss.backward()
-        loss = here.mean(parameters, loss, own.stop - own.start)
-        if means is not None:
-            means.add(loss, len(batch))
-        optimizer.step()

@@ -18,7 +18,6 @@ import torch
 from scipy import optimize
 from torch import Tensor, nn
 
-from twophase.adam import sweep
 from twophase.device import clock
 from twophase.errors import NonFiniteError, check_integer, check_number
 from twophase.objective import GRADIENT_PASSES, evaluate
@@ -27,6 +26,7 @@ from twophase.phases import DescentPhase
 from twophase.record import ADAM
 from twophase.second_phase import Minimizer, Status
 from twophase.settings import Settings
+from twophase.steps import Step, sweep
 from twophase.trainer import Trainer
 
 # Mini-batch methods are measured, and curves kept, each time the passes have grown by this part.
@@ -344,12 +344,12 @@ def _mini_batches(
     Passes are negative up to where the journal begins.
     """
     objective, source = trainer.objective, trainer.phases[ADAM].adam
-    spent, loss = -journal.head, 0.0
+    step, spent, loss = Step(objective, optimizer), -journal.head, 0.0
     while math.isfinite(loss):
         for group in optimizer.param_groups:
             group["lr"] = rate((spent + journal.head) / (journal.budget + journal.head))
         batches = objective.mini_batches(source.batch_size, source.generator)
-        sweep(objective, optimizer, batches)
+        sweep(step, batches)
         spent += GRADIENT_PASSES
         x = objective.vector.read()
         if spent == 0:
