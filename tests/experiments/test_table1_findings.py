@@ -106,13 +106,16 @@ def begun(tmp_path):
     """A run of Adam that is on its way, one with CG that is finished, and one that has no epoch."""
 
     def make(strategy, name, phases):
-        folder = tmp_path / "mnist" / "vit-mlp" / "seed-0" / strategy
+        folder = tmp_path / "table" / "mnist" / "vit-mlp" / "seed-0" / strategy
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps({"epochs": 5, "seed": 0}))
         if name:
-            rows = [(n, phase, 1 / n, 2 / n, 0.1 * n, 5.0 / n) for n, phase in enumerate(phases, 1)]
+            rows = [
+                (n, phase, 1 / n, 2 / n, 0.1 * n, 5.0 / n, 3 if phase == "adam" else 2)
+                for n, phase in enumerate(phases, 1)
+            ]
             columns = ["epoch", "phase", "train_loss", "validation_loss"]
-            columns += ["validation_accuracy", "grad_norm"]
+            columns += ["validation_accuracy", "grad_norm", "passes"]
             pd.DataFrame(rows, columns=columns).to_csv(folder / name, index=False)
         return folder
 
@@ -138,9 +141,24 @@ def test_long_runs_are_shown_as_far_as_they_are(begun):
     assert set(traces.COLUMNS) <= set(norms)
 
 
+def test_long_runs_are_beside_adam_at_the_passes_of_the_shorter(begun):
+    (row,) = findings.long_beside_adam(findings.long_runs(begun)).to_dict("records")
+    # nine passes: Adam's three epochs; two of Adam's and one of CG
+    assert (row["strategy"], row["passes"]) == ("adam+cg-fixed", 9)
+    assert (row["Adam's train loss"], row["train loss"]) == pytest.approx((1 / 3, 1 / 3))
+    assert row["validation loss"] == pytest.approx(2 / 3)
+
+
+def test_without_its_adam_a_long_run_is_beside_nothing(begun):
+    second = findings.long_runs(begun)[1:]
+    assert findings.long_beside_adam(second).empty
+    other = second[0]._replace(strategy="adam+default-fixed")
+    assert findings.how_far([other])["paper's, at the end"].isna().all()
+
+
 @pytest.mark.parametrize("content", ["[]", '{"epochs": null, "seed": 0}', "{"])
 def test_a_damaged_long_run_is_named(begun, content):
-    folder = begun / "mnist" / "vit-mlp" / "seed-0" / "adam"
+    folder = begun / "table" / "mnist" / "vit-mlp" / "seed-0" / "adam"
     (folder / "config.json").write_text(content)
     with pytest.raises(InputError, match="^results: .*adam' is not allowed; use a whole run"):
         findings.long_runs(begun)

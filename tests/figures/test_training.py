@@ -177,3 +177,16 @@ def test_advantages_are_told_apart_by_who_is_better_and_what_was_not_run(ax):
     assert drawn["own: Adam better"].get_xydata().tolist() == [[0.7, 2]]
     assert [(text.get_text(), text.xy) for text in ax.texts] == [("not run", (1, 1))]
     assert ax.get_yticklabels()[0].get_text() == "mnist  vit-mlp"
+
+
+def test_losses_over_passes_begin_with_the_last_epoch_of_adam_where_another_phase_follows(history):
+    seen = history.assign(passes=[3, 3, 3, 2, 2], validation_loss=2 * history.train_loss)
+    axes = Figure().subplots(1, 2)
+    histories = {"adam": seen[:3], "both": seen}
+    training_figures.losses_over_passes(axes, histories)
+    for ax, times in zip(axes, (1, 2), strict=True):
+        drawn = lines(ax)
+        assert drawn["adam"].get_xdata().tolist() == [3, 6, 9]
+        assert drawn["both"].get_xdata().tolist() == [9, 11, 13]
+        assert drawn["both"].get_ydata().tolist() == [times * loss for loss in (0.05, 0.03, 0.02)]
+    assert axes[1].get_ylabel().startswith("validation loss")

@@ -108,12 +108,12 @@ class Long(NamedTuple):
 
 
 def long_runs(out: Path) -> list[Long]:
-    """The runs of a table's folder that have begun, whatever version wrote their configurations.
+    """The runs that have begun in folders of tables, whatever version wrote their configurations.
 
     `InputError` where a configuration or a history is damaged.
     """
     found = []
-    for path in sorted(out.glob("*/*/seed-*/*/config.json")):
+    for path in sorted(out.glob("*/*/*/seed-*/*/config.json")):
         *_, dataset, model, _, strategy = path.parent.parts
         config = read_json(path)
         names = (HISTORY, PARTIAL)
@@ -136,16 +136,40 @@ def how_far(found: Sequence[Long]) -> pd.DataFrame:
     rows = []
     for one in found:
         last = one.history.iloc[-1]
-        strategy = "adam" if one.strategy == "adam" else "adam+cg"
-        printed = paper.loc[one.dataset, one.model, strategy]
+        key = one.dataset, one.model, one.strategy.removesuffix("-fixed")
+        printed = paper.loc[key] if key in paper.index else {}
         rows.append(
             {"data set": one.dataset, "network": one.model, "strategy": one.strategy}
             | {"epochs": f"{len(one.history)} of {one.epochs}", "train loss": last.train_loss}
-            | {"paper's, at the end": printed.train_loss}
+            | {"paper's, at the end": printed.get("train_loss")}
             | {"validation loss": last.validation_loss}
             | {"validation acc.": last.validation_accuracy}
-            | {"paper's, at the end ": printed.validation_accuracy}
+            | {"paper's, at the end ": printed.get("validation_accuracy")}
         )
+    return pd.DataFrame(rows)
+
+
+def long_beside_adam(found: Sequence[Long]) -> pd.DataFrame:
+    """Long runs of both phases beside Adam alone from the same seed, at the passes of the shorter.
+
+    A row for each: the weights with the lowest training loss by then, of both.
+    """
+    alone = {one[:2] + (one.seed,): one for one in found if one.strategy == "adam"}
+    rows = []
+    for one in found:
+        adam = alone.get((*one[:2], one.seed))
+        if adam is None or one is adam:
+            continue
+        pair = {"": one.history, "Adam's ": adam.history}
+        passes = min(int(history.passes.sum()) for history in pair.values())
+        row = {"data set": one.dataset, "network": one.model, "strategy": one.strategy}
+        row["passes"] = passes
+        for whose, history in pair.items():
+            inside = history[history.passes.cumsum() <= passes]
+            lowest = inside.loc[inside.train_loss.idxmin()]
+            row |= {f"{whose}train loss": lowest.train_loss}
+            row |= {f"{whose}validation loss": lowest.validation_loss}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
+from twophase.experiments.ablation import LOSSES
 from twophase.experiments.swap_study import BY_ITSELF, NEVER, ends
 from twophase.figures.style import COLORS, line_style, mark, plain_ticks
-
-LOSSES = {"train_loss": "training loss", "validation_loss": "validation loss"}
 
 
 def swap_points(axes: Sequence[Axes], table: pd.DataFrame, label: str = "") -> Sequence[Axes]:

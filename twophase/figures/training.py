@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from twophase.examples import Dataset
+from twophase.experiments.ablation import LOSSES
 from twophase.experiments.files import write_atomically
 from twophase.figures import style
 from twophase.figures.style import (
@@ -118,6 +119,23 @@ def loss_over_costs(
         convergence(ax, curves, xlabel, f"training loss ({loss})").set_xlim(left=0)
     axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(parts))
     return axes
+
+
+def losses_over_passes(axes: Sequence[Axes], histories: Mapping[str, pd.DataFrame]) -> None:
+    """Draw training losses, and beside them validation losses, over passes; a line for each name.
+
+    Histories have a row per epoch, with the passes of that epoch alone; of one with both phases the
+    line begins with the last epoch of Adam.
+    """
+    for ax, (column, words) in zip(axes, LOSSES.items(), strict=True):
+        curves = {}
+        for name, history in histories.items():
+            adams = int((history.phase == ADAM).sum())
+            shown = history.index[max(adams - 1, 0) if adams < len(history) else 0 :]
+            curves[name] = history.passes.cumsum()[shown], history[column][shown]
+        convergence(ax, curves, "passes over the training set", f"{words} (mean squared error)")
+        for line in ax.lines:
+            line.set_linewidth(0.9)
 
 
 def first_images(axes: Sequence[Axes], data: Dataset) -> None:
