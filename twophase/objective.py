@@ -186,15 +186,9 @@ def agree(before: float, now: float, resolution: float) -> bool:
 
 
 def evaluate(objective: Objective, x: Tensor) -> Point:
-    """Loss and gradient at `x` [P]: `observe`, with `NonFiniteError` where one is not finite."""
-    point = observe(objective, x)
-    check_finite(point.value, norm(point.gradient))
-    return point
-
-
-def observe(objective: Objective, x: Tensor) -> Point:
-    """Loss and gradient at `x` [P], finite or not."""
+    """Loss and gradient at `x` [P]; `NonFiniteError` where one is not finite."""
     value, gradient = objective.value_and_gradient(x)
+    check_finite(value, norm(gradient))
     return Point(x, value, gradient, objective.resolution)
 
 
