@@ -1,6 +1,6 @@
 """Time and memory of an epoch of Adam and of second phases over parameters and examples.
 
-OMP_NUM_THREADS=1 python benchmarks/scale.py   # about ten minutes; 10 GB of memory
+OMP_NUM_THREADS=1 python benchmarks/scale.py   # half an hour or more; 10 GB of memory
 
 See `twophase.experiments.scale` and notebook 20.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from twophase.experiments import scale
 from twophase.experiments.files import write_atomically, write_json
-from twophase.experiments.provenance import of_script
+from twophase.experiments.provenance import load, of_script
 
 OUT = Path(__file__).resolve().parent.parent / "reports" / "reference" / "scale"
 PARAMETERS = [10**4, 10**5, 10**6, 10**7, 10**8]
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", default=list(scale.KINDS))
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
-    facts = of_script("scale", arguments)
+    facts = of_script("scale", arguments) | {"load": load()}
     table = scale.run(options.parameters, options.examples, options.most, options.kinds)
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "scale.csv", table.to_csv(index=False, float_format="%.5g"))

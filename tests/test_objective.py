@@ -10,7 +10,6 @@ from twophase.objective import (
     dot,
     evaluate,
     norm,
-    observe,
     round_off,
     start,
 )
@@ -60,12 +59,12 @@ def test_the_resolution_is_that_of_the_values_dtype():
         assert point.resolution == round_off(dtype) == 4 * torch.finfo(dtype).eps
 
 
-def test_a_point_is_observed_finite_or_not_but_evaluated_only_if_finite():
+def test_a_point_is_evaluated_only_if_it_is_finite():
     for function in (lambda x: x.log().sum(), lambda x: (x + 1).sqrt().sum()):
         objective = FunctionObjective(function)  # the value, or the gradient alone
         x = -torch.ones(1, dtype=torch.float64)
-        point = observe(objective, x)
-        assert not abs(point.value) + norm(point.gradient) < float("inf")
+        value, gradient = objective.value_and_gradient(x)
+        assert not abs(value) + norm(gradient) < float("inf")
         with pytest.raises(NonFiniteError, match="^(loss|gradient norm): (nan|inf) is not allowed"):
             evaluate(objective, x)
 

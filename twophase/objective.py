@@ -203,16 +203,11 @@ def agree(before: float, now: float, resolution: float) -> bool:
 
 
 def evaluate(objective: Objective, x: Tensor) -> Point:
-    """Loss and gradient at `x` [P]: `observe`, with `NonFiniteError` where one is not finite."""
-    point = observe(objective, x)
+    """Loss and gradient at `x` [P]; `NonFiniteError` where one is not finite."""
+    value, gradient = objective.value_and_gradient(x)
+    point = Point(x, value, gradient, objective.resolution)
     check_finite(point.value, point.gradient_norm)
     return point
-
-
-def observe(objective: Objective, x: Tensor) -> Point:
-    """Loss and gradient at `x` [P], finite or not."""
-    value, gradient = objective.value_and_gradient(x)
-    return Point(x, value, gradient, objective.resolution)
 
 
 def check_finite(loss: float, grad_norm: float, where: str = "") -> None:

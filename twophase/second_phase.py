@@ -198,8 +198,8 @@ def iterate(
     """
     if point.gradient_norm <= descent.tolerance_grad:
         return _stay(point, 0, Status.CONVERGED, state)
-    waiting = stalled(point, state)
-    if waiting > PATIENCE:
+    marks = progress_marks(point, state)
+    if marks["stalled"] > PATIENCE:
         return _stay(point, 0, Status.RESOLUTION, state)
     if state is None:
         direction = steepest_descent(point.gradient, inverse)
@@ -215,7 +215,7 @@ def iterate(
         return _stay(point, evaluations, Status(result.status), state)
     end = result.point
     x = end.x if end else torch.add(point.x, direction.vector, alpha=result.step)
-    left = _state(x, point, direction, result, state, waiting)
+    left = _state(x, point, direction, result, marks)
     return Iteration(x, result.value, result.step, evaluations, Status.MOVED, left, result.point)
 
 
@@ -245,27 +245,22 @@ def _stay(point: Point, evaluations: int, status: Status, state: State | None) -
     return Iteration(point.x, point.value, 0.0, evaluations, status, state)
 
 
-def stalled(point: Point, state: State | None) -> int:
-    """Iterations in a row, up to this point, without clear progress since the mark."""
-    if state is None:
-        return 0
-    lower = state.mark - point.value > point.resolution * abs(point.value)
-    return 0 if lower or point.gradient_norm < state.mark_norm else state.stalled + 1
+def progress_marks(point: Point, before: State | None) -> dict[str, Any]:
+    """The fields of a `State` that say whether there is progress.
 
-
-def progress_marks(point: Point, waiting: int, before: State | None) -> dict[str, Any]:
-    """The fields of a `State` by which the next iteration sees whether there is progress."""
-    scale, mark = abs(point.value), (point.value, point.gradient_norm)
-    if before:
-        scale = max(scale, before.scale)
-    if before and waiting:
-        mark = before.mark, before.mark_norm
-    return {"scale": scale, "mark": mark[0], "mark_norm": mark[1], "stalled": waiting}
+    `stalled` are the iterations in a row, up to this point, without a clear one since the mark.
+    """
+    mark, stalled = {"mark": point.value, "mark_norm": point.gradient_norm}, 0
+    if before is None:
+        return {"scale": abs(point.value), "stalled": 0} | mark
+    lower = before.mark - point.value > point.resolution * abs(point.value)
+    if not lower and not point.gradient_norm < before.mark_norm:
+        mark, stalled = {"mark": before.mark, "mark_norm": before.mark_norm}, before.stalled + 1
+    return {"scale": max(abs(point.value), before.scale), "stalled": stalled} | mark
 
 
 def _state(
-    x: Tensor, point: Point, d: Direction, result: SearchResult, before: State | None, waiting: int
+    x: Tensor, point: Point, d: Direction, result: SearchResult, marks: dict[str, Any]
 ) -> State:
     """What an iteration that has moved from a point along d to x leaves to the next."""
-    marks = progress_marks(point, waiting, before)
     return State(x, point.gradient, d.vector, result.step, d.slope, d.age, memory=d.memory, **marks)

@@ -3,15 +3,24 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
-from twophase import ConjugateDirection, Descent, ParabolaFirst, StrongWolfe
+from twophase import (
+    ConjugateDirection,
+    Descent,
+    GoldenSection,
+    ParabolaFirst,
+    StrongWolfe,
+    device,
+)
 from twophase.__main__ import main
-from twophase.experiments import bench
+from twophase.experiments import bench, floor
 from twophase.experiments.bench import LINE_SEARCHES
 from twophase.objective import FunctionObjective
 from twophase.problems import images, networks
@@ -96,17 +105,30 @@ def test_rows_are_medians_and_quartiles():
     assert (row.low, row.value, row.high, row.count) == (*np.quantile(values, (0.25, 0.5, 0.75)), 4)
 
 
-def test_cg_holds_as_many_vectors_however_large_the_training_set():
+def test_cg_holds_six_vectors_however_large_the_training_set():
+    """While a gradient is made: the step's ends, a gradient, the direction, the sum and its parts.
+
+    In a search: where it starts, a trial, two gradients and two directions.
+    """
+    width = 1024  # so that a part of a vector in float64 is small
+    # of a chunk: what both layers make, and a gradient by one of them
+    results = 1.1 * 3 * bench.CHUNK / width
+    cpu = torch.device("cpu")
+    golden, parabola = map(conjugate, (GoldenSection(), ParabolaFirst()))
+    few, many = (bench.held(golden, width, k * bench.CHUNK, cpu, 4) for k in (1, 16))
+    assert 5 < few <= 6 + results and many == pytest.approx(few, abs=1e-3)
+    # the best trial and the last one have gradients, too
+    assert few < bench.held(parabola, width, bench.CHUNK, cpu, 8) <= 9 + results
+
+
+def test_memory_is_counted_for_few_and_for_many_examples():
     rows = bench.memory(256, torch.device("cpu"))
-    vectors = {row.case: row.value for row in rows if row.unit == "vectors"}
-    golden, plain = [value for case, value in vectors.items() if case.startswith("PR+")]
-    (bfgs,) = [value for case, value in vectors.items() if case.startswith("self-scaled")]
-    assert plain >= 4, "x, its gradient, the direction and a trial"
-    assert golden <= plain
-    assert bfgs - plain >= 2 * bench.HISTORY - 2
+    vectors = [row.value for row in rows if row.unit == "vectors"]
+    golden, parabola, bfgs = vectors
+    assert 6 < golden <= parabola and bfgs - parabola >= 2 * bench.HISTORY - 2
     for row in rows:
         if row.unit == "times":
-            assert row.value == pytest.approx(1, abs=0.15)
+            assert "256 over 16 examples" in row.case and row.value == pytest.approx(1, abs=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +153,18 @@ def test_the_command_leaves_a_table_and_where_it_comes_from(smoke):
         "time of an Adam epoch": 8,
         "peak memory of CG": 6,
         "time of a gradient": 2,
-        "floating-point operations": 4,
-        "launches": 4,
-        "floor of the time": 4,
-        "time over its floor": 4,
+        "floating-point operations": 8,
+        "launches": 8,
+        "time": 8,
+        "floor of the time": 8,
+        "time over its floor": 8,
     }
     assert (table.dropna().low <= table.dropna().value).all()
     reference = table[table.measure.str.startswith("the same")].set_index("case").value
     assert reference[bench.REFERENCE] == 1
     facts = json.loads((smoke / "provenance.json").read_text())
     assert {"command", "revision", "versions", "device", "time", "seconds"} <= facts.keys()
+    assert len(facts["load"]) == 3, "how busy the machine was when it began"
     assert facts["command"].startswith("python -m twophase bench --preset smoke")
 
 
@@ -150,6 +174,73 @@ def test_the_command_prints_a_line_per_result(capsys, smoke):
     assert len(lines) == len(table)
     missing = table.assign(value=math.nan, low=math.nan)
     assert all(line.endswith("not reached") for line in bench.as_text(missing).splitlines())
+
+
+class FakeCuda(TorchFunctionMode):
+    """While active, tensors live on the CPU, and say that they are on a CUDA device."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function is torch.device:
+            return function(*args, **kwargs)
+        if function == torch.Tensor.device.__get__:
+            return torch.device("cuda:0")
+        kwargs.pop("pin_memory", None)
+        kwargs = {name: self._moved(value) for name, value in kwargs.items()}
+        return function(*map(self._moved, args), **kwargs)
+
+    @staticmethod
+    def _moved(value):
+        cuda = isinstance(value, torch.device) and value.type == "cuda"
+        return torch.device("cpu") if cuda else value
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """A device whose clock goes on by a second each time it is asked, after it was waited for."""
+    asked = []
+
+    def now():
+        asked.append("time")
+        return float(asked.count("time"))
+
+    for name, fake in {
+        "device_count": lambda: 1,
+        "get_device_name": lambda _: "fake",
+        "get_device_properties": lambda _: SimpleNamespace(total_memory=8e10),
+        "synchronize": lambda _: asked.append("wait"),
+        "get_rng_state": lambda _: None,
+        "set_rng_state": lambda *_: None,
+        "is_current_stream_capturing": lambda: False,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(device, "time", SimpleNamespace(perf_counter=now))
+    return asked
+
+
+def test_on_cuda_there_are_times_their_floor_and_the_ratio(fake_cuda, monkeypatch, tmp_path):
+    width = 8
+    monkeypatch.setitem(floor.WIDTHS, "cuda", width)
+    monkeypatch.setitem(bench.SIZES, "smoke", bench.Size(8, 8, 1, 2, 3, (8, 16), (2, 4), 8))
+    with FakeCuda():
+        table = bench.run("smoke", device="cuda", out=tmp_path)
+    facts = json.loads((tmp_path / "provenance.json").read_text())
+    assert facts["device"] == "fake" and "--device cuda" in facts["command"]
+    assert fake_cuda[::2].count("wait") == fake_cuda[1::2].count("time") == len(fake_cuda) // 2
+    rows = table.pivot(index="case", columns="measure", values="value")
+    rows = rows[rows["time over its floor"].notna()]
+    whats = "Adam's epoch", "gradient", "value", "CG's iteration"
+    assert [sum(case.startswith(what) for case in rows.index) for what in whats] == [2] * 4
+    # products of 8 by 8 matrices, and a thousand additions, took a second each, as all else
+    rate, launch = 2 * width**3, 1 / floor.LAUNCHES
+    least = np.maximum(rows["floating-point operations"] * 1e9 / rate, rows.launches * launch)
+    assert (rows.time == 1).all() and (rows["floor of the time"] - least).abs().max() < 1e-9
+    assert (rows["time over its floor"] * least - 1).abs().max() < 1e-9
+    times = table[table.measure == "time"]
+    assert (times.low == 1).all() and (times.high == 1).all() and (times["count"] == 2).all()
+    # fused, Adam takes two launches beside those of forward and backward pass
+    launches = rows.launches["Adam's epoch, one hidden layer"]
+    assert launches < rows.launches["gradient, one hidden layer"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

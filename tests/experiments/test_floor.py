@@ -3,12 +3,15 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from twophase.adam import Adam, AdamSettings
-from twophase.experiments import floor
+from twophase.errors import InputError
+from twophase.experiments import floor, table1
 from twophase.experiments.floor import Speed, Work, work_of
 from twophase.losses import mse
 from twophase.objectives import FullBatch
+from twophase.problems import networks
 
 
 def test_operations_are_those_of_products_forward_and_backward():
@@ -19,6 +22,18 @@ def test_operations_are_those_of_products_forward_and_backward():
     assert work_of(lambda: model(inputs).sum().backward()).operations == 2 * product
     inputs.requires_grad_()
     assert work_of(lambda: model(inputs).sum().backward()).operations == 3 * product
+
+
+def test_operations_are_those_of_attention_too():
+    """Scores and their sums forward; backward the scores again, and both factors of each."""
+    tokens = torch.ones(2, 4, 17, 16, requires_grad=True)
+
+    def attend():
+        return functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+    product = 2 * (2 * 4) * 17 * 17 * 16
+    assert work_of(attend).operations == 2 * product
+    assert work_of(lambda: attend().sum().backward()).operations == (2 + 5) * product
 
 
 def test_launches_are_operations_that_make_or_change_numbers():
@@ -55,3 +70,54 @@ def test_speed_is_the_best_of_some_repetitions(monkeypatch):
     monkeypatch.setitem(floor.WIDTHS, "cpu", 8)
     found = floor.speed(torch.device("cpu"), torch.float32, 2)
     assert found == pytest.approx((2 * 8**3 / 2, 10 / floor.LAUNCHES))
+
+
+def test_a_step_and_an_iteration_are_counted_as_by_hand():
+    model, inputs = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), torch.ones(5, 4)
+    step, iteration = floor.step_and_iteration(model, inputs, 7)
+    value = 5 * 2 * (4 * 3 + 3 * 2)
+    # by all weights, and by the inputs of the second layer
+    gradient = 2 * value + 5 * 2 * 3 * 2
+    assert step.operations == gradient and iteration.operations == gradient + 7 * value
+
+    objective = FullBatch(model, mse, inputs, torch.zeros(5).long(), 5)
+    x, batch = objective.vector.read(), torch.arange(5)
+    gradient = work_of(lambda: objective.value_and_gradient(x)).launches
+    value = work_of(lambda: objective.value(x)).launches
+    assert iteration.launches == gradient + 7 * value
+    model.zero_grad()
+    # one for the indices; fused Adam makes a step of all weights, and counts it
+    alone = work_of(lambda: objective.batch_loss(batch).backward()).launches
+    assert step.launches == 1 + alone + 2
+
+
+def test_pairs_on_paper_have_all_epochs_of_adam_and_the_iterations_after_the_swap():
+    """The paper's first network on CIFAR-10, layer by layer."""
+    protocol = table1.PROTOCOLS["paper"]
+    (config,) = table1.configs(protocol, ["cifar10"], ["vit-mlp"])
+    tokens, width, classes = 17, 64, 10
+    embedding = 2 * 16 * (3 * 8 * 8) * width
+    attention = 2 * 2 * tokens**2 * width
+    layer = 2 * tokens * width * width * (4 + 4 + 4)
+    value = embedding + 3 * (layer + attention) + 2 * width * classes
+    # by weights and inputs, but the images; of attention five products for two
+    gradient = value + 2 * (value - 3 * attention) - embedding + 3 * attention * 5 // 2
+    speed = Speed(rate=1e13, launch=1e-5)
+    (row,) = floor.pairs([config], 11, speed).itertuples()
+    assert (row.dataset, row.model) == ("cifar10", "vit-mlp")
+    assert row.adam_operations == 700 * 50_000 * gradient
+    assert row.cg_operations == (700 - 210) * 50_000 * (gradient + 11 * value)
+    model = networks.build("vit-mlp", 3, 10, seed=0)
+    step, iteration = floor.step_and_iteration(model, torch.ones(3, 3, 32, 32), 11)
+    assert row.adam_launches == 700 * 98 * step.launches, "batches of 512"
+    assert row.cg_launches == 490 * iteration.launches
+    adam, cg = 60 * row.adam_minutes, 60 * row.cg_minutes
+    assert adam == pytest.approx(row.adam_launches * 1e-5) and cg > row.cg_launches * 1e-5
+    assert cg == pytest.approx(row.cg_operations / 1e13)
+    assert row.minutes == row.adam_minutes + row.cg_minutes
+
+
+def test_a_pair_needs_a_swap():
+    (config,) = table1.configs(table1.PROTOCOLS["smoke"], models=["vit-nomlp"], swap="rule")
+    with pytest.raises(InputError, match="^switch: "):
+        floor.pairs([config])

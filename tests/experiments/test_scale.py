@@ -64,6 +64,23 @@ def test_on_paper_an_epoch_of_adam_exchanges_a_vector_for_each_batch(measured):
     assert not scale.on_paper(measured, 1e9, 10, cluster).fits.any()
 
 
+def test_on_paper_each_kind_is_as_at_its_own_largest_network(measured):
+    """Also one that was too slow for the largest of all."""
+    slow, large = measured.kind == scale.GAUSS_NEWTON, measured.parameters.max()
+    table = measured[~slow | (measured.parameters < large)]
+    cluster = scale.Cluster()
+    found = scale.on_paper(table, 1e9, 1e6, cluster).set_index("kind")
+    assert list(found.index) == list(scale.KINDS)
+    for kind, row in found.iterrows():
+        cells = table[(table.kind == kind) & (table.parameters == row.measured)]
+        assert row.measured == (table.parameters.min() if kind == scale.GAUSS_NEWTON else large)
+        assert row.passes == cells.passes.median()
+    assert math.isnan(found.balance[scale.ADAM])
+    kind = "CG, golden section"
+    equal = scale.on_paper(table, 1e9, found.balance[kind], cluster).set_index("kind").loc[kind]
+    assert equal.exchange == pytest.approx(equal.computing)
+
+
 def test_the_figure_has_a_mark_for_each_row(measured):
     fig, axes = plt.subplots(1, 2)
     left, right = figures.over_work(axes, measured)

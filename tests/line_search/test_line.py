@@ -29,8 +29,8 @@ def test_trials_are_the_objective_along_the_line(step):
     assert line.objective.passes.total == before + 4
     assert trial.value == (there**4).sum().item() + 1
     assert trial.slope == pytest.approx((4 * there**3 @ direction).item())
-    torch.testing.assert_close(trial.point.gradient, 4 * there**3)
-    assert torch.equal(trial.point.x, there)
+    torch.testing.assert_close(trial.gradient, 4 * there**3)
+    assert trial.resolution == line.objective.resolution
     assert line.evaluations == 2
 
 
@@ -42,7 +42,7 @@ def test_what_is_not_finite_is_a_wall(dtype):
     for step in (2.0, 1e39 if dtype == torch.float32 else math.inf):
         assert line.trial(step).value == math.inf
         trial = line.gradient_trial(step)
-        assert (trial.value, trial.slope, trial.point) == (math.inf, math.inf, None)
+        assert (trial.value, trial.slope, trial.gradient) == (math.inf, math.inf, None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -68,8 +68,9 @@ def test_results_and_failures_carry_what_they_cost():
     line = bowl_line(x, -x)
     best = [line.trial(0.25), line.gradient_trial(0.5)][1]
     found = line.result(best, SearchStatus.MINIMUM)
-    assert found == (0.5, best.value, 2, SearchStatus.MINIMUM, best.point)
-    assert found.descended
+    assert found[:-1] == (0.5, best.value, 2, SearchStatus.MINIMUM) and found.descended
+    assert torch.equal(found.point.x, x / 2) and found.point.gradient is best.gradient
+    assert found.point[1::2] == (best.value, best.resolution)
     failed = line.failure(SearchStatus.RESOLUTION)
     assert failed == (0.0, line.start.value, 2, SearchStatus.RESOLUTION, None)
     assert not failed.descended

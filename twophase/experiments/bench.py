@@ -30,7 +30,7 @@ from twophase.experiments.files import write_atomically, write_json
 from twophase.experiments.floor import speed, work_of
 from twophase.experiments.live_bytes import LiveBytes
 from twophase.experiments.progress import track
-from twophase.experiments.provenance import facts
+from twophase.experiments.provenance import facts, load
 from twophase.line_search import GoldenSection, ParabolaFirst, StrongWolfe
 from twophase.losses import mse
 from twophase.minimization import minimize
@@ -38,7 +38,7 @@ from twophase.objective import Objective, evaluate
 from twophase.objectives.full_batch import FullBatch
 from twophase.preconditioner import Identity, from_moments
 from twophase.problems import images, networks
-from twophase.second_phase import SELF_SCALED_BFGS, Descent, Status, iterate
+from twophase.second_phase import SELF_SCALED_BFGS, Descent, Minimizer, Status, iterate
 
 REFERENCE = "PR+ with golden"
 LINE_SEARCHES = {
@@ -50,6 +50,7 @@ LINE_SEARCHES = {
 FIRST_ITERATIONS = 10  # a median of passes is over those after them
 PATIENCE = 5  # times as many iterations as golden section's may a search take to reach its loss
 HISTORY = 5  # of BFGS, where memory is counted: it is full soon
+CHUNK = 16  # examples at a time, where memory is counted
 
 
 @dataclass(frozen=True)
@@ -127,13 +128,13 @@ def run(
         lambda: gradients(network, examples, size, chosen),
         lambda: floors(trained, epoch, math.ceil(size.repetitions / 2)),
     )
-    began = clock(chosen)
+    began, before = clock(chosen), load()
     rows = [row for part in track(parts, label="parts of the benchmark") for row in part()]
     table = pd.DataFrame(rows)
     if out is not None:
         called = f"python -m twophase bench --preset {preset} --dataset {dataset} --model {model}"
         called += f" --device {chosen} --out {out.as_posix()}"
-        more = {"size": asdict(size), "seconds": round(clock(chosen) - began)}
+        more = {"size": asdict(size), "seconds": round(clock(chosen) - began), "load": before}
         write_json(out / "provenance.json", facts(called, device_name(chosen)) | more)
         write_atomically(out / "bench.csv", table.to_csv(index=False, float_format="%.4g"))
     return table
@@ -346,8 +347,7 @@ def memory(width: int, device: torch.device) -> list[Row]:
     width², outweigh the results of 16 examples; what an operation needs for itself is not seen.
     With 16 times as many examples, in chunks as large, the peak is to be the same.
     """
-    few, many = 16, 256
-    inputs = torch.rand(many, 1, generator=torch.Generator().manual_seed(0)).to(device)
+    few, many = CHUNK, 16 * CHUNK
     cases = {
         "PR+ with golden": Descent(ConjugateDirection("PR+"), GoldenSection()),
         "PR+ with parabola": Descent(ConjugateDirection("PR+"), ParabolaFirst()),
@@ -357,18 +357,23 @@ def memory(width: int, device: torch.device) -> list[Row]:
     }
     rows = []
     for name, settings in cases.items():
-        peaks = []
-        for batch in (inputs[:few], inputs):
-            network = _tanh_network(1, width, width, 1).to(device)
-            targets = torch.sin(6 * batch)
-            objective = FullBatch(network, nn.functional.mse_loss, batch, targets, few)
-            with LiveBytes() as live:
-                minimize(objective, iterations=3 * HISTORY, second=settings)
-            peaks.append(live.peak / objective.vector.read().nbytes)
+        peaks = [held(settings, width, count, device, 3 * HISTORY) for count in (few, many)]
         once = partial(_once, "peak memory of CG")
         rows.append(once(f"{name}, {few} examples", peaks[0], "vectors"))
         rows.append(once(f"{name}, {many} over {few} examples", peaks[1] / peaks[0], "times"))
     return rows
+
+
+def held(
+    second: Minimizer, width: int, examples: int, device: torch.device, iterations: int
+) -> float:
+    """The peak of some iterations on so many examples, in vectors of length P; see `memory`."""
+    inputs = torch.rand(examples, 1, generator=torch.Generator().manual_seed(0)).to(device)
+    network = _tanh_network(1, width, width, 1).to(device)
+    objective = FullBatch(network, nn.functional.mse_loss, inputs, torch.sin(6 * inputs), CHUNK)
+    with LiveBytes() as live:
+        minimize(objective, iterations=iterations, second=second)
+    return live.peak / objective.vector.read().nbytes
 
 
 def gradients(
@@ -399,28 +404,48 @@ def gradients(
 
 
 def floors(networks: Mapping[str, nn.Module], examples: Examples, repetitions: int) -> list[Row]:
-    """An epoch of Adam and a full-batch gradient: what they ask for, and their time over its floor.
+    """What an epoch of Adam, a value, a gradient and an iteration of CG ask for, time and floor.
 
-    See `twophase.experiments.floor`. Both are of the networks' own dtype; each time is held against
-    the device's speed as it was found just before.
+    See `twophase.experiments.floor`. All are of the networks' own dtype; each time is held against
+    the device's speed as it was found just before. The iteration is the second of CG with golden
+    section, made again and again, with the gradient where it ends.
     """
     rows, device = [], examples.inputs.device
     for name, network in networks.items():
         objective = FullBatch(deepcopy(network), mse, examples.inputs, examples.targets)
         adam = Adam(objective.model.parameters(), AdamSettings(), torch.Generator().manual_seed(0))
-        gradient = partial(objective.value_and_gradient, objective.vector.read())
-        epoch = partial(adam.epoch, objective)
-        for case, call in ((f"Adam's epoch, {name}", epoch), (f"gradient, {name}", gradient)):
+        adam.epoch(objective)  # the first makes the moments, too
+        x = objective.vector.read()
+        calls = {
+            "Adam's epoch": partial(adam.epoch, objective),
+            "gradient": partial(objective.value_and_gradient, x),
+            "value": partial(objective.value, x),
+            "CG's iteration": _second_iteration(objective, x),
+        }
+        for case, call in ((f"{what}, {name}", call) for what, call in calls.items()):
             work = work_of(call)
             floor = speed(device, objective.vector.dtype, repetitions).floor(work)
             (times,) = _times([call], repetitions, device)
             rows += [
                 _once("floating-point operations", case, work.operations / 1e9, "billions"),
                 _once("launches", case, work.launches, "operations of torch"),
+                summarise("time", case, "s", times),
                 _once("floor of the time", case, floor, "s"),
                 summarise("time over its floor", case, "times", times / floor),
             ]
     return rows
+
+
+def _second_iteration(objective: Objective, x: Tensor) -> Callable[[], None]:
+    """An iteration of CG from where the first has led, and the gradient at its end."""
+    descent = Descent(ConjugateDirection("PR+"), LINE_SEARCHES["golden"])
+    first = iterate(objective, evaluate(objective, x), None, descent)
+    point = evaluate(objective, first.x)
+
+    def iteration() -> None:
+        evaluate(objective, iterate(objective, point, first.state, descent).x)
+
+    return iteration
 
 
 def _times(

@@ -74,6 +74,11 @@ def of_script(
     return said | {"versions": said["versions"] | known}
 
 
+def load() -> list[float] | None:
+    """Processes that ran or wanted to, in the mean of the last 1, 5 and 15 minutes, if known."""
+    return [round(one, 1) for one in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
 def facts(called: str, device: str) -> dict[str, Any]:
     """Command, revision, versions, device, hardware and time of what is made here and now."""
     return {

@@ -187,25 +187,31 @@ def on_paper(
 ) -> pd.DataFrame:
     """An epoch and an iteration on a cluster: seconds of computing and of exchange, memory, ratio.
 
-    Passes and vectors are those measured where P is largest. Each evaluation of the second phase
-    has one all-reduce (of a loss alone it is a few bytes), an epoch of Adam one for each of its
-    mini-batches. `memory` are the bytes of a device that holds all vectors, the model and Adam's
-    moments where they are used; `fits` says whether it has them. `computing_over_adam` and
-    `over_adam` are in epochs of Adam, without and with the exchange, which is not hidden behind
-    the computing.
+    Passes and vectors are those measured at the largest P of each kind, `measured`. Seconds are
+    those of 6 P K operations a gradient, not of the fitted `exponents`: these are of one core, and
+    below 1 where it is not busy with small products, or above it with few examples, where vectors
+    take longer than passes; neither is so for a large network and many examples.
+    Each evaluation of the second phase has one all-reduce (of a loss alone it is a few bytes), an
+    epoch of Adam one for each of its mini-batches. `memory` are the bytes of a device that holds
+    all vectors, the model and Adam's moments where they are used; `fits` says whether it has them.
+    `computing_over_adam` and `over_adam` are in epochs of Adam, without and with the exchange,
+    which is not hidden behind the computing; `balance` are the examples at which an iteration's
+    exchange takes as long as its computing (an epoch of Adam has none: both grow with them).
     """
-    largest = table[table.parameters.eq(table.parameters.max())]
     held = vectors(table).set_index("kind").vectors
     rows = []
-    for kind, cells in largest.groupby("kind", sort=False):
-        passes = cells.passes.median()
+    for kind, cells in table.groupby("kind", sort=False):
+        measured = cells.parameters.max()
+        passes = cells.passes[cells.parameters == measured].median()
         gradients = math.ceil(examples / batch) if kind == ADAM else _gradients(kind, passes)
         size = BYTES if kind == ADAM else 8  # sums of the second phase are in float64
         compute = passes / 3 * cluster.pass_seconds(parameters, examples)
         exchange = gradients * cluster.reduce_seconds(parameters, size)
         memory = (1 + held[kind]) * BYTES * parameters
-        rows.append((kind, passes, compute, exchange, memory, memory <= cluster.memory))
-    names = ["kind", "passes", "computing", "exchange", "memory", "fits"]
+        fits, balance = memory <= cluster.memory, examples * exchange / compute
+        balance = math.nan if kind == ADAM else balance
+        rows.append((kind, measured, passes, compute, exchange, memory, fits, balance))
+    names = ["kind", "measured", "passes", "computing", "exchange", "memory", "fits", "balance"]
     found = pd.DataFrame(rows, columns=names)
     if ADAM not in held:
         raise InputError("table", f"one of {', '.join(held.index)}", f"one with {ADAM!r}, too")

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,15 +13,7 @@ from twophase.least_squares.mean_squares import squares_of
 from twophase.least_squares.normal_equations import NormalEquations, normal_equations
 from twophase.least_squares.problem import LeastSquares
 from twophase.objective import Objective, Point, dot, fetch, inner
-from twophase.second_phase import (
-    PATIENCE,
-    Iteration,
-    Minimizer,
-    Prepared,
-    Status,
-    progress_marks,
-    stalled,
-)
+from twophase.second_phase import PATIENCE, Iteration, Minimizer, Prepared, Status, progress_marks
 
 # Damping is kept within these factors of the largest squared norm of a column of J.
 BOUNDS = 1e-16, 1e16
@@ -89,10 +81,10 @@ class LevenbergMarquardt(Minimizer):
         # loss and gradient of the same arithmetic at each iteration, also at one that is resumed
         at = normal.at
         point = replace(point, value=at.value, gradient=at.gradient.to(point.x.dtype))
-        waiting = stalled(point, state)
+        marks = progress_marks(point, state)
         if point.gradient_norm <= self.tolerance_grad:
             return _stay(point, 0, Status.CONVERGED, state)
-        if waiting > PATIENCE:
+        if marks["stalled"] > PATIENCE:
             return _stay(point, 0, Status.RESOLUTION, state)
         damping = state.memory if state else self.damping * normal.largest
         growth, trials, finite = 2.0, 0, False
@@ -105,7 +97,7 @@ class LevenbergMarquardt(Minimizer):
                 trials, finite = trials + 1, finite or math.isfinite(value)
                 found = squares.linearize(x) if value < point.value else None
                 if found is not None and found.finite and found.value <= point.value:
-                    return _moved(found, point, step, trials, waiting, state)
+                    return _moved(found, point, step, trials, marks)
             damping, growth = damping * growth, 2 * growth
         return _stay(point, trials, Status.RESOLUTION if finite else Status.NOT_FINITE, state)
 
@@ -135,12 +127,11 @@ def _stay(point: Point, trials: int, status: Status, state: State | None) -> Ite
 
 
 def _moved(
-    found: Linearization, point: Point, step: Step, trials: int, waiting: int, before: State | None
+    found: Linearization, point: Point, step: Step, trials: int, marks: dict[str, Any]
 ) -> Iteration:
     ratio = (point.value - found.value) / step.gain
     damping = step.damping * max(1 / 3, 1 - (2 * ratio - 1) ** 3)
     vector = step.vector.to(point.x.dtype)
-    marks = progress_marks(point, waiting, before)
     slope = dot(vector, point.gradient)
     left = State(found.x, point.gradient, vector, 1.0, slope, memory=damping, **marks)
     handed = Point(found.x, found.value, found.gradient.to(point.x.dtype), point.resolution)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from twophase.objective import Objective, Point, dot, observe, split
+from twophase.objective import Objective, Point, dot, split
 
 # Times the resolution: differences beyond this are no rounding error.
 CLEAR = 10.0
@@ -46,15 +46,16 @@ class SearchResult(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A step that was tried and the loss there; with the gradient, also the slope and the point.
+    """A step that was tried and the loss there; with its gradient [P], slope and resolution, too.
 
-    Where one of them is not finite, loss and slope are inf, as on a wall that rises.
+    Where loss or slope is not finite, both are inf, as on a wall that rises.
     """
 
     step: float
     value: float
     slope: float = math.nan
-    point: Point | None = None
+    gradient: Tensor | None = None
+    resolution: float = 0.0
 
 
 class Line:
@@ -94,12 +95,16 @@ class Line:
         smallest = torch.stack(relative).min().item()
         return 16 * torch.finfo(self.x.dtype).eps * smallest if smallest < math.inf else 0.0
 
+    def at(self, step: float) -> Tensor:
+        """The vector [P] at a step."""
+        return torch.add(self.x, self.direction, alpha=step)
+
     def trial(self, step: float) -> Trial:
         """The loss at a step: one forward pass; inf for a step that the dtype cannot hold."""
         self.evaluations += 1
         if step > torch.finfo(self.x.dtype).max:
             return Trial(step, math.inf)
-        value = self.objective.value(torch.add(self.x, self.direction, alpha=step))
+        value = self.objective.value(self.at(step))
         return Trial(step, value if math.isfinite(value) else math.inf)
 
     def gradient_trial(self, step: float) -> Trial:
@@ -108,10 +113,10 @@ class Line:
         wall = Trial(step, math.inf, math.inf)
         if step > torch.finfo(self.x.dtype).max:
             return wall
-        point = observe(self.objective, torch.add(self.x, self.direction, alpha=step))
-        slope = dot(point.gradient, self.direction)
-        finite = math.isfinite(point.value) and math.isfinite(slope)
-        return Trial(step, point.value, slope, point) if finite else wall
+        value, gradient = self.objective.value_and_gradient(self.at(step))
+        slope = dot(gradient, self.direction)
+        finite = math.isfinite(value) and math.isfinite(slope)
+        return Trial(step, value, slope, gradient, self.objective.resolution) if finite else wall
 
     def vertex(self, trial: Trial) -> float | None:
         """The minimum, if any, of the parabola by start, slope and trial, in parts of its step."""
@@ -140,7 +145,11 @@ class Line:
 
     def result(self, best: Trial, status: SearchStatus) -> SearchResult:
         """What a search returns that ends with the trial `best`."""
-        return SearchResult(best.step, best.value, self.evaluations, status, best.point)
+        point = None
+        if best.gradient is not None:
+            # the vector is made again, since to keep that of each trial takes memory
+            point = Point(self.at(best.step), best.value, best.gradient, best.resolution)
+        return SearchResult(best.step, best.value, self.evaluations, status, point)
 
     def failure(self, status: SearchStatus) -> SearchResult:
         """What a search returns that found no lower loss: step 0."""

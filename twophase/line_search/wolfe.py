@@ -128,8 +128,8 @@ class ParabolaFirst(Settings):
 def _light(low: Trial, high: Trial) -> tuple[Trial, Trial]:
     """Both, the one with the larger loss without its gradient, which is not handed on."""
     if low.value <= high.value:
-        return low, high._replace(point=None)
-    return low._replace(point=None), high
+        return low, high._replace(gradient=None)
+    return low._replace(gradient=None), high
 
 
 def _ended(line: Line, low: Trial, high: Trial, broken: float) -> SearchResult:
