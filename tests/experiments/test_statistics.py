@@ -105,7 +105,7 @@ def test_a_ratio_is_quicker_where_all_seeds_are_clearly_below_1(values, quicker)
         ([0.6, math.inf, math.inf], "missed on 2 of 3 seeds (0.60 at best)"),
         ([math.inf, math.inf], "missed"),
         ([0.0123, 9.94, 12.3], "9.94 (0.012 to 12)"),
-        ([1e-9, 1e-7, 2e-7], "<1e-06 on all seeds"),
+        ([1e-9, 1e-7, 2e-7], "<1e-06 (all seeds)"),
         ([1e-9, 1e-7, 2e-6], "<1e-06 (<1e-06 to 2e-06)"),
     ],
 )

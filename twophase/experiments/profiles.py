@@ -238,7 +238,7 @@ def _losses(losses: pd.Series) -> str:
 
 def _short(value: float) -> str:
     """Two digits, as in 2.1e−5, with a minus at which no line breaks."""
-    if value == 0 or 1e-2 <= value < 100:
+    if value == 0 or 1e-4 <= value < 100:
         return f"{value:.2g}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}".replace("-", "\N{MINUS SIGN}")

@@ -100,7 +100,7 @@ class Ratio(NamedTuple):
         if self.seeds == 1:
             return f"{ratio_text(self.median)} (one seed)"
         if 0 < self.low <= self.high < LEAST:
-            return f"{ratio_text(self.median)} on all seeds"
+            return f"{ratio_text(self.median)} (all seeds)"
         return f"{ratio_text(self.median)} ({ratio_text(self.low)} to {ratio_text(self.high)})"
 
 

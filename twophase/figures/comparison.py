@@ -197,11 +197,11 @@ def profile(ax: Axes, shares: pd.DataFrame) -> Axes:
 
 
 def loss_ratios(ax: Axes, found: pd.DataFrame) -> Axes:
-    """Draw ratios of losses, a row for each method: a mark for each seed, a bar at their median.
+    """Draw ratios of losses, a row for each method: a mark for each seed, a line at their median.
 
     `found` has columns `method`, drawn in the order they come in, from top to bottom, and
-    `loss_ratio`; a ratio below 1e-9 is drawn there. The axis is logarithmic, with a line at 1. Blue
-    is a median below 1, red one above.
+    `loss_ratio`; a ratio below 1e-9 is drawn there. The axis is logarithmic, with a line at 1.
+    Marks are blue where the median is below it, else red.
     """
     names = list(dict.fromkeys(found.method))
     ax.axvline(1, color=GREY, linewidth=0.8)
@@ -209,10 +209,10 @@ def loss_ratios(ax: Axes, found: pd.DataFrame) -> Axes:
         values = found.loss_ratio[found.method == name].clip(lower=LOWEST)
         median = values.median()
         color = BLUE if median < 1 else VERMILION
-        # a bar alone would hide the mark at the median, and marks each other
-        ax.plot([median], [row], "|", color=color, markersize=18, markeredgewidth=2.5)
+        ax.plot([median] * 2, [row - 0.35, row + 0.35], "-", color="black", linewidth=1.5)
+        # none above another
         rows = row + _SPREAD * (np.arange(len(values)) - (len(values) - 1) / 2)
-        ax.plot(values, rows, "o", color=color, mec="white", mew=0.5, markersize=6)
+        ax.plot(values, rows, "o", color=color, markersize=6)
     ax.set(xscale="log", ylim=(len(names) - 0.4, -0.6))
     ax.set_yticks(range(len(names)), names)
     plain_ticks(ax.xaxis)

@@ -103,8 +103,8 @@ def plain_ticks(axis: Axis) -> None:
         # steps that divide 1
         axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(NullLocator())
-    elif high < 100 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    elif high < 1000 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1, 3)))
     else:
         every = math.ceil(math.log10(high / low) / 7)
         axis.set_major_locator(FixedLocator([10.0 ** (every * n) for n in range(-20, 21)]))
