@@ -350,7 +350,7 @@ def _pattern(options: argparse.Namespace) -> None:
     pattern.save(found, options.out)
     facts = comparison.facts(options.arguments, options.device, executor, seconds)
     write_json(options.out / "provenance.json", facts)
-    print(pattern.single_peak(found), pattern.who_is_ahead(found), pattern.how_convex(found))
+    print(pattern.answers(found))
     print(f"tables: {options.out}")
 
 

@@ -1,5 +1,6 @@
 """A loss by the statistics that BatchNorm takes, against their definitions."""
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -48,6 +49,16 @@ def test_without_batch_norm_there_is_nothing_to_compare():
     loss = FullBatch(nn.Linear(1, 1), nn.functional.mse_loss, torch.ones(2, 1), torch.ones(2, 1))
     with pytest.raises(InputError, match="^model: 'Linear' is not allowed"):
         batch_norm.losses(loss)
+
+
+@pytest.mark.parametrize(("anew", "verdict"), [(0.5, "stays"), (2.0, "is lost")])
+def test_a_gain_is_lost_where_the_loss_with_new_statistics_rises(anew, verdict):
+    ways = batch_norm.AS_GATHERED, batch_norm.OF_THE_BATCH, batch_norm.ANEW
+    rows = [dict.fromkeys(ways, 1.0), dict(zip(ways, (0.1, 0.9, anew), strict=True))]
+    table = pd.DataFrame(rows, index=["before", "after"]).rename_axis("statistics:").reset_index()
+    said = batch_norm.in_words(table)
+    assert "that Adam gathered it falls from 1 to 0.1; with those of the batch it falls" in said
+    assert f"What it has gained {verdict} when the statistics are gathered anew." in said
 
 
 @pytest.mark.slow

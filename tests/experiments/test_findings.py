@@ -1,5 +1,7 @@
 """A comparison in tables for readers, against counts by hand on small curves."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -204,6 +206,12 @@ def test_validation_is_that_of_the_weights_with_the_lowest_training_loss():
     unseen = pd.concat([curve("adam", ADAM), curve("default", EARLY)])
     assert findings.in_validation(unseen, 9).empty
     assert findings.verdicts(unseen, 9)["validation loss / Adam's"].tolist() == [""]
+    one = findings.in_validation(table[table.seed == 0].assign(accuracy=np.nan), 9)
+    assert "accuracy" not in one, "a network that does not classify has none"
+    assert one.set_index("method").loc[METHODS["default"].label].to_dict() == {
+        **{"validation loss": "6", "lowest on the way": "1", "seeds": 1},
+        "passes to Adam's lowest": "0.50",
+    }
 
 
 def test_verdicts_are_by_passes_and_by_seconds(curves):
@@ -216,18 +224,47 @@ def test_verdicts_are_by_passes_and_by_seconds(curves):
     assert second["quickest by passes"].startswith(METHODS["adam"].label)
 
 
-def test_seed_0_is_compared_at_the_highest_level_that_all_methods_reached():
+def test_seed_0_is_compared_at_all_levels_and_medians_where_there_are_more_seeds():
     def run(method, seed, *losses):
         points = {"passes": [0, 10, 20, 31][: len(losses)], "loss": losses}
         return pd.DataFrame(points).assign(method=method, seed=seed)
 
     runs = [run("b", 0, 1, 0.5, 0.4, 0.3), run("b", 1, 1, 0.7, 0.2, 0.1), run("a", 0, 1, 0.6, 0.3)]
-    table = findings.at_levels(pd.concat(runs), [10, 20, 30])
+    table = findings.at_levels(pd.concat(runs), [10, 20, 30, 99])
     assert table.to_dict("list") == {
-        **{"method": ["b", "a"], "seeds": [2, 1], "loss at 10": pytest.approx([0.6, 0.6])},
-        **{"loss at 20": pytest.approx([0.3, 0.3]), "seed 0 at 20": [0.4, 0.3]},
-        "loss at 30": pytest.approx([0.3, np.nan], nan_ok=True),
+        **{"method": ["b", "a"], "loss at 10": [0.5, 0.6], "loss at 20": [0.4, 0.3]},
+        **{"loss at 30": pytest.approx([0.4, np.nan], nan_ok=True), "seeds": [2, 1]},
+        "median at 30": pytest.approx([0.3, np.nan], nan_ok=True),
     }
+    shorter = pd.concat([*runs, run("a", 1, 1, 0.6)])
+    assert findings.at_levels(shorter, [10, 20])["median at 10"].tolist() == [0.6, 0.6]
+    alone = pd.concat([run("b", 0, 1, 0.5), run("c", 0, 1, 0.5), run("a", 0, 1, 0.4)])
+    table = findings.at_levels(alone, [10, 20])
+    assert table.to_dict("list") == {"method": ["b = c", "a"], "loss at 10": [0.5, 0.4]}
+
+
+def test_a_change_helps_or_hurts_where_all_seeds_agree():
+    losses = pd.DataFrame({"a": [1.0, 1.0, 1.0], "b": [2.0, 4.0, 3.0], "c": [0.5, 2.0, 2.0]})
+    pairs = {"a for b": ("a", "b"), "b for a": ("b", "a"), "c for a": ("c", "a")}
+    table = findings.changes(losses, pairs).set_index("change")
+    assert table.verdict.tolist() == ["helps", "hurts", "no clear difference"]
+    assert table.loc["a for b"].tolist()[:3] == [3, 2, 4]
+    one = findings.changes(losses[:1], pairs)
+    assert set(one.verdict) == {"one seed says little"}
+
+
+def test_agreement_by_chance_is_a_coin_thrown_for_each_seed():
+    said = findings.by_chance(13, 3)
+    assert "in one row of 4" in said and "about 3 of these 13 rows" in said
+    heads = np.array(list(product((True, False), repeat=5)))
+    agreeing = (heads.all(axis=1) | ~heads.any(axis=1)).mean()
+    assert f"in one row of {1 / agreeing:.0f}:" in findings.by_chance(1, 5)
+
+
+def test_a_standing_names_the_lowest_and_the_places_of_others():
+    losses = pd.DataFrame({"method": list("aabbcc"), "loss": [3.0, 5.0, 1.0, 2.0, 9.0, 9.0]})
+    said = findings.standing_in_words(losses, {"c": "the last", "b": "the first"})
+    assert said == "1.5, of b. Of 3 methods the last 9, number 3; the first 1.5, number 1"
 
 
 def test_methods_without_their_package_are_named(monkeypatch):

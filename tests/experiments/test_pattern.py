@@ -51,17 +51,16 @@ LOSSES = {
 
 def test_problems_are_laid_side_by_side():
     found = made_up(LOSSES | {pattern.DEFAULT_AT_SHARE: (0.1, 0.1)})
-    (row,) = pattern.overview({"made up": found}).to_dict("records")
-    assert row == {
-        **{
-            "problem": "made up",
-            "single hill": "1 of 2",
-            "clearly non-convex in the end": "1 of 2",
-        },
-        "the race: training, validation": "1.00, 1.00",
-        "default second phase: training, validation": "0.075, 0.075",
-        "CG: training, validation": "3.00, 3.00",
-    }
+    ends = found.ends
+    never = ends.assign(swap_epoch=ends.swap_epoch.mask(ends.strategy == CG))
+    for of, cg in ((found, "3.00"), (found._replace(ends=never), "never")):
+        training, validation = pattern.overview({"made up": of}).to_dict("records")
+        assert training == {
+            **{"problem": "made up", "single hill": "1 of 2", "loss": "training"},
+            **{"clearly non-convex in the end": "1 of 2"},
+            **{"race": "1.00", "default second phase": "0.075", "CG": cg},
+        }
+        assert validation == training | {"loss": "validation"}
 
 
 @pytest.mark.parametrize("name", pattern.KEPT.values())
@@ -69,7 +68,8 @@ def test_kept_patterns_are_whole(name):
     found = pattern.committed(name)
     assert found.ends.groupby("strategy").seed.nunique().eq(3).all()
     assert found.audits[found.audits["at"] == "end"].seed.nunique() == 3
-    assert len(pattern.overview({name: found})) == 1
+    assert len(pattern.overview({name: found})) == 2
+    assert "**Is the second phase ahead?** In training loss" in pattern.answers(found)
 
 
 def test_losses_are_compared_with_adams_of_the_same_seed():
@@ -77,36 +77,113 @@ def test_losses_are_compared_with_adams_of_the_same_seed():
     assert ALONE not in set(found.strategy)
     assert found[found.strategy == RACE].loss.tolist() == [0.5, 1.5]
     assert found[found.strategy == CG].validation_loss.tolist() == [4, 2]
+    assert found.switched.all()
     said = pattern.who_is_ahead(made_up(LOSSES, LOSSES | {RACE: (0.1, 0.2)}))
-    assert "*race* **1** (1 of 2); *three tenths, then CG* **3** (0 of 2)" in said
-    assert "In validation loss the lowest is *race* **0.1** (2 of 2)" in said
+    assert "In training loss **0 of 5** strategies that switched end below Adam alone" in said
+    assert "*race* 1.00 (1 of 2)" in said and "*three tenths, then CG* 3.00 (0 of 2)" in said
+    assert (
+        "In validation loss **1 of 5** strategies" in said and "seed: *race* 0.10 (2 of 2)" in said
+    )
+    assert "ever switched" not in said and "last weights" not in said
+
+
+def without_swaps(found, strategy, seeds=(0, 1)):
+    """The same, but that the strategy never switched on some seeds."""
+    never = found.ends.strategy.eq(strategy) & found.ends.seed.isin(seeds)
+    return found._replace(ends=found.ends.assign(swap_epoch=found.ends.swap_epoch.mask(never)))
+
+
+def test_who_never_switched_is_neither_ahead_nor_behind():
+    found = without_swaps(made_up(LOSSES), RACE)
+    said = pattern.who_is_ahead(found)
+    assert "In training loss **0 of 4** strategies" in said and "*race* " not in said
+    assert said.endswith("Never switched, and so are Adam with fewer epochs: *race*.")
+    assert pattern.beside_adam(found).groupby("strategy").switched.all().sum() == 4
+    # on one seed: the ratio is that of the other
+    found = without_swaps(made_up(LOSSES), RACE, [1])
+    assert "In training loss **1 of 5** strategies" in pattern.who_is_ahead(found)
+    assert "*race* 0.50 (1 of 1)" in pattern.who_is_ahead(found)
+    assert pattern.medians(found).loc[RACE, "training loss / Adam's"] == "0.50"
+    assert pattern.medians(found).loc[RACE, "switched, seeds"] == "1 of 2"
+
+
+def test_weights_with_the_lowest_validation_loss_are_not_beside_adams_last():
+    by_validation = {pattern.BY_VALIDATION: (0.2, 0.4)}
+    found = made_up(LOSSES | by_validation)
+    for seeds in ([], [0, 1]):
+        said = pattern.who_is_ahead(without_swaps(found, pattern.BY_VALIDATION, seeds))
+        assert "In validation loss **0 of 5** strategies" in said
+        assert "keeps those at which its own is lowest, and so comes to 0.20 of Adam's" in said
+        assert said.count("*race by validation* 0.20 (2 of 2)") == (0 if seeds else 1)
 
 
 def test_medians_are_over_the_seeds():
     found = pattern.medians(made_up(LOSSES))
-    assert found.loc[RACE].tolist() == [1.75, 1.75] and list(found.index) == list(LOSSES)
+    assert found.loc[RACE].tolist() == [1.75, 1.75, "1.00", "1.00", "2 of 2"]
+    assert found.loc[ALONE].tolist() == [1.5, 1.5, "–", "–", "–"]
+    assert list(found.index) == list(LOSSES)
+    never = pattern.medians(without_swaps(made_up(LOSSES), CG)).loc[CG]
+    assert never.tolist() == [4, 4, "–", "–", "never"]
+
+
+def test_ends_and_peaks_say_who_never_switched():
+    found = without_swaps(made_up(LOSSES), CG)
+    shown = pattern.ends(found, 1).set_index("strategy")
+    assert shown["swap after epoch"][[ALONE, RACE, CG]].tolist() == ["–", 4, "never"]
+    assert list(shown) == ["swap after epoch", *pattern.LOSSES.values(), *pattern.COSTS.values()]
+    peaks = pattern.peaks_to_read(without_swaps(found, RACE, [0]))
+    assert peaks["swap: race"].tolist() == ["never", 4]
+    assert peaks["epoch of the largest smoothed norm"].tolist() == [18, 18]
+    assert peaks["norm in the end / largest"].tolist() == [0.5 / 8] * 2
+
+
+def test_switches_are_a_row_for_each_seed_and_rule():
+    found = pattern.switches(without_swaps(made_up(LOSSES), "smoothed", [1]))
+    assert set(found.rule) == {*pattern.RULES, RACE} and len(found) == 8
+    fired = found.set_index(["model", "rule"]).fired
+    assert fired["seed 0", RACE] == 3 and fired["seed 1", "literal"] == 4
+    assert pd.isna(fired["seed 1", "smoothed"])
 
 
 def test_a_single_hill_is_told_from_two():
     found = made_up(LOSSES)
     assert pattern.peaks(found).hills.tolist() == [1, 2]
     said = pattern.single_peak(found)
-    assert "a single hill on **1 of 2** seeds (2 on the others)" in said
-    assert "*race* after epoch 3, 4" in said
+    assert said.startswith("**On 1 of 2 seeds.** ")
+    assert "a single clear hill on **1 of 2** seeds (2 hills on 1)." in said
+    assert "at 0.062 of its largest smoothed value. Switches" in said
+    assert "*race* after epoch 3, 4." in said
+
+
+def test_a_norm_that_hardly_comes_down_has_no_peak_behind_it():
+    found = made_up(LOSSES)
+    rising = found.traces[found.traces.seed == 0]
+    rising = rising.assign(grad_norm=np.r_[np.ones(35), 5, 50, 30, 5, 1])
+    assert traces.hills(rising.grad_norm) == [39]
+    said = pattern.single_peak(found._replace(traces=rising))
+    assert said.startswith("**No.** ") and "a single clear hill on **1 of 1** seeds. In" in said
+    assert "which on **1 of 1** seeds is in the last tenth of the epochs: it hardly falls" in said
 
 
 def test_rules_that_never_switch_say_so():
-    found = made_up(LOSSES)
-    never = found.ends.strategy.eq("smoothed")
-    sometimes = found.ends.strategy.eq("literal") & found.ends.seed.eq(1)
-    ends = found.ends.assign(swap_epoch=found.ends.swap_epoch.mask(never | sometimes))
-    said = pattern.single_peak(found._replace(ends=ends))
+    found = without_swaps(without_swaps(made_up(LOSSES), "smoothed"), "literal", [1])
+    said = pattern.single_peak(found)
     assert "*smoothed* never;" in said and "*literal* after epoch 3, never on 1;" in said
 
 
 def test_convexity_is_counted_by_place():
     said = pattern.how_convex(made_up(LOSSES))
-    assert "clearly negative where Adam ends on **1 of 2** seeds" in said
+    assert said.startswith("**No.** The loss is clearly non-convex, ")
+    assert "where Adam ends on **1 of 2** seeds (median of λmin/λmax: −0.5)." in said
+    found = made_up(LOSSES, smallest=(-1e-3, -1e-4))
+    assert pattern.how_convex(found).startswith("**Yes, as far as eigenvalues tell.** ")
+    more = pd.concat([found.audits, found.audits.assign(at=RACE, smallest=-1.0)])
+    both = pattern.how_convex(found._replace(audits=more.reset_index(drop=True)))
+    assert both.startswith("**Only where Adam ends.** ")
+    assert "where *race* switches on **2 of 2** seeds" in both
+    shown = pattern.curvature(found._replace(audits=more.assign(convexity="clearly negative")))
+    assert set(shown["at"]) == {"end of Adam", RACE}
+    assert set(shown.convexity) == {"clearly non-convex"}
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,17 @@ def test_cells_below_one_pay(curves):
     assert payoff_map.paying(found, "target") == "3: 0 of 3; 9: 2 of 3"
 
 
+def test_adam_is_harder_to_beat_where_cells_are_higher_with_more_steps(curves):
+    found = payoff_map.ratios(curves, [3, 9], 64)
+    said = payoff_map.harder(found)
+    assert "**Yes**: the second phase needs a larger part of Adam's passes at K/B = 8" in said
+    assert "than at K/B = 2 in 2 of 2 pairs" in said
+    assert "**No**: " in payoff_map.harder(found.rename({"8": "2", "2": "8"})[::-1])
+    mixed = found.assign(more=[1.0, 0.5, 2.0])
+    assert "**Not always**: " in payoff_map.harder(mixed) and "2 of 3" in payoff_map.harder(mixed)
+    assert payoff_map.harder(found.loc[["8"]]).endswith("a map with one K/B cannot say.")
+
+
 def test_the_summary_names_swaps_after_which_it_always_pays(curves):
     found = payoff_map.ratios(curves, [3, 9], 64)
     assert "pays in **2 of 6** cells" in payoff_map.summary(found)
@@ -121,9 +132,27 @@ def test_what_is_foretold_is_held_against_the_adam_that_went_on():
         **{"says it does not, it does": 0, "says it does not, it does not": 0},
         "forecast / Adam's loss, median": pytest.approx(3),
     }
+    right = (
+        "Its word is right in **1 of 2** cases; to say each time that it pays would be right in 1."
+    )
+    assert payoff_map.right_in_words(said) == right
+    mostly = pd.DataFrame({"says": [True, True, False], "is": [False, True, False]})
+    assert "**2 of 3**" in payoff_map.right_in_words(mostly)
+    assert payoff_map.right_in_words(mostly).endswith("that it does not pay would be right in 2.")
     curves.loc[curves.method == "default", "loss"] = high
     (row,) = payoff_map.confusion(payoff_map.foretold(curves, histories, [9])).to_dict("records")
     assert row["says it does not, it does not"] == 2
+
+
+def test_a_trend_is_held_against_the_adam_that_went_on():
+    phases = ["adam"] * 9 + ["second"] * 3
+    losses = [*np.geomspace(9, 1, 9), 0.5, 0.2, 0.1]
+    table = pd.DataFrame({"epoch": range(1, 13), "phase": phases, "train_loss": losses})
+    records = list(table.assign(passes=3, validation_loss=None).itertuples())
+    foreseen = forecast(records[:9], 9)
+    said = payoff_map.trend_in_words(records, foreseen / 2)
+    assert said.endswith("after as many passes; its trend is 2.00 times that.")
+    assert f"has {foreseen / 2:.3g} after" in said
 
 
 FULL = {"problem": "poisson", "model": "", "train_examples": np.nan, "batch_size": np.nan}
@@ -141,16 +170,20 @@ def smooth():
 
 
 def test_full_batch_problems_beside_adam_and_torchs_lbfgs(smooth):
-    (row,) = payoff_map.full_batch(smooth, [3, 9], "BFGS").to_dict("records")
+    (row,) = payoff_map.full_batch(smooth, [3, 9]).to_dict("records")
     torchs, golden = METHODS["torch-lbfgs"].label, METHODS["golden"].label
     assert row == {
-        **{"problem": "poisson", "swap after": 9, "dtype": "float32"},
-        **{"BFGS to Adam's 3": "1.00 (1.00 to 1.00)"},
-        **{"BFGS to Adam's 9": "0.33 (0.33 to 0.33)"},
-        **{f"{torchs} to Adam's 9": "0.67 (0.67 to 0.67)", f"{golden} to Adam's 9": "missed"},
-        **{"BFGS to torch's lowest": "0.67 (0.67 to 0.67)"},
-        **{"last loss / torch's": pytest.approx(0.25)},
+        "problem": "poisson",
+        **{"default: to Adam at 3": "1.00 (1.00 to 1.00)"},
+        **{"default: to Adam at 9": "0.33 (0.33 to 0.33)"},
+        **{f"{torchs}: to Adam at 9": "0.67 (0.67 to 0.67)", f"{golden}: to Adam at 9": "missed"},
+        **{"default: to torch's lowest": "0.67 (0.67 to 0.67)"},
+        **{"last loss / torch's": "0.25"},
     }
+    later = pd.concat([smooth, smooth.assign(swap_epoch=99, dtype="float64")])
+    both = payoff_map.full_batch(later, [9])
+    assert both.problem.tolist() == ["poisson, float32", "poisson, float64"]
+    assert both["epochs before the swap"].tolist() == [9, 99]
 
 
 def test_verdicts_are_over_all_swaps_and_seeds(smooth):

@@ -105,6 +105,8 @@ def test_a_ratio_is_quicker_where_all_seeds_are_clearly_below_1(values, quicker)
         ([0.6, math.inf, math.inf], "missed on 2 of 3 seeds (0.60 at best)"),
         ([math.inf, math.inf], "missed"),
         ([0.0123, 9.94, 12.3], "9.94 (0.012 to 12)"),
+        ([1e-9, 1e-7, 2e-7], "<1e-06 (all seeds)"),
+        ([1e-9, 1e-7, 2e-6], "<1e-06 (<1e-06 to 2e-06)"),
     ],
 )
 def test_a_ratio_says_its_range_and_its_misses(values, text):
@@ -112,5 +114,7 @@ def test_a_ratio_says_its_range_and_its_misses(values, text):
 
 
 def test_a_ratio_has_two_decimals_or_two_digits():
-    assert [ratio_text(value) for value in (0.5, 0.0949, 99.6)] == ["0.50", "0.095", "1e+02"]
+    assert [ratio_text(value) for value in (0.5, 0.0949, 99.6)] == ["0.50", "0.095", "100"]
+    assert [ratio_text(value) for value in (163.7, 1234, 5e7)] == ["160", "1,200", "5e+07"]
+    assert [ratio_text(value) for value in (2e-6, 9e-7, 0)] == ["2e-06", "<1e-06", "0"]
     assert Ratio(2.0, 1.0, 3.0, 3).text == "2.00 (1.00 to 3.00)"

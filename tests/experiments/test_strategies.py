@@ -106,6 +106,18 @@ def test_costs_per_iteration_are_those_of_the_second_phase(outcomes):
     assert found["trials per iteration"][BOTH] == 5
 
 
+def test_ends_are_of_the_final_weights_and_say_what_they_took(outcomes):
+    losses = dict.fromkeys(("train_loss", "validation_loss"), 0.25)
+    accuracies = dict.fromkeys(("train_accuracy", "validation_accuracy"), 0.5)
+    ended = {
+        name: one._replace(summary=one.summary | losses | accuracies)
+        for name, one in outcomes.items()
+    }
+    found = strategies.ends(ended).set_index("strategy")
+    assert found.passes.tolist() == [12, 22, 10, 14]
+    assert found.loc[BOTH, "train loss"] == 0.25 and found.loc[CG, "val. acc."] == 0.5
+
+
 def test_equal_cost_is_what_adam_spent(outcomes):
     lowest = strategies.at_equal_cost(outcomes)
     assert lowest.epochs.tolist() == [0.2, 0.1, 0.1, 0.8]
@@ -141,14 +153,28 @@ TOYS = {
     ("norms", "words"),
     [
         ([2, 1, 3, 2.5, 2.6], "falls in 1 of the 2 epochs up to the largest value and rises in 1 "),
-        ([2, 1, 3, 2.5, 2.6], "of the 2 after it."),
+        ([2, 1, 3, 2.5, 2.6], "of the 2 epochs after it."),
         ([2, 1, 3, 2.5, 2.6], "switches after epoch **2**, 1 epoch before the largest value."),
         ([2, 3, 2], "switches after epoch **3**, 1 epoch after the largest value."),
         ([1, 2, 4, 3.9, 3.8, 3], "switches after epoch **6**, 3 epochs after the largest value."),
         ([1, 2, 4], "`GradientNormPeak(factor=0.9)` never switches."),
         ([1, 2, 4], "largest after epoch **3** of 3 with 4, and 4 at the end"),
+        ([1, 2, 4], "no fall behind a peak can be seen. It falls in 0 of the 2 epochs up to the "),
+        (
+            [4, 2, 3],
+            "not rise to a peak. It rises in 1 of the 2 epochs after it. The rule",
+        ),
     ],
 )
 def test_the_norm_in_words(norms, words):
     history = pd.DataFrame({"train_loss": np.linspace(1, 0.1, len(norms)), "grad_norm": norms})
-    assert words in strategies.norm_in_words(history, tp.GradientNormPeak(0.9))
+    said = strategies.norm_in_words(history, tp.GradientNormPeak(0.9))
+    assert words in said and "of the 0" not in said
+
+
+def test_a_batch_of_all_examples_is_full_batch_adam():
+    assert strategies.batches_in_words(8, 17) == "Batches of 8 make 3 steps of Adam an epoch."
+    for size in (17, 32):
+        assert "holds all 17 examples: here Adam is full-batch" in strategies.batches_in_words(
+            size, 17
+        )

@@ -62,10 +62,32 @@ def test_the_axis_holds_the_medians_and_the_caption_says_what_leaves_it(ax):
 @pytest.mark.parametrize(("count", "bands"), [(4, 4), (5, 2)])
 def test_of_many_methods_only_two_have_bands(ax, count, bands):
     methods = ["adam", "sgd", "golden", "default", "cg"][:count]
-    curves = pd.concat([curve(method, 0, [1.0, 0.5, 0.2]) for method in methods])
+    seeds = [curve(method, seed, [1.0, 0.5, 0.2]) for method in methods for seed in (0, 1)]
+    curves = pd.concat(seeds)
     comparison_figures.loss_bands(ax, curves)
     assert (len(ax.lines), len(ax.collections)) == (count, bands)
-    assert ("of Adam and of the default" in comparison_figures.reading(curves)) == (bands == 2)
+    said = comparison_figures.reading(curves)
+    assert said.startswith("lines are medians over 2 seeds, bands the range")
+    assert ("of Adam and of the default" in said) == (bands == 2)
+    one = comparison_figures.reading(curves[curves.seed == 1])
+    assert one == "a line for each method, of one seed"
+
+
+def test_a_validation_loss_far_above_the_others_leaves_the_axis():
+    rows = np.arange(100)
+    validation = 1 + rows / 1000
+    curves = pd.concat([curve("adam", 0, [1.0, 0.5, 0.2])] * 34)[:100].assign(
+        passes_spent=rows, validation_loss=validation
+    )
+    assert "top" not in comparison_figures.reading(curves)
+    spike = curves.assign(validation_loss=[*validation[:-1], 5.0])
+    assert "a validation loss that leaves the axis at the top goes up to 5" in (
+        comparison_figures.reading(spike)
+    )
+    for table, top in ((curves, 1.2), (spike, 1.2)):
+        shown = comparison_figures.losses(table).axes[2]
+        assert shown.get_ylim()[1] < top
+    assert ";" not in comparison_figures.reading(curves.assign(validation_loss=np.nan))
 
 
 def test_panels_with_one_axis_of_losses_hold_the_lowest():
@@ -85,25 +107,30 @@ def test_a_profile_steps_where_a_setting_is_solved(ax):
     assert ax.lines[0].get_drawstyle() == "steps-post" and ax.get_xscale() == "log"
 
 
-def test_ratios_have_a_row_for_each_method_with_a_bar_at_the_median(ax):
+def test_ratios_have_a_row_for_each_method_with_a_line_at_the_median(ax):
     found = pd.DataFrame({"method": ["a", "a", "a", "b"], "loss_ratio": [0.5, 2.0, 3.0, 0.0]})
     comparison_figures.loss_ratios(ax, found)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
-    _, marks, bar, low, _ = ax.lines
-    assert marks.get_xydata().tolist() == [[0.5, 0], [2.0, 0], [3.0, 0]]
-    assert bar.get_xydata().tolist() == [[2.0, 0]]
+    _, bar, marks, _, low = ax.lines
+    assert marks.get_xdata().tolist() == [0.5, 2.0, 3.0]
+    heights = marks.get_ydata()
+    assert abs(heights).max() < 0.3 and len(set(heights)) == 3, "in its row, none above another"
+    assert list(bar.get_xdata()) == [2.0, 2.0] and sum(bar.get_ydata()) == 0
     assert low.get_xydata().tolist() == [[comparison_figures.LOWEST, 1]]
-    assert bar.get_color() != low.get_color()
+    assert marks.get_color() != low.get_color()
 
 
 def test_the_map_writes_ratios_misses_and_nothing_where_nothing_was_run():
     cells = pd.MultiIndex.from_tuples([("16", 10), ("4", 30)])
     ratios = pd.DataFrame({100: [0.5, np.inf], 300: [0.012, np.nan]}, index=cells)
-    (ax,) = comparison_figures.payoff_map(ratios).axes
+    ax, bar = comparison_figures.payoff_map(ratios).axes
     assert [text.get_text() for text in ax.get_yticklabels()] == [
-        "K/B = 16, swap after 10",
-        "K/B = 4, swap after 30",
+        "K/B = 16, swap after 10 epochs",
+        "K/B = 4, swap after 30 epochs",
     ]
+    assert [line.get_ydata()[0] for line in ax.lines] == [0.5], "between two K/B"
+    named = [text.get_text() for text in bar.get_yticklabels()]
+    assert named == ["≤ 0.1", "0.2", "0.5", "1", "2", "5", "≥ 10"]
     assert [text.get_text() for text in ax.texts] == ["0.50", "0.012", "missed", ""]
     assert [text.get_color() for text in ax.texts[:2]] == ["black", "white"]
     assert [text.get_text() for text in ax.get_xticklabels()] == ["100", "300"]

@@ -19,7 +19,9 @@ def axes():
 
 def pattern(**columns):
     rows = [
-        {"strategy": name, "seed": seed, "loss": loss, "validation_loss": 2 * loss} | columns
+        {"strategy": name, "seed": seed, "loss": loss, "validation_loss": 2 * loss}
+        | {"swap_epoch": 3}
+        | columns
         for name, losses in {ALONE: (1.0, 2.0), "race": (0.5, 4.0), "literal": (2.0, 2.0)}.items()
         for seed, loss in enumerate(losses)
     ]
@@ -28,15 +30,36 @@ def pattern(**columns):
 
 def test_marks_are_ratios_and_lines_their_medians(axes):
     left, right = ends_beside_adam(axes, pattern())
-    marks = {
-        line.get_ydata()[0]: line.get_xdata() for line in left.lines if line.get_marker() == "o"
-    }
-    assert marks[0] == pytest.approx([0.5, 2]) and marks[1] == pytest.approx([2, 1])
-    medians = [line.get_xdata()[0] for line in left.lines if line.get_color() == "black"]
-    assert medians == pytest.approx([1.25, 1.5])
+    full, hollow = marks(left)
+    assert full[0] == pytest.approx([0.5, 2]) and full[1] == pytest.approx([2, 1]) and not hollow
+    assert medians(left) == pytest.approx([1.25, 1.5])
     assert [label.get_text() for label in left.get_yticklabels()] == ["race", "literal"]
     assert left.get_ylim()[0] > left.get_ylim()[1], "the first on top"
     assert "validation" in right.get_xlabel()
+
+
+def marks(ax):
+    """The places of full and of hollow marks, by row."""
+    found = {}, {}
+    for line in ax.lines:
+        if line.get_marker() == "o" and len(line.get_xdata()):
+            hollow = line.get_markerfacecolor() == "none"
+            found[hollow][line.get_ydata()[0]] = list(line.get_xdata())
+    return found
+
+
+def medians(ax):
+    return [line.get_xdata()[0] for line in ax.lines if line.get_color() == "black"]
+
+
+def test_where_it_never_switched_marks_are_hollow_and_not_in_the_median(axes):
+    found = pattern()
+    never = found.ends.seed.eq(1) & found.ends.strategy.eq("race")
+    ends = found.ends.assign(swap_epoch=found.ends.swap_epoch.mask(never))
+    left, _ = ends_beside_adam(axes, found._replace(ends=ends))
+    full, hollow = marks(left)
+    assert full == {0: [0.5], 1: [2, 1]} and hollow == {0: [2]}
+    assert medians(left) == pytest.approx([0.5, 1.5])
 
 
 def test_without_validation_there_is_one_axis(axes):

@@ -58,7 +58,10 @@ def test_marked_epochs_are_apart_even_where_they_are_equal(ax):
     assert len({(m.get_color(), m.get_marker()) for m in marks}) == 2
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.3, 2.4), (0.6, 1.3), (0.95, 1.02), (0.15, 1.2)])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.3, 2.4), (0.6, 1.3), (0.95, 1.02), (0.15, 1.2), (0.95, 6), (0.9, 7.5), (1e-9, 1e3)],
+)
 def test_short_axes_have_a_tick_at_one(ax, low, high):
     ax.set(yscale="log", ylim=(low, high))
     style.plain_ticks(ax.yaxis)
@@ -83,3 +86,13 @@ def test_a_logarithmic_axis_has_a_readable_number_of_plain_ticks(ax, low, high):
     ]
     assert 2 <= len(inside) <= 7
     assert all(float(text.get_text()) > 0 for text in inside)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1, "1"), (0.001, "0.001"), (1000, "1000"), (1e-8, "$10^{-8}$"), (2e-8, r"$2\times10^{-8}$")],
+)
+def test_only_very_small_and_large_ticks_are_powers(ax, value, text):
+    ax.set(yscale="log", ylim=(value / 3, 3 * value))
+    style.plain_ticks(ax.yaxis)
+    assert ax.yaxis.get_major_formatter()(value) == text

@@ -42,6 +42,12 @@ def test_only_shapes_with_a_peak_have_one():
     plt.close(fig)
 
 
+def test_an_odd_number_of_panels_leaves_one_empty():
+    fig = trace_figures.panels([("d", "m", seed) for seed in range(5)], lambda ax, key: None, 2, "")
+    assert [ax.axison for ax in fig.axes] == [True] * 5 + [False]
+    plt.close(fig)
+
+
 def test_each_trace_has_a_panel_with_its_own_switches():
     columns = {"dataset": "d", "model": "m", "epoch": [1, 2, 3] * 3, "loss": 1.0}
     columns |= {"seed": [2] * 3 + [0] * 3 + [1] * 3, "grad_norm": range(1, 10)}
@@ -49,8 +55,8 @@ def test_each_trace_has_a_panel_with_its_own_switches():
     found = traces.outcomes(recorded, {"at 2": FixedEpoch(2), "at 9": FixedEpoch(9)})
     found.loc[found.seed == 0, "fired"] = 3
     fig = trace_figures.norm_traces(recorded, found)
-    *panels, empty = fig.axes
-    assert not empty.axison and fig.legends
+    panels = fig.axes
+    assert len(panels) == 3 and fig.legends, "none is empty"
     drawn = [{line.get_label(): line.get_xydata() for line in ax.lines} for ax in panels]
     assert [lines["each epoch"][0, 1] for lines in drawn] == [1, 4, 7]
     assert [lines["at 2 switches"][0, 0] for lines in drawn] == [2, 3, 2]

@@ -45,6 +45,9 @@ def test_grad_norm_over_loss_has_a_part_per_phase_that_meet_at_the_swap(ax, hist
     assert (drawn["swap"].get_xdata()[0], drawn["swap"].get_ydata()[0]) == (0.05, 0.08)
     assert drawn["after epoch 1"].get_xdata()[0] == 0.09
     assert labels(ax) == ("training loss (training: right to left)", r"gradient norm $\|g\|$")
+    assert ax.get_xlim()[0] == 0 == ax.get_ylim()[0]
+    other = training_figures.grad_norm_over_loss(Figure().subplots(), history[:2])
+    assert other.get_xlim()[0] > 0.07 and other.get_ylim()[0] == 0, "it would be pressed together"
 
 
 def test_grad_norm_over_loss_of_one_phase_has_no_swap(ax, history):
@@ -156,6 +159,8 @@ def test_losses_over_costs_use_the_papers_axis_passes_and_seconds(history):
     parts = {"Adam": ("run", slice(0, 3)), "CG": ("run", slice(2, None))}
     training_figures.loss_over_costs(axes, {"run": history}, parts, parameters=2_000, examples=500)
     x = [lines(ax)["CG"].get_xdata().tolist() for ax in axes]
+    colors = {line.get_color() for line in axes[0].lines}
+    assert len(colors) == 1, "both are parts of one run"
     assert x == [[3.0, 4.0, 5.0], [9, 24, 40], [3.0, 7.0, 12.0]]  # 2,000 parameters: 0.002 million
     assert lines(axes[0])["Adam"].get_ydata().tolist() == [0.09, 0.08, 0.05]
     assert [ax.get_xlabel() for ax in axes] == [

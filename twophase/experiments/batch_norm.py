@@ -57,3 +57,23 @@ def before_and_after(config: RunConfig, place: branches.Place) -> pd.DataFrame:
     trainer.model.load_state_dict(weights)
     rows = {"where Adam stops": before, "where the second phase ends": losses(trainer.objective)}
     return pd.DataFrame(rows).T.rename_axis("statistics:").reset_index()
+
+
+def in_words(table: pd.DataFrame) -> str:
+    """A sentence on what `before_and_after` shows: what a second phase has done to each loss."""
+    before, after = (row for _, row in table.iloc[:, 1:].iterrows())
+    ways = {
+        AS_GATHERED: "with the statistics that Adam gathered",
+        OF_THE_BATCH: "with those of the batch",
+        ANEW: "with those gathered anew",
+    }
+    said = [
+        f"{way} it {'falls' if after[name] < before[name] else 'rises'} from {before[name]:.2g} to "
+        f"{after[name]:.2g}"
+        for name, way in ways.items()
+    ]
+    kept = after[ANEW] < before[ANEW]
+    return (
+        f"The second phase minimises the first of these losses: {'; '.join(said)}. What it has "
+        f"gained {'stays' if kept else 'is lost'} when the statistics are gathered anew."
+    )

@@ -1,6 +1,6 @@
 """A comparison in tables for readers: what tuning chose, losses and costs, and who pays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import pandas as pd
 from twophase.experiments import profiles
 from twophase.experiments.comparison import TUNING_SEED, chosen
 from twophase.experiments.methods import METHODS
-from twophase.experiments.statistics import QUICKER, by_group, ratio_of
+from twophase.experiments.statistics import QUICKER, Ratio, by_group, ratio_of
 from twophase.objective import GRADIENT_PASSES
 from twophase.settings import Settings
 
@@ -259,9 +259,10 @@ def at_levels(curves: pd.DataFrame, levels: Sequence[int]) -> pd.DataFrame:
     """Lowest losses within so many passes, a row for each method.
 
     `curves` are of one problem, with columns method, seed, passes and loss; a run that has not come
-    to 0.9 of a level has no loss there. The columns: the number of `seeds`; for each level the
-    median over the seeds; and the loss of seed 0, which all methods have, at the highest level that
-    all of its runs have reached.
+    to 0.9 of a level has no loss there. The columns are the losses of seed 0, which all methods
+    have, at each level; and where some have more seeds, their number and the median over them at
+    the highest level that all of these runs have reached. Methods whose runs are the same have one
+    row.
     """
 
     def lowest(run: pd.DataFrame) -> dict[int, float]:
@@ -273,13 +274,59 @@ def at_levels(curves: pd.DataFrame, levels: Sequence[int]) -> pd.DataFrame:
         index=list(levels),
     ).T
     first = found.xs(0, level=1)
-    shared = first.columns[first.notna().all()][-1]
-    methods = found.groupby(level=0, sort=False)
-    table = methods.median().add_prefix("loss at ")
-    table.insert(0, "seeds", methods.size())
+    table = first.dropna(axis="columns", how="all").add_prefix("loss at ")
+    seeds = found.groupby(level=0).size()
+    more = found[found.index.get_level_values(0).map(seeds) > 1]
+    if len(more):
+        shared = more.columns[more.notna().all()][-1]
+        middle = more[shared].groupby(level=0).median()
+        table = table.assign(seeds=seeds, **{f"median at {shared}": middle})
+    alike = table.groupby([*table], dropna=False, sort=False)
     return (
-        table.assign(**{f"seed 0 at {shared}": first[shared]}).rename_axis("method").reset_index()
+        alike.apply(lambda of: " = ".join(of.index))
+        .rename("method")
+        .reset_index()[["method", *table]]
     )
+
+
+def changes(losses: pd.DataFrame, pairs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """By which factor changes of one thing lower the loss, a row for each.
+
+    `losses` has a row for each seed and a column for each method; `pairs` name for each change the
+    method with it and the one without. It helps or hurts where all seeds agree.
+    """
+
+    def verdict(ratio: Ratio) -> str:
+        if ratio.seeds == 1:
+            return "one seed says little"
+        return "helps" if ratio.low > 1 else "hurts" if ratio.high < 1 else "no clear difference"
+
+    rows = []
+    for change, (after, before) in pairs.items():
+        ratio = ratio_of(losses[before] / losses[after])
+        rows.append((change, ratio.median, ratio.low, ratio.high, verdict(ratio)))
+    return pd.DataFrame(rows, columns=["change", "factor (median)", "lowest", "highest", "verdict"])
+
+
+def by_chance(rows: int, seeds: int) -> str:
+    """How many of the verdicts of `changes` mean nothing, in words."""
+    expected = rows * 2.0 ** (1 - seeds)
+    return (
+        f"By chance alone {seeds} seeds agree on one side in one row of {2 ** (seeds - 1)}: if no "
+        f"change made a difference, about {expected:.0f} of these {rows} rows would say that it "
+        "helps or hurts."
+    )
+
+
+def standing_in_words(losses: pd.DataFrame, named: Mapping[str, str]) -> str:
+    """Which method has the lowest median loss over the seeds, and how some named ones stand.
+
+    `losses` has columns method and loss; `named` has the words for those that are told.
+    """
+    order = losses.groupby("method").loss.median().sort_values()
+    place = {name: number for number, name in enumerate(order.index, 1)}
+    said = [f"{words} {order[name]:.2g}, number {place[name]}" for name, words in named.items()]
+    return f"{order.iloc[0]:.2g}, of {order.index[0]}. Of {len(order)} methods {'; '.join(said)}"
 
 
 def missing(methods: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ from twophase.training import PAPER
 log = logging.getLogger("twophase")
 
 ALONE, RACE, CG = "Adam alone", "race", "three tenths, then CG"
-DEFAULT_AT_SHARE = "three tenths"
+BY_VALIDATION, DEFAULT_AT_SHARE = "race by validation", "three tenths"
 # rules of the norm or the loss that are asked where they switch
 RULES: dict[str, SwitchRule] = {
     "literal": GradientNormPeak(),
@@ -58,6 +58,14 @@ KEPT = {
 }
 # columns of a table of ends, and what they are called
 LOSSES = {"loss": "training loss", "validation_loss": "validation loss"}
+COSTS = {
+    "spent": "passes",
+    "trials": "of these in lost trials",
+    "reading": "more for reading the norm",
+}
+NEVER = "never"
+# A peak after this share of the epochs is not left behind.
+LATE = 0.9
 
 
 class Pattern(NamedTuple):
@@ -106,7 +114,7 @@ def strategies(config: RunConfig) -> dict[str, RunConfig]:
     return {
         ALONE: config.trunk(),
         RACE: raced,
-        "race by validation": replace(raced, keep="validation"),
+        BY_VALIDATION: replace(raced, keep="validation"),
         **by_rule,
         DEFAULT_AT_SHARE: replace(config, switch=share, fallback=None),
         CG: replace(config, **PAPER | {"switch": share}),
@@ -188,123 +196,227 @@ def committed(name: str) -> Pattern:
 
 
 def overview(found: Mapping[str, Pattern]) -> pd.DataFrame:
-    """A row for each problem, by its name: one hill or more, what is convex, and who is ahead.
+    """Two rows for each problem, by its name: one hill or more, what is convex, and who is ahead.
 
     On how many seeds the norm of Adam alone has a single clear hill, and the Hessian a clearly
     negative eigenvalue where Adam ends; then losses in the end, training and validation, in units
-    of those of Adam alone at equal passes, medians over the seeds.
+    of those of Adam alone at equal passes, medians over the seeds; or who never switched.
     """
-    shown = {
-        RACE: "the race",
-        DEFAULT_AT_SHARE: "default second phase",
-        CG: "CG",
-    }
+    shown = {RACE: "race", DEFAULT_AT_SHARE: "default second phase", CG: "CG"}
     rows = []
     for name, one in found.items():
         seeds, hills = one.ends.seed.nunique(), peaks(one).hills
         convex = clearly_negative(one.audits[one.audits["at"] == "end"])
         row = {"problem": name, "single hill": f"{(hills == 1).sum()} of {seeds}"}
         row["clearly non-convex in the end"] = f"{convex.sum()} of {seeds}"
-        medians = beside_adam(one).groupby("strategy")[[*LOSSES]].median()
-        rows.append(
-            row
-            | {
-                f"{words}: training, validation": ", ".join(map(ratio_text, medians.loc[strategy]))
-                for strategy, words in shown.items()
+        by = beside_adam(one).groupby("strategy")
+        middle, switched = by[[*LOSSES]].median(), by.switched.any()
+        for column, words in LOSSES.items():
+            ratios = {
+                label: ratio_text(middle[column][strategy]) if switched[strategy] else NEVER
+                for strategy, label in shown.items()
             }
-        )
+            rows.append(row | {"loss": words.removesuffix(" loss")} | ratios)
     return pd.DataFrame(rows)
 
 
 def ends(found: Pattern, seed: int) -> pd.DataFrame:
     """What each strategy of a seed has come to, in a table to read."""
-    columns = ["strategy", "swap_epoch", "loss", "validation_loss", "spent", "reading", "trials"]
-    rows = found.ends[found.ends.seed == seed][columns].astype({"swap_epoch": "Int64"})
-    rows = rows.dropna(axis="columns", how="all").reset_index(drop=True)
-    return rows.rename(columns=lambda name: name.replace("_", " "))
+    rows = found.ends[found.ends.seed == seed].dropna(axis="columns", how="all")
+    swaps = rows.swap_epoch.astype("Int64").astype(object)
+    never = rows.strategy.map({ALONE: "–"}).fillna(NEVER)
+    rows = rows.assign(swap_epoch=swaps.where(swaps.notna(), never))
+    names = {"strategy": "strategy", "swap_epoch": "swap after epoch"} | LOSSES | COSTS
+    return rows[[name for name in names if name in rows]].rename(columns=names)
 
 
 def medians(found: Pattern) -> pd.DataFrame:
-    """For each strategy the medians over the seeds of the losses in the end."""
-    return found.ends.groupby("strategy", sort=False)[[*LOSSES]].median().rename(columns=LOSSES)
+    """For each strategy the medians of its losses in the end, and of their ratios to Adam's.
+
+    The ratios are those of the seeds on which it switched, whose number is there, too; the index is
+    the strategy.
+    """
+    losses = found.ends.groupby("strategy", sort=False)[[*LOSSES]].median().rename(columns=LOSSES)
+    ratios = beside_adam(found)
+    switched = ratios.groupby("strategy").switched.agg(
+        lambda of: f"{of.sum()} of {len(of)}" if of.any() else NEVER
+    )
+    middle = ratios[ratios.switched].groupby("strategy")[[*LOSSES]].median().map(ratio_text)
+    middle = middle.rename(
+        columns={column: f"{words} / Adam's" for column, words in LOSSES.items()}
+    )
+    return losses.join(middle).join(switched.rename("switched, seeds")).fillna("–")
 
 
 def peaks(found: Pattern) -> pd.DataFrame:
     """For each seed the hills of Adam's norm, its peak, and the epochs at which rules switch.
 
-    A hill rises from what is before it by half, and falls again by as much; see `traces.hills`.
+    A hill rises by half from what is before it, and falls again by a third; see `traces.hills`.
+    All of it is of the smoothed norm; `end` is its last value, in parts of the largest.
     """
     rows = []
     for seed, trace in found.traces.groupby("seed"):
         swaps = found.ends[found.ends.seed == seed].set_index("strategy").swap_epoch
+        norms, curve = trace.grad_norm, traces.smoothed(trace.grad_norm)
         rows.append(
-            {"seed": seed, "epochs": len(trace), "hills": len(traces.hills(trace.grad_norm))}
-            | {"largest norm": traces.peak_epoch(trace.grad_norm)}
+            {"seed": seed, "epochs": len(trace), "hills": len(traces.hills(norms))}
+            | {"peak": traces.peak_epoch(norms), "end": curve[-1] / curve.max()}
             | {name: swaps[name] for name in (*RULES, RACE)}
         )
     return pd.DataFrame(rows).astype(dict.fromkeys([*RULES, RACE], "Int64"))
 
 
+def peaks_to_read(found: Pattern) -> pd.DataFrame:
+    """`peaks` with headings to read."""
+    table = peaks(found)
+    names = {"peak": "epoch of the largest smoothed norm"}
+    names |= {"end": "norm in the end / largest"}
+    for rule in (*RULES, RACE):
+        swaps = table[rule].astype(object)
+        table[rule] = swaps.where(swaps.notna(), NEVER)
+        names[rule] = f"swap: {rule}"
+    return table.rename(columns=names)
+
+
+def switches(found: Pattern) -> pd.DataFrame:
+    """Where each rule and the race switch on each seed, with columns as of `traces.outcomes`."""
+    keys = found.traces[traces.KEY].drop_duplicates()
+    rows = found.ends[found.ends.strategy.isin([*RULES, RACE])]
+    names = {"strategy": "rule", "swap_epoch": "fired"}
+    return keys.merge(rows, on="seed").rename(columns=names)[[*traces.KEY, *names.values()]]
+
+
 def beside_adam(found: Pattern) -> pd.DataFrame:
-    """Losses in the end over those of Adam alone at equal passes, a row for a seed and strategy."""
-    ends = found.ends.set_index(["strategy", "seed"])[["loss", "validation_loss"]]
-    ratios = ends / ends.loc[ALONE].reindex(ends.index, level="seed")
-    return ratios.dropna(axis="columns", how="all").reset_index().query("strategy != @ALONE")
+    """Losses in the end over those of Adam alone at equal passes, a row for a seed and strategy.
+
+    `switched` says whether it ever did. If not, it is Adam with fewer epochs, as what it reads and
+    tries is charged.
+    """
+    ends = found.ends.set_index(["strategy", "seed"])
+    losses = ends[[*LOSSES]]
+    ratios = losses / losses.loc[ALONE].reindex(losses.index, level="seed")
+    ratios = ratios.dropna(axis="columns", how="all").assign(switched=ends.swap_epoch.notna())
+    return ratios.reset_index().query("strategy != @ALONE")
 
 
 def single_peak(found: Pattern) -> str:
-    """In words: whether the norm has one hill, and where the rules switch."""
+    """In words: whether the norm has one hill and comes down again, and where the rules switch."""
     table = peaks(found)
-    others = sorted(table.hills[table.hills != 1])
-    said = f"a single hill on **{(table.hills == 1).sum()} of {len(table)}** seeds"
-    said += f" ({', '.join(map(str, others))} on the others)" if others else ""
-    when = [f"*{name}* {_epochs(table[name])}" for name in (*RULES, RACE)]
-    return f"The norm of Adam alone has {said}. Switches: {'; '.join(when)}."
+    single, late = table.hills.eq(1), table.peak.gt(LATE * table.epochs)
+    others = table.hills[~single].astype(object).replace(0, "no").value_counts(sort=False)
+    counts = ", ".join(f"{hills} hills on {seeds}" for hills, seeds in others.items())
+    said = f"a single clear hill on {_of(single)} seeds{f' ({counts})' if counts else ''}. In the "
+    said += f"end it is at {_span(table.end)} of its largest smoothed value"
+    if late.any():
+        said += f", which on {_of(late)} seeds is in the last tenth of the epochs: it hardly falls"
+    when = "; ".join(f"*{name}* {_epochs(table[name])}" for name in (*RULES, RACE))
+    return f"{_plainly(single & ~late)} The norm of Adam alone has {said}. Switches: {when}."
+
+
+def _of(true: pd.Series) -> str:
+    return f"**{true.sum()} of {len(true)}**"
+
+
+def _span(ratios: pd.Series) -> str:
+    """The lowest and the highest of some ratios, or the only one."""
+    return " to ".join(dict.fromkeys(map(ratio_text, (ratios.min(), ratios.max()))))
+
+
+def _plainly(true: pd.Series) -> str:
+    """An answer in a word or so, by what is true of each seed."""
+    if true.any() and not true.all():
+        return f"**On {true.sum()} of {len(true)} seeds.**"
+    return "**Yes.**" if true.all() else "**No.**"
 
 
 def _epochs(fired: pd.Series) -> str:
     """The epochs of each seed, missing where a rule never switched."""
     if fired.isna().all():
-        return "never"
-    epochs = ", ".join(map(str, sorted(fired.dropna())))
-    return f"after epoch {epochs}" + (f", never on {fired.isna().sum()}" if fired.hasnans else "")
+        return NEVER
+    epochs = sorted(fired.dropna())
+    every = epochs[:1] if len({*epochs}) == 1 else epochs
+    return f"after epoch {', '.join(map(str, every))}" + (
+        f", never on {fired.isna().sum()}" if fired.hasnans else ""
+    )
 
 
 def who_is_ahead(found: Pattern) -> str:
-    """In words: which strategies end below Adam alone, in training and in validation loss."""
+    """In words: which strategies end below Adam alone, in training and in validation loss.
+
+    On seeds on which a strategy never switched it is not counted. Nor is the validation loss of the
+    race by validation: it keeps the weights at which that was lowest, and Adam here does not.
+    """
     ratios = beside_adam(found)
-    said = []
-    for column, name in (("loss", "training"), ("validation_loss", "validation")):
-        if column not in ratios:
-            continue
-        by = ratios.groupby("strategy", sort=False)[column]
-        best = by.median().idxmin()
-        of = {chosen: by.get_group(chosen) for chosen in (best, RACE, CG)}
-        words = [
-            f"*{of}* **{r.median():.2g}** ({(r < 1).sum()} of {len(r)})" for of, r in of.items()
-        ]
-        said.append(f"in {name} loss the lowest is {words[0]}; {'; '.join(words[1:])}")
-    ends = ". ".join(one[0].upper() + one[1:] for one in said)
-    return (
-        f"{ends}: in units of Adam's alone at equal passes, in brackets on how many seeds below it."
+    counted = ratios[ratios.switched]
+    fair = {"loss": counted, "validation_loss": counted[counted.strategy != BY_VALIDATION]}
+    said = [_below(fair[column], column) for column in LOSSES if column in ratios]
+    said.append(
+        "In parts of Adam's at equal passes, medians over the seeds on which they switched; in "
+        "brackets, on how many of these they are below."
     )
+    never = ~ratios.groupby("strategy", sort=False).switched.any()
+    if never.any():
+        names = ", ".join(f"*{name}*" for name in never.index[never])
+        said.append(f"Never switched, and so are Adam with fewer epochs: {names}.")
+    # by validation Adam without a swap, too, has other weights than its last
+    kept = (counted if (counted.strategy == BY_VALIDATION).any() else ratios).query(
+        "strategy == @BY_VALIDATION"
+    )
+    if "validation_loss" in kept and len(kept):
+        said.append(
+            "Validation losses are those of the last weights. "
+            f"*{BY_VALIDATION}* keeps those at which its own is lowest, and so comes to "
+            f"{ratio_text(kept.validation_loss.median())} of Adam's; it is not counted there."
+        )
+    return " ".join(said)
+
+
+def _below(ratios: pd.DataFrame, column: str) -> str:
+    """How many strategies are below Adam on every seed, and the medians of all of them."""
+    by = ratios.groupby("strategy")[column]
+    below, seeds = by.agg(lambda of: (of < 1).sum()), by.size()
+    text = [
+        f"*{name}* {ratio_text(middle)} ({below[name]} of {seeds[name]})"
+        for name, middle in by.median().sort_values().items()
+    ]
+    ahead = f"{_of(below == seeds)} strategies that switched end below Adam alone on every seed"
+    return f"In {LOSSES[column]} {ahead}: {'; '.join(text)}."
 
 
 def curvature(found: Pattern) -> pd.DataFrame:
     """The audits in a table to read: a row for each seed and place."""
-    names = {"smallest": "λmin", "largest": "λmax", "negative_share": "share of negative curvature"}
+    names = {"smallest": "λmin", "largest": "λmax", "negative_share": "negative share"}
     columns = ["seed", "at", "epoch", "loss", *names, "convexity"]
-    return found.audits[columns].rename(columns=names)
+    table = found.audits[columns].rename(columns=names)
+    return table.assign(
+        at=table["at"].replace("end", "end of Adam"),
+        convexity=table.convexity.str.replace("negative", "non-convex"),
+    )
 
 
 def how_convex(found: Pattern, level: float = 1e-2) -> str:
     """In words: on how many seeds the loss is clearly non-convex at each swap and in the end."""
-    said = []
+    said, places = [], {}
     for at, audits in found.audits.groupby("at", sort=False):
-        negative = int(clearly_negative(audits, level).sum())
+        negative = clearly_negative(audits, level)
         ratio = (audits.smallest / audits[["smallest", "largest"]].abs().max(axis=1)).median()
         where = "where Adam ends" if at == "end" else f"where *{at}* switches"
-        said.append(
-            f"{where} on **{negative} of {len(audits)}** seeds (median of λmin/λmax: {ratio:.2g})"
-        )
-    return f"The smallest eigenvalue is clearly negative {'; '.join(said)}."
+        places[where] = not negative.any()
+        middle = f"{ratio:.2g}".replace("-", "\N{MINUS SIGN}")
+        said.append(f"{where} on {_of(negative)} seeds (median of λmin/λmax: {middle})")
+    convex = " and ".join(where for where, true in places.items() if true)
+    plain = "Yes, as far as eigenvalues tell" if all(places.values()) else f"Only {convex}"
+    return (
+        f"**{plain if convex else 'No'}.** The loss is clearly non-convex, which is to say that "
+        f"λmin is below \N{MINUS SIGN}{level:g} times the largest |λ|, {'; '.join(said)}."
+    )
+
+
+def answers(found: Pattern) -> str:
+    """All that is asked of a problem, answered in words, in Markdown."""
+    asked = {
+        "One peak?": single_peak,
+        "A convex region?": how_convex,
+        "Is the second phase ahead?": who_is_ahead,
+    }
+    return "\n\n".join(f"**{question}** {answer(found)}" for question, answer in asked.items())

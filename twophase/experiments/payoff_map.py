@@ -1,6 +1,6 @@
 """When a second phase pays: maps over mini-batch steps, swap, target and precision, in tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -8,7 +8,8 @@ import pandas as pd
 from twophase.experiments import profiles, statistics
 from twophase.experiments.config import RunConfig
 from twophase.experiments.methods import METHODS
-from twophase.payoff import forecast
+from twophase.payoff import forecast, payoffs
+from twophase.record import Record
 
 AXES = ["steps", "swap_epoch"]
 
@@ -53,10 +54,29 @@ def summary(table: pd.DataFrame) -> str:
     always = ", ".join(map(str, swaps.index[swaps])) or "none"
     return (
         f"the second phase pays in **{paying(table)}** cells.\n\n"
-        f"- By swap epoch: {paying(table, 'swap_epoch')}.\n"
+        f"- By epochs before the swap: {paying(table, 'swap_epoch')}.\n"
         f"- By target, in passes of Adam: {paying(table, 'target')}.\n"
         f"- By mini-batch steps per epoch, K/B: {paying(table, 'steps')}.\n"
         f"- Swaps after which it pays for every target and every K/B: {always}."
+    )
+
+
+def harder(table: pd.DataFrame) -> str:
+    """Whether Adam is harder to beat the more steps it makes in an epoch, by a map, in words.
+
+    Cells of the largest and of the smallest K/B are compared, of the same swap and target.
+    """
+    steps = table.index.unique("steps")
+    most, fewest = (table.xs(steps[place], level="steps") for place in (0, -1))
+    both = most.index.intersection(fewest.index)
+    higher = (most.loc[both] > fewest.loc[both]).to_numpy()
+    if len(steps) < 2 or not higher.size:
+        return "Whether a larger K/B is harder to beat, a map with one K/B cannot say."
+    plain = "Yes" if higher.all() else "Not always" if higher.any() else "No"
+    return (
+        f"Is Adam harder to beat the larger K/B is? **{plain}**: the second phase needs a larger "
+        f"part of Adam's passes at K/B = {steps[0]} than at K/B = {steps[-1]} in {higher.sum()} of "
+        f"{higher.size} pairs of cells of the same swap and target."
     )
 
 
@@ -116,6 +136,28 @@ def confusion(said: pd.DataFrame) -> pd.DataFrame:
     return statistics.by_group(said.sort_values("passes", kind="stable"), ["passes"], describe)
 
 
+def right_in_words(said: pd.DataFrame) -> str:
+    """How often what `foretold` says is right, and how often the same word each time would be."""
+    right, pays = int((said["says"] == said["is"]).sum()), int(said["is"].sum())
+    word = "pays" if 2 * pays >= len(said) else "does not pay"
+    return (
+        f"Its word is right in **{right} of {len(said)}** cases; to say each time that it {word} "
+        f"would be right in {max(pays, len(said) - pays)}."
+    )
+
+
+def trend_in_words(records: Iterable[Record], adam: float) -> str:
+    """How far Adam's trend at a run's last second phase is from the loss of an Adam that went on.
+
+    `adam` is its loss after as many passes.
+    """
+    foreseen = payoffs(records)[-1].foreseen
+    return (
+        f"The Adam that did go on has {adam:.3g} after as many passes; its trend is "
+        f"{statistics.ratio_text(foreseen / adam)} times that."
+    )
+
+
 def precisions(curves: pd.DataFrame, targets: Sequence[int], examples: int) -> pd.DataFrame:
     """The maps of `ratios` of several precisions, side by side on the cells that all of them have.
 
@@ -126,14 +168,14 @@ def precisions(curves: pd.DataFrame, targets: Sequence[int], examples: int) -> p
     return table[sorted(table.columns, key=lambda pair: pair[::-1])]
 
 
-def full_batch(curves: pd.DataFrame, targets: Sequence[int], name: str = "default") -> pd.DataFrame:
+def full_batch(curves: pd.DataFrame, targets: Sequence[int]) -> pd.DataFrame:
     """Full-batch problems: passes to Adam's losses and to the lowest of torch's L-BFGS.
 
-    `curves` have methods "adam", "default" and "torch-lbfgs"; `targets` are those of `ratios`, and
-    `name` is what the default was when the curves were made. A
-    row for each problem, swap and precision: the default's passes to each target, those of the
-    others to the largest, in parts of Adam's; the default's passes to the lowest loss of torch's
-    L-BFGS in parts of torch's; and the median ratio of their last losses.
+    `curves` have methods "adam", "default" and "torch-lbfgs"; `targets` are those of `ratios`. A
+    row for each problem, swap and precision, of which those that are everywhere the same are left
+    out: the default's passes to each target, those of the others to the largest, in parts of
+    Adam's; the default's passes to the lowest loss of torch's L-BFGS in parts of torch's; and the
+    median ratio of their last losses.
     """
     budget = max(targets)
 
@@ -143,14 +185,20 @@ def full_batch(curves: pd.DataFrame, targets: Sequence[int], name: str = "defaul
         others = [method for method in last.method.unique() if method not in ("adam", "default")]
         ends = last.pivot(index="seed", columns="method", values="loss")
         return {
-            **{f"{name} to Adam's {n}": _ratio(found[n], "default").text for n in targets},
-            **{f"{METHODS[m].label} to Adam's {budget}": _ratio(last, m).text for m in others},
-            f"{name} to torch's lowest": profiles.against(of, budget).text,
-            "last loss / torch's": (ends["default"] / ends["torch-lbfgs"]).median(),
+            **{f"default: to Adam at {n}": _ratio(found[n], "default").text for n in targets},
+            **{f"{METHODS[m].label}: to Adam at {budget}": _ratio(last, m).text for m in others},
+            "default: to torch's lowest": profiles.against(of, budget).text,
+            "last loss / torch's": statistics.ratio_text(
+                (ends["default"] / ends["torch-lbfgs"]).median()
+            ),
         }
 
-    table = statistics.by_group(curves, ["problem", "swap_epoch", "dtype"], describe)
-    return table.rename(columns={"swap_epoch": "swap after"})
+    table = statistics.by_group(curves, ["problem", "dtype", "swap_epoch"], describe)
+    if table.dtype.nunique() > 1:
+        table["problem"] += ", " + table.dtype
+    if table.swap_epoch.nunique() == 1:
+        table = table.drop(columns="swap_epoch")
+    return table.drop(columns="dtype").rename(columns={"swap_epoch": "epochs before the swap"})
 
 
 def verdicts(curves: pd.DataFrame, passes: int) -> pd.DataFrame:

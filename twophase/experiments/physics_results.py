@@ -1,6 +1,7 @@
 """What `benchmarks/physics_networks.py` left: errors of physics-informed networks over the cost."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,19 +36,21 @@ def load(folder: Path) -> PhysicsResults:
         raise DataError(f"{folder}: no results of physics_networks.py ({error})") from error
 
 
-def to_errors(results: PhysicsResults, seed: int = 0) -> pd.DataFrame:
+def to_errors(
+    results: PhysicsResults, seed: int = 0, levels: Sequence[float] = LEVELS
+) -> pd.DataFrame:
     """Seconds and passes until the error is at a level, and the last error, as texts."""
     curves, rows = results.curves, []
     for problem, of in curves[curves.seed == seed].groupby("problem", sort=False):
         for method, path in of.groupby("method", sort=False):
-            cells = [_reached(path[path.error <= level]) for level in LEVELS]
+            cells = [_reached(path[path.error <= level]) for level in levels]
             end = path.iloc[-1]
             last = f"{end.error:.1e} ({end.seconds:.0f} s, {end.passes:,.0f})"
             rows.append((problem, method, *cells, last))
         if known := results.published.get(str(problem)):
-            cells = [f"{known[f'{x:g}']:g} s" if f"{x:g}" in known else "–" for x in LEVELS]
+            cells = [f"{known[f'{x:g}']:g} s" if f"{x:g}" in known else "–" for x in levels]
             rows.append((problem, PUBLISHED, *cells, f"{known['lowest']:.1e} (1000 s)"))
-    columns = ["problem", "method", *(f"{level:.0e}" for level in LEVELS), "at the end"]
+    columns = ["problem", "method", *(f"{level:.0e}" for level in levels), "at the end"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -165,19 +165,23 @@ def validation(curves: pd.DataFrame, passes: int, by: Sequence[str]) -> pd.DataF
 
     Of the weights with the lowest training loss; the lowest validation loss on the way, for who
     keeps those weights; and the passes to the lowest one of Adam, in parts of Adam's own, where a
-    miss is a method that never was there. Medians over the seeds and ranges.
+    miss is a method that never was there. Medians over the seeds and ranges; without an accuracy
+    where there is none.
     """
 
     def describe(of: pd.DataFrame) -> dict[str, Any]:
-        return {
+        texts = {
             "validation loss": _losses(of.end),
             "lowest on the way": _losses(of.lowest),
-            "accuracy": f"{of.accuracy.median():.3f}",
+            "accuracy": f"{of.accuracy.median():.3f}" if of.accuracy.notna().any() else None,
             "passes to Adam's lowest": ratio_of(of.ratio).text,
-            "seeds": of.seed.nunique(),
         }
+        # a column of its own says how many they are
+        texts = {name: text and text.removesuffix(" (one seed)") for name, text in texts.items()}
+        return texts | {"seeds": of.seed.nunique()}
 
-    return by_group(validation_ends(curves, passes), by, describe)
+    table = by_group(validation_ends(curves, passes), by, describe)
+    return table.dropna(axis="columns", how="all")
 
 
 def validation_ratio(curves: pd.DataFrame, passes: int, method: str) -> str:
@@ -234,7 +238,7 @@ def _losses(losses: pd.Series) -> str:
 
 def _short(value: float) -> str:
     """Two digits, as in 2.1e−5, with a minus at which no line breaks."""
-    if value == 0 or 1e-2 <= value < 100:
+    if value == 0 or 1e-4 <= value < 100:
         return f"{value:.2g}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}".replace("-", "\N{MINUS SIGN}")

@@ -66,6 +66,8 @@ def ratio(losses: np.ndarray, reference: np.ndarray) -> Estimate:
 
 
 QUICKER = 1 / 1.06
+# Ratios below this are shown as this.
+LEAST = 1e-6
 
 
 class Ratio(NamedTuple):
@@ -97,6 +99,8 @@ class Ratio(NamedTuple):
             return f"missed on {self.missed} of {self.seeds} seeds ({ratio_text(self.low)} at best)"
         if self.seeds == 1:
             return f"{ratio_text(self.median)} (one seed)"
+        if 0 < self.low <= self.high < LEAST:
+            return f"{ratio_text(self.median)} (all seeds)"
         return f"{ratio_text(self.median)} ({ratio_text(self.low)} to {ratio_text(self.high)})"
 
 
@@ -110,7 +114,15 @@ def ratio_of(ratios: Sequence[float]) -> Ratio:
 
 
 def ratio_text(value: float) -> str:
-    """A ratio with two decimals, or two digits where that is less; "a miss" for inf."""
+    """A ratio with two decimals, or two digits where that is less; "a miss" for inf.
+
+    Below `LEAST`, where rounding and luck decide, it says only that.
+    """
     if np.isinf(value):
         return "a miss"
-    return f"{value:.2f}" if 0.095 <= value < 9.95 else f"{value:.2g}"
+    if 0 < value < LEAST:
+        return f"<{LEAST:.0e}"
+    if 0.095 <= value < 9.95:
+        return f"{value:.2f}"
+    digits = f"{value:.2g}"
+    return f"{float(digits):,.0f}" if 1 < value < 1e6 else digits

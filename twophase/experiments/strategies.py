@@ -88,13 +88,14 @@ def course(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
 
 
 def ends(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
-    """Losses and accuracies of each run's final weights; see `twophase.Record`."""
+    """Losses and accuracies of each run's final weights, see `twophase.Record`, and its passes."""
     columns = {
         **{"train loss": "train_loss", "train acc.": "train_accuracy"},
         **{"val. loss": "validation_loss", "val. acc.": "validation_accuracy"},
     }
     rows = [
-        {"strategy": name} | {label: one.summary[of] for label, of in columns.items()}
+        {"strategy": name, "passes": one.history.passes.sum()}
+        | {label: one.summary[of] for label, of in columns.items()}
         for name, one in outcomes.items()
     ]
     return pd.DataFrame(rows)
@@ -157,15 +158,37 @@ def norm_in_words(history: pd.DataFrame, rule: SwitchRule) -> str:
     norms, top = history.grad_norm, int(history.grad_norm.idxmax())
     change = norms.diff()
     early, late = change[1 : top + 1], change[top + 1 :]
+    zigzag = [
+        f"{word} in {count} of the {len(epochs)} epochs {where}"
+        for word, count, epochs, where in (
+            ("falls", (early < 0).sum(), early, "up to the largest value"),
+            ("rises", (late > 0).sum(), late, "after it"),
+        )
+        if len(epochs)
+    ]
     fired = first_switch(rule, branches.trace(history))
     firing = "never switches"
     if fired is not None:
         away = fired - (top + 1)
         epochs = f"{abs(away)} epoch{'s' * (abs(away) != 1)} {'before' if away < 0 else 'after'}"
         firing = f"switches after epoch **{fired}**, {epochs if away else 'at'} the largest value"
+    shape = ""
+    if top == 0:
+        shape = " It is largest at the start, so that it does not rise to a peak."
+    elif len(late) < 0.1 * len(norms):
+        shape = " It is largest near the end, so that no fall behind a peak can be seen."
     return (
         f"Under Adam alone the norm is {norms[0]:.3g} after the first epoch, largest after epoch "
         f"**{top + 1}** of {len(norms)} with {norms[top]:.3g}, and {norms.iloc[-1]:.3g} at the "
-        f"end. It falls in {(early < 0).sum()} of the {len(early)} epochs up to the largest value "
-        f"and rises in {(late > 0).sum()} of the {len(late)} after it. The rule `{rule}` {firing}."
+        f"end.{shape} It {' and '.join(zigzag)}. The rule `{rule}` {firing}."
+    )
+
+
+def batches_in_words(batch_size: int, examples: int) -> str:
+    """A sentence on how many steps Adam makes in an epoch."""
+    if batch_size < examples:
+        return f"Batches of {batch_size} make {-(-examples // batch_size)} steps of Adam an epoch."
+    return (
+        f"A batch of {batch_size} holds all {examples} examples: here Adam is full-batch Adam, "
+        "with one step an epoch and none of the noise of mini-batches."
     )

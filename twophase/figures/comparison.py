@@ -40,6 +40,8 @@ LABELS = {
 }
 # ratios beyond this factor either way have the darkest colour
 _DARKEST = 10.0
+# what the map's colour bar names
+_LEVELS = (1 / _DARKEST, 0.2, 0.5, 1, 2, 5, _DARKEST)
 # a cell's text is white where its colour is darker than this part of the way
 _DARK = 0.6
 _POINTS = 120
@@ -49,6 +51,10 @@ LOWEST = 1e-9
 DEEPEST = 1e-12
 # the axis of losses ends at this part of the lowest median
 _BELOW = 0.3
+# of the validation losses, what their axis holds where the others would press them together
+_NEARLY_ALL = 0.98
+# of the height of a row, between the marks of two seeds
+_SPREAD = 0.14
 # the bands of more methods would hide the lines
 _FEW = 4
 _BANDED = ("adam", "default")
@@ -59,7 +65,8 @@ def loss_bands(
 ) -> Axes:
     """Draw the lowest loss so far against cost: for each method the median and range over seeds.
 
-    Or the validation loss of its weights, where `of` is "validation_loss", without an end below.
+    Or the validation loss of its weights, where `of` is "validation_loss"; a few that are far above
+    the others leave the axis.
 
     A method that gave up keeps the loss it had. Losses are on a logarithmic axis, which ends a
     little below the lowest median, or at 1e-12 of the first loss. Of more than four methods only
@@ -78,10 +85,13 @@ def loss_bands(
         if method in banded:
             ends = losses.min(axis=0), losses.max(axis=0)
             ax.fill_between(grid, *ends, color=look["color"], alpha=0.12, lw=0)
-    unit = "passes since the prefix" if cost == "passes_spent" else "seconds since the prefix"
-    ax.set(yscale="log", xlabel=unit, xlim=(0, None))
+    unit = "passes" if cost == "passes_spent" else "seconds"
+    ax.set(yscale="log", xlabel=f"{unit} after the shared epochs of Adam", xlim=(0, None))
     if of == "loss":
         ax.set_ylim(bottom=max(ax.get_ylim()[0], _bottom(curves)))
+    elif _spike(curves):
+        ax.set_ylim(top=_top(curves))
+    plain_ticks(ax.yaxis)
     return ax
 
 
@@ -90,9 +100,12 @@ def reading(*groups: pd.DataFrame, shared: bool = False) -> str:
 
     `shared` says that the axes of several groups have one scale of losses, as in `panels`.
     """
-    text = "lines are medians over the seeds, bands the range"
-    if any(len(_banded(of)) < of.method.nunique() for of in groups):
-        text += " of Adam and of the default second phase"
+    seeds = max(of.seed.nunique() for of in groups)
+    text = "a line for each method, of one seed"
+    if seeds > 1:
+        text = f"lines are medians over {seeds} seeds, bands the range"
+        if any(len(_banded(of)) < of.method.nunique() for of in groups):
+            text += " of Adam and of the default second phase"
     bottoms = [_bottom(of) for of in groups]
     if shared:
         bottoms = [min(bottoms)] * len(groups)
@@ -102,6 +115,8 @@ def reading(*groups: pd.DataFrame, shared: bool = False) -> str:
         lowest = min(below)
         depth = f"$10^{{{np.floor(np.log10(lowest)):.0f}}}$" if lowest > 0 else "0"
         text += f"; what leaves the axis at the bottom goes on, down to about {depth}"
+    if spikes := list(filter(None, map(_spike, groups))):
+        text += f"; a validation loss that leaves the axis at the top goes up to {max(spikes):.2g}"
     return text
 
 
@@ -113,6 +128,18 @@ def _banded(curves: pd.DataFrame) -> list[str]:
 def _bottom(curves: pd.DataFrame) -> float:
     ends = curves.groupby(["method", "seed"]).loss.min().groupby("method").median()
     return max(_BELOW * ends.min(), DEEPEST * curves.loss.max())
+
+
+def _top(curves: pd.DataFrame) -> float:
+    """Where the axis of validation losses ends, a little above nearly all of them."""
+    low, high = curves.validation_loss.quantile([0, _NEARLY_ALL])
+    return float(high * (high / low) ** 0.1)
+
+
+def _spike(curves: pd.DataFrame) -> float | None:
+    """The largest validation loss, where it would press most of the others together."""
+    low, high, most = np.log(curves.validation_loss.quantile([0, _NEARLY_ALL, 1]))
+    return float(np.exp(most)) if most - high > 0.5 * (high - low) else None
 
 
 def losses(curves: pd.DataFrame) -> Figure:
@@ -141,6 +168,7 @@ def panels(axes: np.ndarray, curves: Mapping[str, pd.DataFrame]) -> np.ndarray:
     shared = axes.flat[0].get_shared_y_axes()
     if all(shared.joined(axes.flat[0], ax) for ax in axes.flat):
         axes.flat[0].set_ylim(bottom=min(map(_bottom, curves.values())))
+        plain_ticks(axes.flat[0].yaxis)
     for ax in axes.flat[len(curves) :]:
         ax.set_axis_off()
     for ax in axes[:-1].flat:
@@ -169,10 +197,11 @@ def profile(ax: Axes, shares: pd.DataFrame) -> Axes:
 
 
 def loss_ratios(ax: Axes, found: pd.DataFrame) -> Axes:
-    """Draw ratios of losses, a row for each method: a mark for each seed, a bar at their median.
+    """Draw ratios of losses, a row for each method: a mark for each seed, a line at their median.
 
     `found` has columns `method`, drawn in the order they come in, from top to bottom, and
     `loss_ratio`; a ratio below 1e-9 is drawn there. The axis is logarithmic, with a line at 1.
+    Marks are blue where the median is below it, else red.
     """
     names = list(dict.fromkeys(found.method))
     ax.axvline(1, color=GREY, linewidth=0.8)
@@ -180,10 +209,13 @@ def loss_ratios(ax: Axes, found: pd.DataFrame) -> Axes:
         values = found.loss_ratio[found.method == name].clip(lower=LOWEST)
         median = values.median()
         color = BLUE if median < 1 else VERMILION
-        ax.plot(values, [row] * len(values), "o", color=color, alpha=0.6, markersize=6)
-        ax.plot([median], [row], "|", color=color, markersize=18, markeredgewidth=2.5)
+        ax.plot([median] * 2, [row - 0.35, row + 0.35], "-", color="black", linewidth=1.5)
+        # none above another
+        rows = row + _SPREAD * (np.arange(len(values)) - (len(values) - 1) / 2)
+        ax.plot(values, rows, "o", color=color, markersize=6)
     ax.set(xscale="log", ylim=(len(names) - 0.4, -0.6))
     ax.set_yticks(range(len(names)), names)
+    plain_ticks(ax.xaxis)
     return ax
 
 
@@ -198,18 +230,31 @@ def payoff_map(ratios: pd.DataFrame) -> Figure:
     with np.errstate(divide="ignore"):
         levels = np.log10(np.clip(values, 1 / _DARKEST, _DARKEST))
     limit = np.log10(_DARKEST)
-    ax.imshow(levels, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto", zorder=0)
+    norm = TwoSlopeNorm(0, -limit, limit)
+    image = ax.imshow(levels, cmap="RdBu_r", norm=norm, aspect="auto", zorder=0)
     for (row, column), value in np.ndenumerate(values):
         color = "white" if abs(levels[row, column]) > _DARK * limit else "black"
         ax.text(column, row, cell_text(value), ha="center", va="center", color=color, fontsize=10)
     ax.set_xticks(range(len(ratios.columns)), map(str, ratios.columns))
-    ax.set_yticks(
-        range(len(ratios)), [f"K/B = {steps}, swap after {swap}" for steps, swap in ratios.index]
-    )
+    names = [f"K/B = {steps}, swap after {swap} epochs" for steps, swap in ratios.index]
+    ax.set_yticks(range(len(ratios)), names)
+    steps = ratios.index.get_level_values(0)
+    for row in np.flatnonzero(steps[1:] != steps[:-1]):
+        ax.axhline(row + 0.5, color="white", linewidth=6)
     ax.set_xlabel("target: Adam's loss after so many passes since the swap")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=ax, pad=0.01, ticks=np.log10(_LEVELS))
+    bar.set_ticklabels([_level(level) for level in _LEVELS])
+    bar.set_label("passes / Adam's")
     return figure
+
+
+def _level(ratio: float) -> str:
+    """What a tick of the colour bar says; the colours of its ends are those of all beyond, too."""
+    if ratio in (_LEVELS[0], _LEVELS[-1]):
+        return f"{'≤' if ratio < 1 else '≥'} {ratio:g}"
+    return f"{ratio:g}"
 
 
 def cell_text(value: float) -> str:

@@ -12,8 +12,9 @@ from twophase.figures.style import COLORS, GREY, MARKERS, plain_ticks
 def ends_beside_adam(axes: Sequence[Axes], found: Pattern) -> Sequence[Axes]:
     """Draw each strategy's loss in the end over that of Adam alone, a mark for each seed.
 
-    One of two axes for training loss, one for validation loss, strategies from top to bottom; the
-    short line is the median.
+    One of two axes for training loss, one for validation loss, strategies from top to bottom. The
+    short line is the median of those seeds on which a strategy switched; the marks of others are
+    hollow.
     """
     ratios = beside_adam(found)
     names = list(dict.fromkeys(ratios.strategy))
@@ -32,13 +33,13 @@ def _draw(
     ax: Axes, ratios: pd.DataFrame, names: list[str], column: str, color: str, marker: str
 ) -> None:
     for place, name in enumerate(names):
-        values = ratios[column][ratios.strategy == name]
-        ax.plot(values, [place] * len(values), marker, color=color, markersize=7, alpha=0.8)
-        middle = [values.median()] * 2
+        of = ratios[ratios.strategy == name]
+        for values, face in ((of[of.switched], color), (of[~of.switched], "none")):
+            look = {"color": color, "markerfacecolor": face, "markersize": 7, "alpha": 0.8}
+            ax.plot(values[column], [place] * len(values), marker, linestyle="none", **look)
+        middle = [of[column][of.switched].median()] * 2
         ax.plot(middle, [place - 0.3, place + 0.3], "-", color="black", linewidth=1.5)
     ax.axvline(1, color=GREY, linestyle="-", linewidth=0.8)
     ax.set(xscale="log", ylim=(len(names) - 0.5, -0.5))
     ax.grid(axis="y", linewidth=0.3)
-    low, high = ax.get_xlim()
-    if high < 100 * low:
-        plain_ticks(ax.xaxis)
+    plain_ticks(ax.xaxis)

@@ -1,5 +1,6 @@
 """The style of every figure: colours that all kinds of colour vision tell apart, marks, ticks."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import seaborn as sns
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 # Okabe and Ito's colours for all kinds of colour vision, without their yellow, which is too faint
 # for lines on white; neighbours differ in lightness, too.
@@ -92,15 +93,28 @@ def readable_on(colour: tuple[float, ...]) -> str:
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Some, but not too many, plain numbers on a logarithmic axis, however short it is.
+    """Some, but not too many, plain numbers on a logarithmic axis, however short or long it is.
 
-    They have 1 among them, the line of what is equal, where the axis has it.
+    They have 1 among them, the line of what is equal, where the axis has it. Very small and
+    very large ones are powers of ten.
     """
     low, high = axis.get_view_interval()
-    if high < 10 * low:
+    if high < 7 * low:
         # steps that divide 1
-        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+        axis.set_minor_locator(NullLocator())
+    elif high < 1000 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1, 3)))
     else:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        every = math.ceil(math.log10(high / low) / 7)
+        axis.set_major_locator(FixedLocator([10.0 ** (every * n) for n in range(-20, 21)]))
+    axis.set_major_formatter(_plain)
     axis.set_minor_formatter(NullFormatter())
+
+
+def _plain(value: float, position: int | None = None) -> str:
+    mantissa, _, exponent = f"{value:g}".partition("e")
+    if not exponent:
+        return mantissa
+    power = f"10^{{{int(exponent)}}}"
+    return f"${power}$" if mantissa == "1" else rf"${mantissa}\times{power}$"

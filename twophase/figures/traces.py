@@ -22,12 +22,14 @@ Key = tuple[str, str, int]
 def panels(
     keys: Collection[Key], draw: Callable[[Axes, Key], Any], height: float, ylabel: str, **kwargs
 ) -> Figure:
-    """A figure in two columns, a panel over the epochs for each trajectory, and one legend for all.
+    """A figure with a panel over the epochs for each trajectory, and one legend for all.
 
-    The `height` is that of a row, in inches; `kwargs` are passed on to `pyplot.subplots`.
+    Three are in a row, others in two columns. The `height` is that of a row, in inches; `kwargs`
+    are passed on to `pyplot.subplots`.
     """
-    rows = -(-len(keys) // 2)
-    fig, axes = plt.subplots(rows, 2, figsize=(WIDE, height * rows), squeeze=False, **kwargs)
+    columns = 3 if len(keys) == 3 else 2
+    rows = -(-len(keys) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(WIDE, height * rows), squeeze=False, **kwargs)
     for ax, key in zip(axes.flat, keys, strict=False):
         draw(ax, key)
         ax.set_title(f"{key[0]}, {key[1]}", fontsize=10)
@@ -35,7 +37,7 @@ def panels(
         ax.set_axis_off()
     fig.supxlabel("epoch", fontsize=11)
     fig.supylabel(ylabel, fontsize=11)
-    share_legend(list(axes.flat), ncols=3)
+    share_legend(list(axes.flat), ncols=4 if columns == 3 else 3)
     return fig
 
 
@@ -50,7 +52,9 @@ def norm_traces(recorded: pd.DataFrame, found: pd.DataFrame) -> Figure:
         peak = not key[1].startswith("no peak")
         norm_trace(ax, trajectories[key].grad_norm.to_numpy(), fired, peak=peak)
 
-    return panels(trajectories, draw, 2.1, "gradient norm (loss per unit of parameter)")
+    one_row = len(trajectories) == 3
+    height = 3.0 if one_row else 2.1
+    return panels(trajectories, draw, height, "gradient norm (loss per unit of parameter)")
 
 
 def norm_trace(

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ PHASE_STYLES = {
     TRIAL: {"color": COLORS[2], "linestyle": ":"},
     SECOND: {"color": VERMILION, "linestyle": "--"},
 }
+# Adam, Adam then CG, Adam then the default, and CG: as in figures of comparisons
+_OF_STRATEGIES = (COLORS[6], VERMILION, BLUE, COLORS[1])
 PHASE_NAMES = {ADAM: "Adam", TRIAL: "trial", SECOND: "second phase"}
 
 
@@ -41,7 +44,8 @@ def grad_norm_over_loss(ax: Axes, history: pd.DataFrame) -> Axes:
     """Draw the gradient norm over the training loss, phase by phase (the paper's Figure 5).
 
     Training runs from right to left. A swap is marked with a diamond, the start with a circle.
-    `history` has columns phase, train_loss and grad_norm, a row per epoch; both axes start at 0.
+    `history` has columns phase, train_loss and grad_norm, a row per epoch. The axis of the norm
+    starts at 0, and so does that of a loss that has come down to half of its largest.
     """
     for phase, rows, first in _stretches(history):
         label = f"{PHASE_NAMES[phase]}, {(history.phase == phase).sum()} epochs" if first else None
@@ -52,8 +56,10 @@ def grad_norm_over_loss(ax: Axes, history: pd.DataFrame) -> Axes:
     start = history.iloc[0]
     mark(ax, start.train_loss, start.grad_norm, "o", "after epoch 1")
     ax.set(xlabel="training loss (training: right to left)", ylabel=r"gradient norm $\|g\|$")
-    ax.set_xlim(left=0)
+    if 2 * history.train_loss.min() < history.train_loss.max():
+        ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
+    ax.locator_params(axis="x", nbins=6)
     return ax
 
 
@@ -81,12 +87,20 @@ def grad_norm_over_epochs(
 
 
 def convergence(
-    ax: Axes, curves: Mapping[str, tuple[Sequence, Sequence]], xlabel: str, ylabel: str
+    ax: Axes,
+    curves: Mapping[str, tuple[Sequence, Sequence]],
+    xlabel: str,
+    ylabel: str,
+    colors: Mapping[str, str] | None = None,
 ) -> Axes:
-    """Draw how positive values go to zero, on a logarithmic axis, a line for each label."""
+    """Draw how positive values go to zero, on a logarithmic axis, a line for each label.
+
+    Each has a colour of its own, if not one of `colors`.
+    """
     for index, (label, (x, values)) in enumerate(curves.items()):
         positive = np.where(np.asarray(values) > 0, values, np.nan)
-        ax.plot(x, positive, label=label, **line_style(index))
+        color = {"color": colors[label]} if colors else {}
+        ax.plot(x, positive, label=label, **line_style(index) | color)
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log")
     return ax
 
@@ -103,20 +117,23 @@ def loss_over_costs(
 
     The paper's axis is epochs × million parameters of the network × examples of the training set.
     `axes` are three (else `ValueError`), the legend goes above the first. `histories` have a row
-    per epoch, with passes and seconds of that epoch alone; `parts` names for each line its history
-    and its rows.
+    per epoch, with passes and seconds of that epoch alone; `parts` names for each line its history,
+    which has one colour, and its rows.
     """
     axis_of: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
         "epochs × million parameters × examples": lambda h: h.epoch * (parameters / 1e6 * examples),
         "passes over the training set": lambda h: h.passes.cumsum(),
         "seconds": lambda h: h.seconds.cumsum(),
     }
+    own = dict(zip(histories, cycle(_OF_STRATEGIES), strict=False))
+    colors = {label: own[name] for label, (name, _) in parts.items()}
     for ax, (xlabel, x_of) in zip(axes, axis_of.items(), strict=True):
         curves = {
             label: (x_of(histories[name])[rows], histories[name].train_loss[rows])
             for label, (name, rows) in parts.items()
         }
-        convergence(ax, curves, xlabel, f"training loss ({loss})").set_xlim(left=0)
+        convergence(ax, curves, xlabel, f"training loss ({loss})", colors).set_xlim(left=0)
+        plain_ticks(ax.yaxis)
     axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(parts))
     return axes
 

@@ -1,0 +1,45 @@
+"""README's tables of results: cells of what never switched, of misses, and of few runs."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+results = importlib.import_module("results")
+
+
+def test_a_cell_says_its_number_only_where_it_is_not_the_expected_one():
+    ratios = pd.Series([0.5, 0.25, 1.0])
+    assert results.cell(ratios, 3) == "0.50 (0.25 to 1.00)"
+    assert results.cell(ratios[:1], 3) == "0.50; n = 1"
+    assert results.cell(ratios[:0], 3) == "–"
+
+
+@pytest.mark.parametrize(
+    ("switched", "text"),
+    [
+        ([False, False], "never switched (3.00, 2.00 to 4.00)"),
+        ([False, True], "3.00 (2.00 to 4.00)"),
+    ],
+)
+def test_what_never_switched_is_said_to_be_neither_ahead_nor_behind(switched, text):
+    ratios, told = pd.DataFrame({"race": [2.0, 4.0]}), pd.DataFrame({"race": switched})
+    assert results._beside(ratios, "race", told) == text
+    assert results._beside(ratios, "race", None) == "3.00 (2.00 to 4.00)"
+    assert results._beside(ratios, "another", told) == "–"
+
+
+def test_kept_races_that_never_switched_are_named():
+    rows = {row.split("|")[1].strip(): row for row in results.overview_table("training")}
+    assert "never switched" in rows["gpt-50k, text, 128 windows"]
+    assert sum("never switched" in row for row in rows.values()) == 1
+    assert len({row.count("|") for row in rows.values()}) == 1
+
+
+def test_a_tuned_rate_that_is_torchs_is_named():
+    rows = [row for row in results.costs_table() if "torch's rate was the best" in row]
+    assert [row.split(",")[0] for row in rows] == ["| mnist", "| cifar10"]
+    assert "| 3 seeds, 3 swaps |" in "".join(results.costs_table())
