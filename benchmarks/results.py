@@ -144,15 +144,17 @@ def _named(table: pd.DataFrame, place: int) -> pd.DataFrame:
     return table[[name for name in names if name in table]].rename(columns=names)
 
 
-def overview_table(kind: str) -> Iterator[str]:
-    """Losses in the end over Adam's at equal passes: a row per problem that has them."""
-    yield f"| problem | seeds | {' | '.join(OVERVIEW)} | files |"
-    yield "|---" * (3 + len(OVERVIEW)) + "|"
+def overview_table() -> Iterator[str]:
+    """Losses in the end over Adam's at equal passes: rows of training and, if known, validation."""
+    yield f"| problem | loss | seeds | {' | '.join(OVERVIEW)} | files |"
+    yield "|---" * (4 + len(OVERVIEW)) + "|"
     for name, one in beside_adam().items():
-        ratios = getattr(one, kind)
-        if len(ratios):
-            cells = [_beside(ratios, column, one.switched) for column in OVERVIEW]
-            yield f"| {name} | {len(ratios)} | {' | '.join(cells)} | {_link(one.folder)} |"
+        known = {"training": one.training, "validation": one.validation}
+        for kind, ratios in known.items():
+            if len(ratios):
+                cells = [_beside(ratios, column, one.switched) for column in OVERVIEW]
+                row = name, kind, str(len(ratios)), *cells, _link(one.folder)
+                yield f"| {' | '.join(row)} |"
 
 
 def _beside(ratios: pd.DataFrame, column: str, switched: pd.DataFrame | None) -> str:
@@ -349,19 +351,18 @@ def errors_table(
 
 
 def overview() -> str:
-    """README's tables and figure, and what the switch costs, between two marks."""
+    """README's table and figure, and what the switch costs, between two marks."""
     parts = [
         wrapped(
-            "Training losses in the end in parts of those of Adam going on, at equal passes, all "
-            "that a switch reads and tries charged. Below 1 two-phase training is ahead, above it "
+            "Losses in the end in parts of those of Adam going on, at equal passes, all that a "
+            "switch reads and tries charged: training and, where it was looked at, validation loss "
+            "of the same weights. Below 1 two-phase training is ahead, above it "
             "behind; where a switch never switched it is neither, but Adam with fewer epochs. "
             "Median and range over the seeds, none of which was tuned on; on full-batch problems "
             "first the median over three swaps. The second phase starts after some epochs of Adam "
             "that all share, or where the automatic switch decides."
         ),
-        *overview_table("training"),
-        "Validation losses of the same weights, in the same way:",
-        *overview_table("validation"),
+        *overview_table(),
         f"![When the second phase pays, as a map]({MAP.relative_to(PROJECT)})",
         wrapped(
             "*When it pays: passes of the default second phase to a loss that Adam reaches, in "
