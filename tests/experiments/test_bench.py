@@ -229,8 +229,8 @@ def test_on_cuda_there_are_times_their_floor_and_the_ratio(fake_cuda, monkeypatc
     assert fake_cuda[::2].count("wait") == fake_cuda[1::2].count("time") == len(fake_cuda) // 2
     rows = table.pivot(index="case", columns="measure", values="value")
     rows = rows[rows["time over its floor"].notna()]
-    whats = "Adam's epoch", "gradient", "value", "CG's iteration"
-    assert [sum(case.startswith(what) for case in rows.index) for what in whats] == [2] * 4
+    whats = "Adam's epoch", "captured epoch", "gradient", "value", "CG's iteration"
+    assert [sum(case.startswith(what) for case in rows.index) for what in whats] == [2] * 5
     # products of 8 by 8 matrices, and a thousand additions, took a second each, as all else
     rate, launch = 2 * width**3, 1 / floor.LAUNCHES
     least = np.maximum(rows["floating-point operations"] * 1e9 / rate, rows.launches * launch)

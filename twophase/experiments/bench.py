@@ -408,22 +408,30 @@ def floors(networks: Mapping[str, nn.Module], examples: Examples, repetitions: i
 
     See `twophase.experiments.floor`. All are of the networks' own dtype; each time is held against
     the device's speed as it was found just before. The iteration is the second of CG with golden
-    section, made again and again, with the gradient where it ends.
+    section, made again and again, with the gradient where it ends. Where steps of Adam are
+    captured, an epoch of such is held against the floor of a plain one.
     """
     rows, device = [], examples.inputs.device
     for name, network in networks.items():
         objective = FullBatch(deepcopy(network), mse, examples.inputs, examples.targets)
-        adam = Adam(objective.model.parameters(), AdamSettings(), torch.Generator().manual_seed(0))
-        adam.epoch(objective)  # the first makes the moments, too
+        weights, settings = objective.vector.parameters, AdamSettings()
+        plain, quick = (Adam(weights, settings, torch.Generator().manual_seed(0)) for _ in range(2))
+        plain.capture = None
+        for adam in (plain, quick):
+            adam.epoch(objective)  # the first makes the moments, and captures
         x = objective.vector.read()
         calls = {
-            "Adam's epoch": partial(adam.epoch, objective),
+            "Adam's epoch": partial(plain.epoch, objective),
             "gradient": partial(objective.value_and_gradient, x),
             "value": partial(objective.value, x),
             "CG's iteration": _second_iteration(objective, x),
         }
-        for case, call in ((f"{what}, {name}", call) for what, call in calls.items()):
-            work = work_of(call)
+        asked = {what: work_of(call) for what, call in calls.items()}
+        if quick.capture is not None:
+            calls["captured epoch of Adam"] = partial(quick.epoch, objective)
+            asked["captured epoch of Adam"] = asked["Adam's epoch"]
+        for what, call in calls.items():
+            case, work = f"{what}, {name}", asked[what]
             floor = speed(device, objective.vector.dtype, repetitions).floor(work)
             (times,) = _times([call], repetitions, device)
             rows += [
