@@ -146,7 +146,10 @@ def test_long_runs_are_beside_adam_at_the_passes_of_the_shorter(begun):
     # nine passes: Adam's three epochs; two of Adam's and one of CG
     assert (row["strategy"], row["passes"]) == ("adam+cg-fixed", 9)
     assert (row["Adam's train loss"], row["train loss"]) == pytest.approx((1 / 3, 1 / 3))
-    assert row["validation loss"] == pytest.approx(2 / 3)
+    assert row["val. loss"] == pytest.approx(2 / 3)
+    words = findings.long_in_words(pd.DataFrame([row | {"val. loss": 1 / 3}]))
+    assert "**1.00** times Adam's training loss and **0.50** times its validation" in words
+    assert "after 9 passes" in words and "no run" in findings.long_in_words(pd.DataFrame())
 
 
 def test_without_its_adam_a_long_run_is_beside_nothing(begun):

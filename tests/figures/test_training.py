@@ -187,11 +187,12 @@ def test_advantages_are_told_apart_by_who_is_better_and_what_was_not_run(ax):
 def test_losses_over_passes_begin_with_the_last_epoch_of_adam_where_another_phase_follows(history):
     seen = history.assign(passes=[3, 3, 3, 2, 2], validation_loss=2 * history.train_loss)
     axes = Figure().subplots(1, 2)
-    histories = {"adam": seen[:3], "both": seen}
+    alone = pd.DataFrame({"phase": "adam", "passes": 3, "train_loss": np.ones(20)})
+    histories = {"adam": alone.assign(validation_loss=2), "both": seen}
     training_figures.losses_over_passes(axes, histories)
     for ax, times in zip(axes, (1, 2), strict=True):
         drawn = lines(ax)
-        assert drawn["adam"].get_xdata().tolist() == [3, 6, 9]
+        assert drawn["adam"].get_xdata().tolist() == [3 * n for n in range(3, 21)]
         assert drawn["both"].get_xdata().tolist() == [9, 11, 13]
         assert drawn["both"].get_ydata().tolist() == [times * loss for loss in (0.05, 0.03, 0.02)]
     assert axes[1].get_ylabel().startswith("validation loss")

@@ -12,6 +12,7 @@ from twophase.experiments import reached, table1
 from twophase.experiments.config import RunConfig
 from twophase.experiments.files import read_json
 from twophase.experiments.runs import HISTORY, ONCE, PARTIAL
+from twophase.experiments.statistics import ratio_text
 from twophase.problems.image_files import SOURCES
 from twophase.record import ADAM
 from twophase.settings import Settings
@@ -127,7 +128,7 @@ def long_runs(out: Path) -> list[Long]:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("results", str(path.parent), "a whole run") from error
         found.append(Long(dataset, model, strategy, seed, epochs, history))
-    return found
+    return sorted(found, key=lambda one: one[:4])
 
 
 def how_far(found: Sequence[Long]) -> pd.DataFrame:
@@ -142,8 +143,8 @@ def how_far(found: Sequence[Long]) -> pd.DataFrame:
             {"data set": one.dataset, "network": one.model, "strategy": one.strategy}
             | {"epochs": f"{len(one.history)} of {one.epochs}", "train loss": last.train_loss}
             | {"paper's, at the end": printed.get("train_loss")}
-            | {"validation loss": last.validation_loss}
-            | {"validation acc.": last.validation_accuracy}
+            | {"val. loss": last.validation_loss}
+            | {"val. acc.": last.validation_accuracy}
             | {"paper's, at the end ": printed.get("validation_accuracy")}
         )
     return pd.DataFrame(rows)
@@ -168,9 +169,24 @@ def long_beside_adam(found: Sequence[Long]) -> pd.DataFrame:
             inside = history[history.passes.cumsum() <= passes]
             lowest = inside.loc[inside.train_loss.idxmin()]
             row |= {f"{whose}train loss": lowest.train_loss}
-            row |= {f"{whose}validation loss": lowest.validation_loss}
+            row |= {f"{whose}val. loss": lowest.validation_loss}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def long_in_words(beside: pd.DataFrame) -> str:
+    """What `long_beside_adam` says of who is lower."""
+    said = []
+    for _, row in beside.iterrows():
+        training, validation = (
+            ratio_text(row[loss] / row[f"Adam's {loss}"]) for loss in ("train loss", "val. loss")
+        )
+        said.append(
+            f"*{row.strategy}* of {row['data set']} {row.network} has **{training}** times Adam's "
+            f"training loss and **{validation}** times its validation loss after {row.passes:,} "
+            "passes"
+        )
+    return "; ".join(said) or "no run of both phases has begun"
 
 
 def norms_of(found: Long) -> pd.DataFrame:

@@ -142,17 +142,18 @@ def losses_over_passes(axes: Sequence[Axes], histories: Mapping[str, pd.DataFram
     """Draw training losses, and beside them validation losses, over passes; a line for each name.
 
     Histories have a row per epoch, with the passes of that epoch alone; of one with both phases the
-    line begins with the last epoch of Adam.
+    line begins with the last epoch of Adam. One phase alone is grey, without its first tenth.
     """
     for ax, (column, words) in zip(axes, LOSSES.items(), strict=True):
-        curves = {}
-        for name, history in histories.items():
+        for index, (name, history) in enumerate(histories.items()):
             adams = int((history.phase == ADAM).sum())
-            shown = history.index[max(adams - 1, 0) if adams < len(history) else 0 :]
-            curves[name] = history.passes.cumsum()[shown], history[column][shown]
-        convergence(ax, curves, "passes over the training set", f"{words} (mean squared error)")
-        for line in ax.lines:
-            line.set_linewidth(0.9)
+            both = 0 < adams < len(history)
+            shown = history.index[adams - 1 if both else len(history) // 10 :]
+            look = line_style(index) if both else {"color": GREY, "linewidth": 0.6, "zorder": 1}
+            ax.plot(history.passes.cumsum()[shown], history[column][shown], label=name, **look)
+        ylabel = f"{words} (mean squared error)"
+        ax.set(xlabel="passes over the training set", ylabel=ylabel, yscale="log")
+        plain_ticks(ax.yaxis)
 
 
 def first_images(axes: Sequence[Axes], data: Dataset) -> None:
