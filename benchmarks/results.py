@@ -411,8 +411,8 @@ def results() -> str:
         "Networks that are not in the paper, on small subsets, three seeds: on how many the\n"
         "gradient norm of Adam alone has a single clear hill, and the Hessian a clearly negative\n"
         "eigenvalue where Adam ends; then losses in the end in units of those of Adam alone, at\n"
-        "equal passes, medians: above 1 the second phase loses. But for the race (on all but\n"
-        "CIFAR-10 before its late trial changed; never: it did not switch, on any seed) the swap\n"
+        "equal passes, medians: above 1 the second phase loses. But for the race (on digits\n"
+        "and text before its late trial changed; never: it did not switch, on any seed) the swap\n"
         "is at three tenths of the epochs, CG has golden section as in the paper. Notebooks 16\n"
         "and 17 have the rest.",
         *markdown(

@@ -55,6 +55,7 @@ KEPT = {
     "resnet8, GroupNorm, 96 digits": "pattern-resnet8-groupnorm",
     "resnet8, BatchNorm frozen, 96 digits": "pattern-resnet8",
     "resnet8, GroupNorm, 256 images of CIFAR-10": "pattern-resnet8-cifar10",
+    "resnet8, GroupNorm, 256 images of Fashion-MNIST": "pattern-resnet8-fashion",
 }
 # columns of a table of ends, and what they are called
 LOSSES = {"loss": "training loss", "validation_loss": "validation loss"}
