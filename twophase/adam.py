@@ -22,6 +22,9 @@ class AdamSettings(Settings):
 
     The defaults are torch's, since the paper does not print its learning rate, and the paper's
     batch size (section 4). A `batch_size` of None: all examples in one batch.
+
+    Mini-batches are in the precision that torch is set to: TF32, bfloat16 in products, and autocast
+    around the training count for them, not for the full loss (see `full_precision`).
     """
 
     learning_rate: float = 1e-3
@@ -121,6 +124,8 @@ def sweep(
     here, parameters = objective.processes, objective.vector.parameters
     splits = adds_up(objective.model)
     for batch in batches:
+        # autocast around the training would go on with copies of weights as they were
+        torch.clear_autocast_cache()
         optimizer.zero_grad()
         own = here.share(len(batch)) if splits else slice(0, len(batch))
         loss = torch.zeros((), device=parameters[0].device)

@@ -36,6 +36,7 @@ from twophase.losses import mse
 from twophase.minimization import minimize
 from twophase.objective import Objective, evaluate
 from twophase.objectives.full_batch import FullBatch
+from twophase.precision import full_precision
 from twophase.preconditioner import Identity, from_moments
 from twophase.problems import images, networks
 from twophase.second_phase import SELF_SCALED_BFGS, Descent, Status, iterate
@@ -402,7 +403,7 @@ def floors(networks: Mapping[str, nn.Module], examples: Examples, repetitions: i
     """An epoch of Adam and a full-batch gradient: what they ask for, and their time over its floor.
 
     See `twophase.experiments.floor`. Both are of the networks' own dtype; each time is held against
-    the device's speed as it was found just before.
+    the device's speed in the same precision, as it was found just before.
     """
     rows, device = [], examples.inputs.device
     for name, network in networks.items():
@@ -410,9 +411,12 @@ def floors(networks: Mapping[str, nn.Module], examples: Examples, repetitions: i
         adam = Adam(objective.model.parameters(), AdamSettings(), torch.Generator().manual_seed(0))
         gradient = partial(objective.value_and_gradient, objective.vector.read())
         epoch = partial(adam.epoch, objective)
-        for case, call in ((f"Adam's epoch, {name}", epoch), (f"gradient, {name}", gradient)):
+        for case, call, found in (
+            (f"Adam's epoch, {name}", epoch, speed),
+            (f"gradient, {name}", gradient, full_precision()(speed)),
+        ):
             work = work_of(call)
-            floor = speed(device, objective.vector.dtype, repetitions).floor(work)
+            floor = found(device, objective.vector.dtype, repetitions).floor(work)
             (times,) = _times([call], repetitions, device)
             rows += [
                 _once("floating-point operations", case, work.operations / 1e9, "billions"),
