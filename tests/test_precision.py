@@ -135,6 +135,7 @@ def layers():
 def cpu():
     backends.mkldnn.matmul.fp32_precision = "bf16"
     backends.mkldnn.conv.fp32_precision = "bf16"
+    backends.mkldnn.rnn.fp32_precision = "bf16"
     write("mkldnn", "all", "tf32")
 
 

@@ -28,16 +28,10 @@ class _Before(NamedTuple):
     cudnn: bool
 
 
-class _Hold:
-    """One who needs full precision, with what is to be set again afterwards."""
-
-    def __init__(self) -> None:
-        self.before = _make_full()
-
-
-# torch's settings are those of the process: threads that overlap begin and end in any order
+# What each one that lasts is to set again at its end. torch's settings are those of the process,
+# and of threads that overlap the first to begin may be the first to end.
+_LASTING: dict[object, _Before] = {}
 _LOCK = Lock()
-_HOLDS: list[_Hold] = []
 
 
 @contextmanager
@@ -53,9 +47,9 @@ def full_precision() -> Iterator[None]:
     Autocast that is opened inside counts, and so does what the environment orders
     (NVIDIA_TF32_OVERRIDE, ONEDNN_DEFAULT_FPMATH_MODE).
     """
+    key = object()
     with _LOCK:
-        hold = _Hold()
-        _HOLDS.append(hold)
+        _LASTING[key] = _make_full()
     casting = [device for device in DEVICES if torch.is_autocast_enabled(device)]
     for device in casting:
         torch.set_autocast_enabled(device, False)
@@ -65,17 +59,12 @@ def full_precision() -> Iterator[None]:
         for device in casting:
             torch.set_autocast_enabled(device, True)
         with _LOCK:
-            _release(hold)
-
-
-def _release(hold: _Hold) -> None:
-    """Set what was before a hold; where a later one lasts, leave that to it."""
-    place = _HOLDS.index(hold)
-    del _HOLDS[place]
-    if place < len(_HOLDS):
-        _HOLDS[place].before = hold.before
-    else:
-        _restore(hold.before)
+            later = list(_LASTING)[list(_LASTING).index(key) + 1 :]
+            before = _LASTING.pop(key)
+            if later:
+                _LASTING[later[0]] = before
+            else:
+                _restore(before)
 
 
 def _make_full() -> _Before:

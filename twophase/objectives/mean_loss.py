@@ -59,9 +59,9 @@ class MeanLoss(ABC):
     L(x) = (1/K) Σ_k loss(model_x(input_k), target_k), for a loss of mean reduction. Outputs are
     converted to float64 before the loss, and chunks are summed in float64: near a minimum a line
     search compares values that differ by less than float32 resolves. The model computes in
-    `full_precision`, but for mini-batches. Each evaluation leaves its `x` in the model. `value` and `value_and_gradient` are in the model's own mode (train or eval),
-    `score` and `measure`, which fill records, in eval mode. Several
-    processes evaluate a share of the examples each.
+    `full_precision`, but for mini-batches. Each evaluation leaves its `x` in the model. `value` and
+    `value_and_gradient` are in the model's own mode (train or eval), `score` and `measure`, which
+    fill records, in eval mode. Several processes evaluate a share of the examples each.
     """
 
     def __init__(self, model: nn.Module, loss: Loss):
