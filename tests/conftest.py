@@ -16,9 +16,11 @@ hypothesis.settings.load_profile("no deadline")
 @pytest.fixture(autouse=True)
 def process_as_it_was():
     """No test leaves settings of the process behind: other threads round sums differently."""
-    before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    told = torch.get_num_threads, torch.get_default_dtype, torch.is_grad_enabled
+    told += torch.get_float32_matmul_precision, lambda: torch.is_autocast_enabled("cpu")
+    before = [one() for one in told]
     yield
-    assert (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()) == before
+    assert [one() for one in told] == before
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,9 @@ class AdamSettings(Settings):
 
     The defaults are torch's, since the paper does not print its learning rate, and the paper's
     batch size (section 4). A `batch_size` of None: all examples in one batch.
+
+    Mini-batches are in the precision that torch is set to: TF32, bfloat16 in products, and autocast
+    around the training count for them, not for the full loss (see `full_precision`).
     """
 
     learning_rate: float = 1e-3

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from twophase.errors import InputError, NonFiniteError
 from twophase.modules import RejectBatchStatistics
 from twophase.parameters import ParameterVector
+from twophase.precision import full_precision
 
 # Full-batch loss and gradient: a forward pass counts 1, a backward pass 2.
 GRADIENT_PASSES = 3
@@ -96,11 +97,13 @@ class FunctionObjective:
         self.passes = Passes()
         self.resolution = round_off(torch.float64)
 
+    @full_precision()
     @torch.no_grad()
     def value(self, x: Tensor) -> float:
         self.passes.forward += 1
         return self.function(x).item()
 
+    @full_precision()
     @torch.enable_grad()
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         self.passes.forward += 1
@@ -111,6 +114,7 @@ class FunctionObjective:
         (gradient,) = torch.autograd.grad(value, leaf)
         return value.item(), gradient
 
+    @full_precision()
     @torch.enable_grad()
     def hessian_vector(self, x: Tensor, vector: Tensor) -> Tensor:
         self.passes.hessian_vector += 1

@@ -16,10 +16,12 @@ from twophase.losses import Loss
 from twophase.modules import evaluating
 from twophase.objective import check_same
 from twophase.objectives.mean_loss import MeanLoss
+from twophase.precision import full_precision
 
 LOSS = "a function of outputs and targets that returns their mean loss, a real scalar with a graph"
 
 
+@full_precision()
 def rehearse(objective: TrainingLoss | None, second: bool, eval_mode: bool) -> None:
     """Raise `InputError` where model, loss and examples do not go together.
 

@@ -61,6 +61,8 @@ class Step:
     def plain(self, batch: Any, means: EpochMeans | None = None) -> None:
         """Make it operation by operation."""
         here, parameters = self.objective.processes, self.objective.vector.parameters
+        # autocast around the training would go on with copies of weights as they were
+        torch.clear_autocast_cache()
         self.optimizer.zero_grad()
         own = here.share(len(batch)) if self.splits else slice(0, len(batch))
         loss = torch.zeros((), device=parameters[0].device)

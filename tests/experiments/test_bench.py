@@ -20,8 +20,10 @@ from twophase import (
     device,
 )
 from twophase.__main__ import main
+from twophase.examples import Examples
 from twophase.experiments import bench, floor
 from twophase.experiments.bench import LINE_SEARCHES
+from twophase.experiments.floor import Speed
 from twophase.objective import FunctionObjective
 from twophase.problems import images, networks
 
@@ -129,6 +131,25 @@ def test_memory_is_counted_for_few_and_for_many_examples():
     for row in rows:
         if row.unit == "times":
             assert "256 over 16 examples" in row.case and row.value == pytest.approx(1, abs=0.01)
+
+
+def test_a_floor_is_by_the_speed_in_the_precision_of_what_it_is_the_floor_of(monkeypatch):
+    """Adam's epoch is as torch is set, a gradient of the full loss in full precision."""
+    seen = []
+
+    def speed(*arguments):
+        seen.append(torch.get_float32_matmul_precision())
+        return Speed(1.0, 1.0)
+
+    monkeypatch.setattr(bench, "speed", speed)
+    network, inputs = torch.nn.Linear(2, 3), torch.ones(5, 2)
+    torch.set_float32_matmul_precision("high")
+    try:
+        rows = bench.floors({"line": network}, Examples(inputs, torch.ones(5, 3)), 1)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == ["high", "highest", "highest", "highest"]
+    assert rows[0].case == "Adam's epoch, line"
 
 
 @pytest.fixture(scope="module")

@@ -119,6 +119,18 @@ def test_the_callbacks_epochs_are_those_of_fit():
         assert found[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-3)
 
 
+def test_mixed_precision_is_for_adams_batches():
+    """The full loss, which is in eval mode, is in float32 in either phase."""
+    module, seen = Regression(lambda p: twophase.TwoPhase(p, switch=1, fallback=None)), set()
+    module.net.register_forward_hook(
+        lambda net, inputs, outputs: seen.add((net.training, outputs.dtype))
+    )
+    trainer = trainer_of(3, TwoPhaseCallback(), precision="bf16-mixed")
+    trainer.fit(module, loaders(32)[0])
+    assert trainer.optimizers[0].history.phase.tolist() == ["adam", "second", "second"]
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+
+
 def test_the_second_phase_leaves_the_epochs_batches_out():
     module = Regression(lambda p: twophase.TwoPhase(p, switch=2, fallback=None))
     trainer = trainer_of(3, TwoPhaseCallback())

@@ -36,6 +36,7 @@ from twophase.losses import mse
 from twophase.minimization import minimize
 from twophase.objective import Objective, evaluate
 from twophase.objectives.full_batch import FullBatch
+from twophase.precision import full_precision
 from twophase.preconditioner import Identity, from_moments
 from twophase.problems import images, networks
 from twophase.second_phase import SELF_SCALED_BFGS, Descent, Minimizer, Status, iterate
@@ -407,9 +408,9 @@ def floors(networks: Mapping[str, nn.Module], examples: Examples, repetitions: i
     """What an epoch of Adam, a value, a gradient and an iteration of CG ask for, time and floor.
 
     See `twophase.experiments.floor`. All are of the networks' own dtype; each time is held against
-    the device's speed as it was found just before. The iteration is the second of CG with golden
-    section, made again and again, with the gradient where it ends. Where steps of Adam are
-    captured, an epoch of such is held against the floor of a plain one.
+    the device's speed in the same precision, as it was found just before. The iteration is the
+    second of CG with golden section, made again and again, with the gradient where it ends. Where
+    steps of Adam are captured, an epoch of such is held against the floor of a plain one.
     """
     rows, device = [], examples.inputs.device
     for name, network in networks.items():
@@ -432,7 +433,8 @@ def floors(networks: Mapping[str, nn.Module], examples: Examples, repetitions: i
             asked["captured epoch of Adam"] = asked["Adam's epoch"]
         for what, call in calls.items():
             case, work = f"{what}, {name}", asked[what]
-            floor = speed(device, objective.vector.dtype, repetitions).floor(work)
+            found = speed if "Adam" in what else full_precision()(speed)
+            floor = found(device, objective.vector.dtype, repetitions).floor(work)
             (times,) = _times([call], repetitions, device)
             rows += [
                 _once("floating-point operations", case, work.operations / 1e9, "billions"),

@@ -17,6 +17,7 @@ from twophase.errors import InputError
 from twophase.modules import evaluating
 from twophase.objectives.streamed import in_order
 from twophase.optimizers import TwoPhase
+from twophase.precision import full_precision
 from twophase.record import ADAM
 
 
@@ -30,8 +31,9 @@ class TwoPhaseCallback(Callback):
 
     After the last batch of an epoch, before validation, `training_step` is called for all batches
     once more, in eval mode and without logging, weighted by their sizes; in the second phase as
-    often as its line search asks, while the epoch's own batches are left out. It logs "loss",
-    "grad_norm" and "passes" after a prefix "twophase/". Checkpoints of Lightning resume it.
+    often as its line search asks, while the epoch's own batches are left out. Lightning's mixed
+    precision is for Adam's batches alone. It logs "loss", "grad_norm" and "passes" after a prefix
+    "twophase/". Checkpoints of Lightning resume it.
 
     Metrics that `training_step` updates see these calls, too; what it logs itself stays as it was
     at Adam's last batch, so let callbacks monitor "twophase/loss" or a validation loss.
@@ -124,7 +126,7 @@ class TwoPhaseCallback(Callback):
                 batch = trainer.precision_plugin.convert_input(batch)
                 batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
                 there = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-                with trainer.precision_plugin.train_step_context():
+                with trainer.precision_plugin.train_step_context(), full_precision():
                     loss = self._step(there, index) if self._indexed else self._step(there)
                 loss = loss["loss"] if isinstance(loss, dict) else loss
                 if not isinstance(loss, Tensor):

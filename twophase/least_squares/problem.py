@@ -19,6 +19,7 @@ from twophase.objective import Passes, Point, round_off
 from twophase.objectives.chunks import LARGEST_PROBE, bytes_per_example, chunk_bytes
 from twophase.objectives.mean_loss import Score
 from twophase.parameters import ParameterVector, check_held
+from twophase.precision import full_precision
 
 # What the rows of a Jacobian may take while they are made, and what a whole one may.
 JACOBIAN_CHUNK_BYTES, JACOBIAN_BYTES = 64 * 2**20, 2**30
@@ -45,8 +46,9 @@ class LeastSquares(Shuffled):
 
     It is an `Objective` with the residuals' Jacobian, for `twophase.minimize`. All residuals,
     scaled by sqrt(weight / number) of their term, are ρ [R], so that the loss is ‖ρ‖²; terms of
-    weight 0 are left out. Sums are in float64. Real points take the model's dtype, and all points
-    its device. An evaluation leaves its `x` in the model.
+    weight 0 are left out. Sums are in float64; the model computes in `full_precision`, but for
+    mini-batches. Real points take the model's dtype, and all points its device. An evaluation
+    leaves its `x` in the model.
 
     `chunk_size` points of a term are evaluated at a time; None: as many as `chunk_bytes` holds. The
     Jacobian is made by `torch.func`, a row for each residual, and counts as the gradient does; with
@@ -136,6 +138,7 @@ class LeastSquares(Shuffled):
         self.vector.write(x)
         return self._gathered(x, self._chunks())
 
+    @full_precision()
     def _gathered(self, x: Tensor, chunks: Iterable[Chunk]) -> Tensor:
         """All processes' rows [R]; without a term there is one, which is 0."""
         residuals = torch.zeros(max(1, self.size[0]), dtype=torch.float64, device=x.device)
@@ -143,6 +146,7 @@ class LeastSquares(Shuffled):
             residuals[here] = rows * scale
         return self.processes.sums([residuals], x)[0]
 
+    @full_precision()
     @torch.enable_grad()
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         """The loss and its gradient [P] at `x` [P]: one forward and backward pass."""
@@ -247,6 +251,7 @@ class LeastSquares(Shuffled):
         residuals, pulled = self._pulled(x, lambda here, part: part.detach())
         return Linearization(x, residuals, 2 * pulled, None)
 
+    @full_precision()
     @torch.enable_grad()
     def _pulled(
         self, x: Tensor, weights: Callable[[slice, Tensor], Tensor]

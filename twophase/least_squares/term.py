@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vmap
 
 from twophase.errors import InputError, check_call, check_number
+from twophase.precision import full_precision
 
 
 class NoJacobianError(InputError):
@@ -89,6 +90,7 @@ class Rows(nn.Module):
         with _derived():
             return jvp(rows, values, tangents)[1]
 
+    @full_precision()
     def width(self, points: tuple[Tensor, ...]) -> int:
         """Residuals k of a point; `InputError` where other points change them."""
         with _derived():
@@ -98,6 +100,7 @@ class Rows(nn.Module):
             raise InputError("residual", found, "row i from point i alone")
         return alone.shape[1]
 
+    @full_precision()
     def jacobians(
         self, values: dict[str, Tensor], points: tuple[Tensor, ...]
     ) -> tuple[dict[str, Tensor], Tensor]:

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from twophase.modules import evaluating
+from twophase.precision import full_precision
 
 # Bytes of what a chunk's forward pass produces. On a CPU 16 to 64 MiB, about its last cache, were
 # the fastest for the paper's networks, and the whole batch up to twice as slow; with the largest of
@@ -20,6 +21,7 @@ CUDA_CHUNK_SHARE = 1 / 8
 LARGEST_PROBE = 4
 
 
+@full_precision()
 def bytes_per_example(model: nn.Module, compute: Callable[..., object], *examples: Tensor) -> float:
     """Bytes of all tensors that one example more makes the pass `compute(*examples)` produce.
 

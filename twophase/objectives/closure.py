@@ -13,6 +13,7 @@ from twophase.errors import InputError
 from twophase.objective import Objective, Passes, Point, round_off
 from twophase.objectives.mean_loss import Score
 from twophase.parameters import ParameterVector
+from twophase.precision import full_precision
 
 Closure = Callable[[], Any]
 INDEPENDENT = "one whose loss does not depend on the parameters"
@@ -79,6 +80,9 @@ class ClosureObjective:
     is the mean of theirs, and so are the gradients, whether DistributedDataParallel has averaged
     these already or not. `here` are these processes, None: those of now.
 
+    Values and gradients are in `full_precision`, in which the closure is called; autocast that it
+    opens itself counts, and is best left out: the losses of a line search hardly differ.
+
     Its resolution is that of the loss's dtype, at best that of the parameters'. `InputError` where
     the closure returns no real scalar, for a gradient neither calls backward nor returns a loss
     with a graph, or changes the parameters.
@@ -100,6 +104,7 @@ class ClosureObjective:
         self.resolution = round_off(vector.dtype)
         self.unused = [False] * len(vector.parameters)  # without a gradient, at the last one
 
+    @full_precision()
     def value(self, x: Tensor) -> float:
         """Value at `x` [P]: one forward pass, and a backward pass where the closure calls it."""
         if self.habits.calls_backward is not False:
@@ -116,12 +121,16 @@ class ClosureObjective:
                 self.habits = self.habits._replace(needs_graph=True)
         return self._with_graph(x)
 
+    @full_precision()
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         """Value and gradient [P] at `x` [P]: one forward and backward pass."""
         return self.leave_gradients(x), self.vector.read_gradient()
 
     def leave_gradients(self, x: Tensor) -> float:
-        """Value at `x` [P]; afterwards the gradients are in the parameters, None where none is."""
+        """Value at `x` [P]; afterwards the gradients are in the parameters, None where none is.
+
+        It is in the precision that torch is set to, as for a mini-batch.
+        """
         self.passes.forward += 1
         loss = self._with_graph(x)
         if not self.habits.calls_backward:

@@ -15,6 +15,7 @@ from twophase.losses import Loss
 from twophase.modules import evaluating
 from twophase.objective import Passes, Point, round_off
 from twophase.parameters import ParameterVector
+from twophase.precision import full_precision
 
 # Rounding error of a network's outputs in units of the dtype's spacing; measured 3 to 9 for the
 # paper's networks, untrained and trained.
@@ -57,10 +58,10 @@ class MeanLoss(ABC):
 
     L(x) = (1/K) Σ_k loss(model_x(input_k), target_k), for a loss of mean reduction. Outputs are
     converted to float64 before the loss, and chunks are summed in float64: near a minimum a line
-    search compares values that differ by less than float32 resolves. Each evaluation leaves its `x`
-    in the model. `value` and `value_and_gradient` are in the model's own mode (train or eval),
-    `score` and `measure`, which fill records, in eval mode. Several
-    processes evaluate a share of the examples each.
+    search compares values that differ by less than float32 resolves. The model computes in
+    `full_precision`, but for mini-batches. Each evaluation leaves its `x` in the model. `value` and
+    `value_and_gradient` are in the model's own mode (train or eval), `score` and `measure`, which
+    fill records, in eval mode. Several processes evaluate a share of the examples each.
     """
 
     def __init__(self, model: nn.Module, loss: Loss):
@@ -121,6 +122,7 @@ class MeanLoss(ABC):
         """Loss and gradient [P] at `x` [P]: one forward and backward pass."""
         return self._forward_backward(x, None)
 
+    @full_precision()
     @torch.enable_grad()
     def hessian_vector(self, x: Tensor, vector: Tensor) -> Tensor:
         """Hessian at `x` [P] times a vector [P], H v = (1/K) Σ_k ∇²loss_k(x) v, exact."""
@@ -150,6 +152,7 @@ class MeanLoss(ABC):
             value, gradient = self._forward_backward(x, hits)
         return Point(x, value, gradient, self.resolution), hits.share()
 
+    @full_precision()
     @torch.no_grad()
     def _forward(self, x: Tensor, hits: HitCount | None) -> float:
         self.passes.forward += 1
@@ -157,6 +160,7 @@ class MeanLoss(ABC):
         value = sum(part for part, _ in self._parts(hits))
         return float(self._total(x, hits, torch.as_tensor(value, dtype=torch.float64))[0])
 
+    @full_precision()
     @torch.enable_grad()
     def _forward_backward(self, x: Tensor, hits: HitCount | None) -> tuple[float, Tensor]:
         self.passes.forward += 1
