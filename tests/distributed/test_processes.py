@@ -80,6 +80,20 @@ def test_a_training_apart_is_each_ones_own(of_two):
 
 
 @pytest.mark.slow
+def test_an_evaluation_is_one_exchange(of_two):
+    for found in of_two:
+        assert found["exchanges"] == {name: {"all_reduce": 1} for name, _ in scenarios.evaluated()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["tall", "wide"])
+def test_products_of_the_normal_equations_are_shared(shape, of_two):
+    """Cholesky factors, which are not, are not counted here."""
+    alone = scenarios.products()[shape]
+    assert all(found["products"][shape] < 0.6 * alone for found in of_two)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, words",
     [
