@@ -85,8 +85,8 @@ def test_the_method_fits_in_one_sitting():
 
 
 def test_the_package_is_small():
-    assert sum(map(length, CHOICES)) <= 4410
-    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 17_800
+    assert sum(map(length, CHOICES)) <= 4425
+    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 17_850
 
 
 def functions(path):
