@@ -2,8 +2,10 @@
 
 import argparse
 import io
+import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -13,6 +15,12 @@ from pathlib import Path
 from twophase.errors import InputError, TwoPhaseError
 
 EXIT_RUNS_FAILED, EXIT_USER_ERROR = 1, 2
+STOPPED = (
+    "processes: another one has ended, or the job was stopped; a run goes on from its last "
+    "checkpoint when it is started again"
+)
+ANYTHING = "anything"  # of which the line above is only said if it is the first
+SAYING = threading.RLock()  # of the two threads of a process one has the last word
 EXECUTORS = 'local, slurm, or such as "Local(4)" and "Slurm(partition=\'gpu\', gpus=1)"'
 
 
@@ -75,11 +83,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where runs of a sweep failed, 2 after a user's error or one of files and disks, 130 if
     interrupted.
     """
+    from twophase.distributed.launch import at_sigterm
+
     given = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         # a path may have letters that the terminal has not
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    with at_sigterm(_end):
+        return _carry_out(given)
+
+
+def _carry_out(given: Sequence[str]) -> int:
     try:
         options = build_parser().parse_args(given, argparse.Namespace(arguments=given))
         if options.command is not _run:
@@ -98,14 +113,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _say(line: str) -> None:
-    """A line on stderr, once of all processes that torchrun has started."""
+def _end() -> None:
+    """End this process, as torchrun asks where another has ended; say so if none has said why."""
+    with SAYING:
+        _say(f"twophase: error: {STOPPED}", of=ANYTHING)
+        os._exit(EXIT_USER_ERROR)
+
+
+def _say(line: str, of: str | None = None) -> None:
+    """A line on stderr, once of all processes that torchrun has started; or one `of` some lines."""
     from twophase.distributed.launch import first_to_say
 
-    if first_to_say(line):
-        # a text of a user's may have what a terminal takes for the end of a line
-        shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-        print("".join(shown), file=sys.stderr)
+    with SAYING:
+        if first_to_say(of or line):
+            # a text of a user's may have what a terminal takes for the end of a line
+            shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+            print("".join(shown), file=sys.stderr)
+            first_to_say(ANYTHING)
 
 
 def _check_alone(command: str) -> None:

@@ -5,8 +5,10 @@ has found in FOLDER/RANK.pt.
 """
 
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -15,12 +17,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 import twophase
 from twophase import AdamSettings, LeastSquares, SecondPhase, Term, TwoPhase, derivatives
+from twophase.adam import Adam
 from twophase.distributed import apart, processes
 from twophase.errors import TwoPhaseError
-from twophase.objectives import FullBatch, Streamed
+from twophase.least_squares.normal_equations import Direct
+from twophase.objectives import ClosureObjective, FullBatch, Streamed
 
 ADAM = AdamSettings(1e-2, 8)
 cross_entropy = nn.functional.cross_entropy
@@ -70,10 +75,10 @@ def streamed(source, size=None):
     return evaluations(Streamed(network(), cross_entropy, source(), size))
 
 
-def heat(model=None, columns=1):
+def heat(model=None, columns=1, count=13):
     """A sum of squares of two terms, with a weight, whose residuals have `columns` each."""
     model = model or network(outputs=columns)
-    points = torch.linspace(-1, 1, 26, dtype=torch.float64).view(13, 2)
+    points = torch.linspace(-1, 1, 2 * count, dtype=torch.float64).view(count, 2)
 
     def inside(model, points):
         u, du, ddu = derivatives(model, points, order=2)
@@ -85,16 +90,30 @@ def heat(model=None, columns=1):
     return LeastSquares(model, [Term(inside, points), Term(border, points[:3], 10.0)], 4)
 
 
-def sums_of_squares(columns=1):
-    """A Jacobian that is kept, one that is only squared, and one that is not made."""
-    problem = heat(columns=columns)
+MANY = 77  # points of `heat` that make more residuals than parameters
+
+
+def systems(problem, at):
+    """What the normal equations say of a step, however much of the Jacobian is at hand."""
+    direct = Direct(problem, at)
+    step, gain = direct.step(0.1 * direct.largest)
+    return [direct.largest, step, gain, direct.correction(step, 0.1 * direct.largest)]
+
+
+def sums_of_squares(columns=1, count=13):
+    """A Jacobian of which all is kept, or the own rows, or the square, and one not made."""
+    problem = heat(columns=columns, count=count)
     x, rows = problem.vector.read(), torch.arange(problem.size[0], dtype=torch.float64).sin()
     vector = torch.arange(len(problem.vector.read()), dtype=torch.float64).cos()
     found = {"value": problem.value(x), "residuals": problem.residuals(x)}
     found |= {"pull": problem.pull(x, rows), "push": problem.push(x, vector)}
     found["with gradient"] = problem.value_and_gradient(x)
-    for name in ("_together", "_summed", "_sloped"):
-        found[name] = tuple(part for part in getattr(problem, name)(x) if part is not None)
+    whole, squared = problem._together(x), problem._squared(x)
+    found["linearized"] = [(at.residuals, at.gradient) for at in (whole, squared)]
+    found["sloped"] = problem._sloped(x)[1:3]
+    found["jacobian"] = whole.jacobian, squared.squared
+    for at in (whole, squared, squared._replace(jacobian=None)):
+        found[f"systems {len(found)}"] = systems(problem, at)
     return found
 
 
@@ -227,6 +246,7 @@ SCENARIOS = {
     "examples without numbers": partial(streamed, lambda: DataLoader(Unnumbered(), 4)),
     "sums of squares": sums_of_squares,
     "sums of several squares": partial(sums_of_squares, 2),
+    "sums of many squares": partial(sums_of_squares, 2, MANY),
     "both phases": training,
     "a batch of one": partial(training, count=33),
     "the race": partial(training, epochs=36, switch=twophase.Race(passes=9)),
@@ -237,6 +257,7 @@ SCENARIOS = {
     "a dataset that is read": partial(training, data=dataset),
     "batch statistics": lambda: training(network(nn.BatchNorm1d(7)), freeze=True),
     "squares": lambda: training(heat(), epochs=12, switch=6, adam=AdamSettings(1e-2, 5)),
+    "many squares": lambda: training(heat(count=MANY), epochs=12, switch=6),
     "minimize": alone_in_minimize,
     "conjugate gradient": partial(training, **twophase.PAPER | {"switch": 8}),
     **{
@@ -256,6 +277,66 @@ SCENARIOS = {
     "mini-batches": partial(mini_batches, False),
     "mini-batches, wrapped": partial(mini_batches, True),
 }
+
+
+def evaluated():
+    """All that asks for losses, gradients and products once, by name."""
+    full = FullBatch(network(), cross_entropy, *examples(), chunk_size=5)
+    read = Streamed(network(), cross_entropy, dataset(), 4)
+    x, vector = full.vector.read(), torch.ones(full.vector.read().shape, dtype=torch.float64)
+    closure = ClosureObjective(full.vector, closure_of(full.model, False, *examples()))
+    for name, one in (("full", full), ("read", read), ("closure", closure)):
+        yield f"value, {name}", partial(one.value, x)
+        yield f"gradient, {name}", partial(one.value_and_gradient, x)
+        yield f"score, {name}", partial(one.score, x)
+        yield f"measure, {name}", partial(one.measure, x)
+    yield "Hessian-vector product", partial(full.hessian_vector, x, vector)
+    for name, count in (("few", 13), ("many", MANY)):
+        squares = heat(count=count)
+        y, rows = squares.vector.read(), squares.residuals(squares.vector.read())
+        yield f"value, {name} squares", partial(squares.value, y)
+        yield f"residuals, {name} squares", partial(squares.residuals, y)
+        yield f"gradient, {name} squares", partial(squares.value_and_gradient, y)
+        yield f"Jacobian, {name} squares", partial(squares.linearize, y)
+        yield f"slope, {name} squares", partial(squares._sloped, y)
+        yield f"J'u, {name} squares", partial(squares.pull, y, rows)
+        yield f"Jv, {name} squares", partial(squares.push, y, y)
+    for name, one in (("full", full), ("read", read), ("squares", squares)):
+        adam = Adam(one.vector.parameters, AdamSettings(batch_size=None), torch.Generator())
+        yield f"mini-batch, {name}", partial(adam.epoch, one)
+
+
+def exchanges():
+    """How often the processes meet, in any way, in each of these."""
+    names = ["all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier", "reduce"]
+    names += ["broadcast_object_list", "all_gather_into_tensor", "reduce_scatter", "send", "recv"]
+    found = {}
+    for name, act in evaluated():
+        with ExitStack() as stack:
+            calls = {
+                one: stack.enter_context(patch.object(dist, one, wraps=getattr(dist, one)))
+                for one in names
+            }
+            act()
+        found[name] = {one: call.call_count for one, call in calls.items() if call.called}
+    return found
+
+
+# the work of what torch does not count by itself
+IN_PLACE = {torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1]}
+
+
+def products():
+    """Floating-point operations of the products in a step of Levenberg-Marquardt, by shape of J."""
+    found = {}
+    for name, problem in (
+        ("tall", heat(network(nn.Linear(7, 7)), count=900)),
+        ("wide", heat(network(nn.Linear(7, 400), nn.Linear(400, 7)), count=90)),
+    ):
+        with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+            systems(problem, problem.linearize(problem.vector.read()))
+        found[name] = counter.get_total_flops()
+    return found
 
 
 def of_its_own(rank):
@@ -346,6 +427,7 @@ def main(folder):
         network(dtype=torch.float32), partial(examples, dtype=torch.float32)
     )
     found["of its own"], found["mistakes"] = of_its_own(rank), mistakes(rank)
+    found["exchanges"], found["products"] = exchanges(), products()
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

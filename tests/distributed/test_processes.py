@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from twophase.distributed import ALONE, Processes, apart, processes
-from twophase.distributed.processes import fingerprint
+from twophase.distributed.processes import Group, fingerprint
+from twophase.errors import ProcessError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import scenarios  # noqa: E402
@@ -80,6 +83,20 @@ def test_a_training_apart_is_each_ones_own(of_two):
 
 
 @pytest.mark.slow
+def test_an_evaluation_is_one_exchange(of_two):
+    for found in of_two:
+        assert found["exchanges"] == {name: {"all_reduce": 1} for name, _ in scenarios.evaluated()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["tall", "wide"])
+def test_products_of_the_normal_equations_are_shared(shape, of_two):
+    """Cholesky factors, which are not, are not counted here."""
+    alone = scenarios.products()[shape]
+    assert all(found["products"][shape] < 0.6 * alone for found in of_two)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, words",
     [
@@ -118,6 +135,50 @@ def test_without_a_group_a_process_is_alone():
     parts = [torch.ones(3), 2]
     assert ALONE.sums(parts, torch.zeros(1)) is parts
     assert ALONE.agreed(lambda: "made") == "made"
+
+
+class Asked(TorchFunctionMode):
+    """Notes the names of the functions of torch that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.__name__)
+        return function(*args, **kwargs or {})
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """A group without others, and tensors without numbers: to read one is an error of torch."""
+    monkeypatch.setattr(dist, "all_reduce", lambda flat: None)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    parameters = [torch.ones(3, device="meta", requires_grad=True) for _ in range(2)]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    return Group(), parameters
+
+
+def test_a_mini_batch_waits_for_no_device(group):
+    """Nothing is read, and nothing copied from the host, for which torch would wait, too."""
+    here, parameters = group
+    with Asked() as asked:
+        here.mean(parameters, torch.ones((), device="meta"), 7)
+    assert "cat" in asked.names
+    assert not asked.names & {"tensor", "as_tensor", "new_tensor", "to", "item", "tolist", "cpu"}
+
+
+def test_an_error_in_reading_what_was_exchanged_is_explained(group):
+    """NCCL may say so late where another process is lost."""
+    here, parameters = group
+    lost = "^processes: the connection to another one is lost: .*last checkpoint \\(.*meta tensors"
+    with pytest.raises(ProcessError, match=lost):
+        here.sums([torch.ones(2, device="meta")], parameters[0])
+    parameters[1].grad = None
+    with pytest.raises(ProcessError, match=lost.replace("meta tensors", "")):
+        here.mean(parameters, torch.ones((), device="meta"), 7)
 
 
 @given(st.integers(0, 100), st.integers(1, 9))

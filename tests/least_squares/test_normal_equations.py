@@ -1,10 +1,13 @@
 """Damped linear systems against dense algebra in float64."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from twophase import LeastSquares, Term
+from twophase.distributed import ALONE
 from twophase.least_squares import Linearization, normal_equations
 from twophase.least_squares import problem as problem_module
 from twophase.least_squares.normal_equations import ByProducts, Direct
@@ -15,8 +18,10 @@ def test_steps_solve_the_damped_normal_equations(shape):
     generator = torch.Generator().manual_seed(0)
     jacobian = torch.randn(*shape, generator=generator, dtype=torch.float64)
     right = torch.randn(shape[0], generator=generator, dtype=torch.float64)
-    at = Linearization(right, right, 2 * jacobian.T @ right, jacobian)
-    normal = Direct(None, at)
+    squared = jacobian.T @ jacobian if shape[0] >= shape[1] else None
+    at = Linearization(right, right, 2 * jacobian.T @ right, jacobian, squared)
+    normal = Direct(SimpleNamespace(processes=ALONE), at)
+    assert normal.matrix.shape == (min(shape), min(shape))
     for damping in (1e-6, 1.0, 1e6):
         matrix = jacobian.T @ jacobian + damping * torch.eye(shape[1], dtype=torch.float64)
         expected = -torch.linalg.solve(matrix, jacobian.T @ right)

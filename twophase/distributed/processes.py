@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from twophase.errors import InputError, ProcessError, TwoPhaseError
 
 T = TypeVar("T")
-# Fingerprints are whole numbers below this prime, so that float64 holds sums of 8,192 of them.
-PRIME = 2**40 - 87
+# Fingerprints are whole numbers below this prime, so that float64 holds the sum of so many.
+PRIME, MOST = 2**40 - 87, 2**13
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # What a model and a field of data must be.
 SEEDED = (
@@ -51,7 +51,8 @@ class Processes:
     def mean(self, parameters: Iterable[Tensor], loss: Tensor, size: int) -> Tensor:
         """Make the loss over `size` examples, and `grad`, those of all examples of a mini-batch.
 
-        One all-reduce, in the parameters' dtype, and no wait for a device. Returns that loss.
+        One all-reduce, in the parameters' dtype, and no wait for a device, unless torch waits for
+        the exchange or a parameter was not used. Returns that loss.
         """
         return loss
 
@@ -82,8 +83,10 @@ class Group(Processes):
         tensors = [_tensor(part, x.device) for part in parts]
         own = fingerprint(x)
         flat = torch.cat([part.detach().double().reshape(-1) for part in (*tensors, own)])
-        self._add_up(flat)
-        if flat[-1].item() != self.count * own.item():
+        with explained():
+            dist.all_reduce(flat)
+            same = bool(flat[-1] == self.count * own)  # the only wait for a device
+        if not same:
             raise ProcessError(
                 "parameters: they differ between the processes; wrap the model in "
                 "DistributedDataParallel, or build it after the same torch.manual_seed, and use "
@@ -99,13 +102,18 @@ class Group(Processes):
         parameters = list(parameters)
         used = [p.grad is not None for p in parameters]
         given = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        numbers = given[0].new_tensor([0.0, 1.0, *used])
+        # the loss, one, and who has used each parameter; copied from a list it would be waited for
+        numbers = given[0].new_ones(2 + len(used))
         numbers[0] = loss.detach()
+        for place, one in enumerate(used, 2):
+            if not one:
+                numbers[place].zero_()
         flat = size * torch.cat([part.reshape(-1) for part in (*given, numbers)])
-        self._add_up(flat)
         *means, numbers = flat.split([*(p.numel() for p in parameters), len(numbers)])
-        if not all(used):  # only then it is waited for what others have used
-            used = (numbers[2:] > 0).tolist()
+        with explained():
+            dist.all_reduce(flat)
+            if not all(used):  # only then it is waited for what others have used
+                used = (numbers[2:] > 0).tolist()
         for parameter, mean, by_any in zip(parameters, means, used, strict=True):
             # a parameter that no process has used has no gradient, as alone
             parameter.grad = (mean / numbers[1]).view_as(parameter) if by_any else None
@@ -118,7 +126,7 @@ class Group(Processes):
                 box[0] = make()
             except (TwoPhaseError, OSError) as error:
                 box[1] = error
-        with _explained():
+        with explained():
             dist.broadcast_object_list(box)
         made, failed = box
         if failed is not None:
@@ -144,13 +152,9 @@ class Group(Processes):
 
     def _gathered(self, own: Any) -> list[Any]:
         found: list[Any] = [None] * self.count
-        with _explained():
+        with explained():
             dist.all_gather_object(found, own)
         return found
-
-    def _add_up(self, flat: Tensor) -> None:
-        with _explained():
-            dist.all_reduce(flat)
 
 
 def _tensor(part: Any, device: torch.device) -> Tensor:
@@ -159,12 +163,15 @@ def _tensor(part: Any, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """`ProcessError` for what torch says where the connection to another process is lost."""
+def explained() -> Iterator[None]:
+    """`ProcessError` for what torch says where the connection to another process is lost.
+
+    With NCCL it may say so only where what was exchanged is read: that belongs inside.
+    """
     try:
         yield
     except (RuntimeError, ValueError) as error:  # torch's DistError, or that the group is gone
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise ProcessError(
             "processes: the connection to another one is lost: it has ended, did not answer "
             f"in time or does something else; a run goes on from its last checkpoint ({reason})"

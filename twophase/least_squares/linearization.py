@@ -9,8 +9,9 @@ from torch import Tensor
 class Linearization(NamedTuple):
     """Residuals ρ [R] at x [P] and their Jacobian J [R, P]; the loss is ‖ρ‖².
 
-    `gradient` is the loss's, 2 J'ρ [P]. J is None where it is too large to be kept; `squared` is
-    J'J [P, P] then, or None where that is too large or takes too long, too.
+    `gradient` is the loss's, 2 J'ρ [P], and `squared` J'J [P, P], or None where there are fewer
+    residuals than parameters or it takes too long. J is None where it is too large to be kept;
+    beside `squared` it has only the rows that this process makes, which `own` [R] tells.
     """
 
     x: Tensor
@@ -18,6 +19,7 @@ class Linearization(NamedTuple):
     gradient: Tensor
     jacobian: Tensor | None
     squared: Tensor | None = None
+    own: Tensor | None = None
 
     @property
     def finite(self) -> bool:

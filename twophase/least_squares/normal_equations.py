@@ -51,19 +51,22 @@ class NormalEquations(ABC):
 
 
 class Direct(NormalEquations):
-    """By a Cholesky factor of J'J + λ, or of JJ' + λ where there are fewer residuals."""
+    """By a Cholesky factor of J'J + λ, or of JJ' + λ where there are fewer residuals.
+
+    Several processes share the products; each makes the factor.
+    """
 
     def __init__(self, objective: LeastSquares, at: Linearization):
         super().__init__(objective, at)
-        jacobian = at.jacobian
-        if jacobian is None:
-            assert at.squared is not None
-            self.wide, self.matrix = False, at.squared
-            self.largest = at.squared.diagonal().max().item()
+        self.wide = at.squared is None
+        if at.squared is None:
+            assert at.jacobian is not None
+            own = at.jacobian[:, objective.processes.share(at.jacobian.shape[1])]
+            self.matrix = objective.processes.sums([own @ own.T], at.x)[0]
+            self.largest = at.jacobian.square().sum(dim=0).max().item()
         else:
-            self.wide = jacobian.shape[0] < jacobian.shape[1]
-            self.matrix = jacobian @ jacobian.T if self.wide else jacobian.T @ jacobian
-            self.largest = jacobian.square().sum(dim=0).max().item()
+            self.matrix = at.squared
+            self.largest = at.squared.diagonal().max().item()
 
     def step(self, damping: float) -> tuple[Tensor, float] | None:
         found = self.solve(self.at.residuals, damping)
@@ -93,23 +96,27 @@ class Direct(NormalEquations):
         return -dot(self.at.gradient, step) - dot(step, self.matrix @ step)
 
     def bend(self, step: Tensor) -> Tensor:
-        """The residuals' second derivative [R] along a step, by differences: 1 or 2 passes."""
+        """The residuals' second derivative along a step, by differences: 1 or 2 passes.
+
+        It has the rows of ρ that J has in this process, or all [R] without J; so has r in `solve`.
+        """
         x, residuals = self.at.x, self.at.residuals
         part = (PROBE * step).to(x.dtype)
         above = self.objective.residuals(x + part)
         if self.at.jacobian is not None:
-            change = self.at.jacobian @ step
-            return (2 / PROBE) * ((above - residuals) / PROBE - change)
+            change, slope = self.at.jacobian @ step, (above - residuals) / PROBE
+            return (2 / PROBE) * ((slope if self.wide else slope[self.at.own]) - change)
         below = self.objective.residuals(x - part)
         return (above - 2 * residuals + below) / PROBE**2
 
     def _pull(self, rows: Tensor) -> Tensor:
-        """J'u [P] for u [R]."""
-        if self.at.jacobian is not None:
-            return self.at.jacobian.T @ rows
+        """J'u [P] for u [R], or those of its rows that J has."""
         if rows is self.at.residuals:
             return self.at.gradient / 2
-        return self.objective.pull(self.at.x, rows)
+        if self.at.jacobian is None:
+            return self.objective.pull(self.at.x, rows)
+        pulled = self.at.jacobian.T @ rows
+        return pulled if self.wide else self.objective.processes.sums([pulled], self.at.x)[0]
 
 
 class ByProducts(NormalEquations):

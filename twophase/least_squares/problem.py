@@ -53,7 +53,8 @@ class LeastSquares(Shuffled):
     `chunk_size` points of a term are evaluated at a time; None: as many as `chunk_bytes` holds. The
     Jacobian is made by `torch.func`, a row for each residual, and counts as the gradient does; with
     k residuals for each point as k backward passes. Several processes have a share of the points
-    of each term; ρ and J are whole in each.
+    of each term, and of the products J'J or JJ'. What each makes whole are the factors of these;
+    ρ is whole in each, and so is J where R < P.
 
     >>> line = nn.Linear(1, 1).double()
     >>> x = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
@@ -178,7 +179,8 @@ class LeastSquares(Shuffled):
         if not self.direct:
             self._last = self._sloped(x)
         else:
-            self._last = self._together(x) if self.keeps_jacobian else self._summed(x)
+            tall = self.size[0] >= self.size[1]
+            self._last = self._squared(x) if tall else self._together(x)
         return self._last
 
     def pull(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -236,16 +238,23 @@ class LeastSquares(Shuffled):
         jacobian, residuals = self.processes.sums([jacobian, residuals], x)
         return Linearization(x, residuals, 2 * (jacobian.T @ residuals), jacobian)
 
-    def _summed(self, x: Tensor) -> Linearization:
+    def _squared(self, x: Tensor) -> Linearization:
         gradient = torch.zeros_like(x).double()
         squared, residuals = gradient.new_zeros(len(x), len(x)), gradient.new_zeros(self.size[0])
+        own = torch.zeros_like(residuals, dtype=torch.bool)
+        for piece in self._pieces(self._chunk_sizes):
+            own[piece.here] = True
+        kept = gradient.new_zeros(int(own.sum()), len(x)) if self.keeps_jacobian else None
+        first = 0
         for here, rows, blocks, scale in self._jacobian():
-            jacobian = _fill(rows.new_empty(len(rows), len(x)), blocks, scale)
+            last = first + len(rows)
+            place = rows.new_empty(len(rows), len(x)) if kept is None else kept[first:last]
+            jacobian, first = _fill(place, blocks, scale), last
             squared.addmm_(jacobian.T, jacobian)
             gradient += 2 * (jacobian.T @ rows)
             residuals[here] = rows
         squared, gradient, residuals = self.processes.sums([squared, gradient, residuals], x)
-        return Linearization(x, residuals, gradient, None, squared)
+        return Linearization(x, residuals, gradient, kept, squared, own)
 
     def _sloped(self, x: Tensor) -> Linearization:
         residuals, pulled = self._pulled(x, lambda here, part: part.detach())
