@@ -70,7 +70,7 @@ def test_results_and_failures_carry_what_they_cost():
     found = line.result(best, SearchStatus.MINIMUM)
     assert found[:-1] == (0.5, best.value, 2, SearchStatus.MINIMUM) and found.descended
     assert torch.equal(found.point.x, x / 2) and found.point.gradient is best.gradient
-    assert found.point[1::2] == (best.value, best.resolution)
+    assert (found.point.value, found.point.resolution) == (best.value, best.resolution)
     failed = line.failure(SearchStatus.RESOLUTION)
     assert failed == (0.0, line.start.value, 2, SearchStatus.RESOLUTION, None)
     assert not failed.descended
