@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -300,11 +301,12 @@ def test_with_nccl_an_exchange_waits_for_what_became_of_it(device, given, expect
 
 def test_sigterm_is_acted_upon_while_torch_waits(torchruns):
     """The main thread waits for a key of a store that only the action writes."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=60))
-    other = dist.TCPStore("127.0.0.1", store.port, timeout=timedelta(seconds=60))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=20))
+    other = dist.TCPStore("127.0.0.1", store.port, timeout=timedelta(seconds=20))
+    later = threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM))
     with at_sigterm(lambda: other.set("key", "written")):
         assert callable(signal.getsignal(signal.SIGTERM))
-        signal.raise_signal(signal.SIGTERM)
+        later.start()
         assert store.get("key") == b"written"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
