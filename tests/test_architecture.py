@@ -86,7 +86,7 @@ def test_the_method_fits_in_one_sitting():
 
 def test_the_package_is_small():
     assert sum(map(length, CHOICES)) <= 4470
-    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 18_750
+    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 18_800
 
 
 def functions(path):

@@ -36,11 +36,18 @@ class Examples:
         """Whether targets are labels [N], so that there is an accuracy."""
         return not self.targets.is_floating_point() and self.targets.ndim == 1
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Examples":
-        """The examples on `device`; floating-point tensors also become `dtype`."""
+    def to(
+        self, device: torch.device | str, dtype: torch.dtype, non_blocking: bool = False
+    ) -> "Examples":
+        """The examples on `device`; floating-point tensors also become `dtype`.
+
+        `non_blocking`: what is pinned is copied while this process goes on, which must not write to
+        it; what works with the copy comes after it on the device's stream.
+        """
 
         def move(t: Tensor) -> Tensor:
-            return t.to(device, dtype) if t.is_floating_point() else t.to(device)
+            kind = dtype if t.is_floating_point() else t.dtype
+            return t.to(device, kind, non_blocking=non_blocking and t.is_pinned())
 
         return Examples(move(self.inputs), move(self.targets))
 

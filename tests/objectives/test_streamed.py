@@ -18,6 +18,7 @@ from torch.utils.data import (
 import twophase
 from twophase import AdamSettings, fit
 from twophase.errors import InputError
+from twophase.examples import Examples
 from twophase.objectives import FullBatch, Streamed
 from twophase.objectives.streamed import in_order
 from twophase.second_phase import SELF_SCALED_BFGS
@@ -98,6 +99,51 @@ def test_labels_have_an_accuracy():
     x = memory.vector.read()
     assert streamed.score(x) == pytest.approx(memory.score(x), rel=1e-13)
     assert streamed.measure(x)[1] == memory.measure(x)[1]
+
+
+class Spied(torch.Tensor):
+    """Notes how it is asked to go to a device; says that it is pinned, as on a CUDA machine."""
+
+    asked = []
+
+    def is_pinned(self):
+        return True
+
+    def to(self, *where, **how):
+        self.asked.append(how)
+        return super().to(*where, **how).as_subclass(torch.Tensor)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
+@pytest.mark.parametrize("classes", [False, True])
+@pytest.mark.parametrize("pins", [False, True])
+def test_only_the_copies_of_a_loader_that_pins_are_not_waited_for(monkeypatch, pins, classes):
+    """Other pinned memory may be a buffer that its owner fills anew for each batch."""
+
+    def collate(pairs):
+        return [t.as_subclass(Spied) for t in torch.utils.data.default_collate(pairs)]
+
+    monkeypatch.setattr(Spied, "asked", [])
+    model, data = network(2 if classes else 1), samples(classes)
+    plain = [t.float() if t.is_floating_point() else t for t in data]
+    loader = DataLoader(TensorDataset(*plain), 16, collate_fn=collate, pin_memory=pins)
+    streamed = Streamed(model, twophase.mse if classes else mse_loss, loader)
+    memory = FullBatch(
+        model, streamed.loss, *(t.to(d.dtype) for t, d in zip(plain, data, strict=True))
+    )
+    x = memory.vector.read()
+    assert streamed.value(x) == pytest.approx(memory.value(x), rel=1e-13)
+    for batch in streamed.mini_batches(None, torch.Generator()):
+        assert batch.inputs.dtype == torch.float64 and batch.targets.dtype == data[1].dtype
+    assert len(Spied.asked) > 10 and all(how == {"non_blocking": pins} for how in Spied.asked)
+
+
+def test_a_loader_that_pins_cannot_hurry_what_is_not_pinned(monkeypatch):
+    asked, to = [], torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, *a, **k: asked.append(k) or to(t, *a, **k))
+    moved = Examples(*samples()).to("cpu", torch.float32, non_blocking=True)
+    assert asked == [{"non_blocking": False}] * 2
+    assert torch.equal(moved.inputs, to(samples()[0], torch.float32))
 
 
 def test_a_subset_stays_one():

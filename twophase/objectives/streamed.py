@@ -105,7 +105,9 @@ class Streamed(MeanLoss):
         pair = isinstance(batch, tuple | list) and len(batch) == 2
         if not pair or not all(isinstance(part, Tensor) for part in batch):
             raise InputError("data", type(batch).__name__, "batches (inputs, targets) of tensors")
-        return Examples(*batch).to(self.vector.parameters[0].device, self.vector.dtype)
+        device, dtype = self.vector.parameters[0].device, self.vector.dtype
+        # a loader that pins makes a new copy of each batch, to which nobody writes
+        return Examples(*batch).to(device, dtype, non_blocking=self._all.pin_memory)
 
 
 def in_order(source: Source, size: int | None = None) -> DataLoader[Any]:
