@@ -3,7 +3,6 @@
 import math
 import operator
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,30 +19,6 @@ from twophase.experiments.executors import ALONE, Job, Local, Slurm, named
 from twophase.settings import from_text
 
 BOTH = pytest.mark.parametrize("executor", [ALONE, Local(2)], ids=["here", "processes"])
-
-
-def slurm_missing():
-    """Why nothing can be run on Slurm, or None."""
-    if shutil.which("sinfo") is None:
-        return "there is no Slurm here"
-    pytest.importorskip("submitit")
-    command = ["sinfo", "--noheader", "--states=idle,mixed,allocated"]
-    said = subprocess.run(command, capture_output=True, text=True)
-    return None if said.returncode == 0 and said.stdout else "Slurm has no node that works"
-
-
-@pytest.fixture
-def slurm():
-    if (reason := slurm_missing()) is not None:
-        pytest.skip(reason)
-    return Slurm(minutes=5, memory=1)
-
-
-def wait_until(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def values(executor, jobs, folder, **more):
@@ -154,7 +129,7 @@ def alive(pid):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_processes_end_with_the_one_that_started_them(tmp_path, how):
+def test_processes_end_with_the_one_that_started_them(tmp_path, wait_until, how):
     """Ctrl-C goes to all of them, the other signals to the first alone."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path)],
@@ -260,13 +235,6 @@ def test_without_slurm_it_is_one_line(tmp_path, monkeypatch):
         list(Slurm().run([Job(os.getpid)], tmp_path))
 
 
-def queued():
-    said = subprocess.run(
-        ["squeue", "--noheader", "--array", "--format", "%i"], capture_output=True
-    )
-    return said.stdout.decode().split()
-
-
 @pytest.mark.slow
 def test_slurm_runs_jobs_and_those_that_follow(slurm, tmp_path):
     jobs = [Job(math.sqrt, (4.0,)), Job(operator.truediv, (1, 0)), Job(torch.get_num_threads)]
@@ -281,7 +249,7 @@ def test_slurm_runs_jobs_and_those_that_follow(slurm, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_that_is_cancelled_fails_alone(slurm, tmp_path):
+def test_a_job_that_is_cancelled_fails_alone(slurm, queued, tmp_path):
     long, fine = Job(time.sleep, (600,)), Job(math.sqrt, (4.0,))
     outcomes = []
     for outcome in slurm.run([long, fine], tmp_path):
@@ -305,7 +273,7 @@ def test_a_refused_job_is_one_line(slurm, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_process_submits_from_a_folder(slurm, tmp_path):
+def test_one_process_submits_from_a_folder(slurm, queued, wait_until, tmp_path):
     work = slurm.run([Job(math.sqrt, (4.0,)), Job(time.sleep, (600,))], tmp_path)
     assert next(work).value == 2.0
     with pytest.raises(InputError, match="^out: .* no other process submits"):
@@ -319,13 +287,13 @@ SUBMITTER = """
 import sys, time
 from pathlib import Path
 from twophase.experiments.executors import Job, Slurm
-jobs = [Job(time.sleep, (20.5,)), Job(time.sleep, (600,))]
+jobs = [Job(time.sleep, (10.5,)), Job(time.sleep, (600,))]
 list(Slurm(minutes=5, memory=1).run(jobs, Path(sys.argv[1])))
 """
 
 
 @pytest.mark.slow
-def test_jobs_of_a_process_that_was_killed_are_taken_over(slurm, tmp_path):
+def test_jobs_of_a_process_that_was_killed_are_taken_over(slurm, queued, wait_until, tmp_path):
     """Those that are wanted go on, each in the job it had; the others are cancelled at the end."""
     process = subprocess.Popen([sys.executable, "-c", SUBMITTER, str(tmp_path)])
     pickles = lambda: list((tmp_path / "slurm").glob("*_submitted.pkl"))  # noqa: E731
@@ -334,8 +302,8 @@ def test_jobs_of_a_process_that_was_killed_are_taken_over(slurm, tmp_path):
     process.wait()
     names = {path.name.removesuffix("_submitted.pkl") for path in pickles()}
     assert names <= set(queued())
-    (outcome,) = slurm.run([Job(time.sleep, (20.5,))], tmp_path)
-    assert outcome.error == "" and outcome.seconds > 20
+    (outcome,) = slurm.run([Job(time.sleep, (10.5,))], tmp_path)
+    assert outcome.error == "" and outcome.seconds > 10
     assert len(pickles()) == 1, "nothing was submitted anew"
     wait_until(lambda: not names & set(queued()))
 

@@ -1,12 +1,15 @@
 """Sweeps: what YAML stands for, errors in one line, and nothing that was killed runs twice."""
 
+import errno
 import itertools
 import os
-import shutil
-import signal
+import pickle
 import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from twophase.experiments.branches import Place, digest_name
 from twophase.experiments.config import RunConfig
 from twophase.experiments.executors import ALONE
 from twophase.problems.problem import ImageProblem, PhysicsProblem
+from twophase.reporting import report
 
 EIGHT = """
 preset: smoke
@@ -142,6 +146,12 @@ def test_a_part_is_named_and_one_of_its_fields_swept(tmp_path, text, switch):
     assert spec(tmp_path, text).configs()[0].second.direction == tp.ConjugateDirection("FR")
 
 
+def test_the_strategies_of_a_sweep_have_use_for_different_options(tmp_path):
+    text = "strategy: [adam, adam+second, second]\nswitch: 3\nlearning_rate: 0.1"
+    adam, both, second = spec(tmp_path, text).configs()
+    assert (adam.second, both.switch, second.adam) == (None, tp.FixedEpoch(3), None)
+
+
 @pytest.mark.parametrize("text", RUNS)
 def test_fields_are_those_of_a_run(tmp_path, text):
     assert spec(tmp_path, text).configs() == [RunConfig(**RUNS[text])]
@@ -176,7 +186,15 @@ BAD = {
     "preset: huge": "preset: 'huge' is not allowed; use one of smoke, quick, paper",
     "preset: [smoke, quick]": "preset: ['smoke', 'quick'] is not allowed",
     "1: 2": "field: 1 is not allowed",
-    "seed: 0\nseed: 1": "line 1: the key 'seed' comes twice",
+    "epochs: 3\nseed: 0\nseed: 1": "line 3: the key 'seed' comes twice",
+    "seed: [001, 010]": "seed: '001' is not allowed; use a whole number",
+    "epochs: 1:30": "epochs: '1:30' is not allowed; use a whole number",
+    "learning_rate: 1:30.5": "learning_rate: '1:30.5' is not allowed; use a finite number",
+    "strategy: adam\nswitch: [1, 2]": (
+        "switch: [1, 2] is not allowed; use nothing with strategy adam"
+    ),
+    "strategy: adam\nswitch.passes: 9": "switch.passes: 9 is not allowed; use nothing with",
+    "strategy: [second]\nlearning_rate: 0.1": "learning_rate: 0.1 is not allowed; use nothing",
     "seed: [0": "(line 1: ",
     "seed: !!python/object/apply:os.system [exit]": "could not determine a constructor",
     "- seed": "a YAML file that maps fields to values",
@@ -191,7 +209,7 @@ BAD = {
     'seed: !!float ""': "a YAML file that maps fields to values (",
     "seed: !!timestamp x": "a YAML file that maps fields to values (",
     "seed: !!omap x": "a YAML file that maps fields to values (",
-    "seed: " + "1:" * 200 + "1.5": "a YAML file that maps fields to values (",
+    "seed: " + "1:" * 200 + "1.5": "seed: '1:1:1:",
     'seed: !!timestamp "2000-99-01"': "a YAML file that maps fields to values (",
     "learning_rate: [0.1]\nadam.learning_rate: 0.3": (
         "adam.learning_rate: 0.3 is not allowed; use nothing with learning_rate, which sets it"
@@ -301,6 +319,65 @@ def test_a_run_that_fails_is_listed_and_tried_again(tmp_path, capsys, monkeypatc
     assert table(out).error.isna().all()
 
 
+def one_is_finished(out):
+    return any(out.glob("*+second*/summary.json"))
+
+
+def finished(out):
+    return {path: path.stat().st_mtime_ns for path in out.glob("*/summary.json")}
+
+
+@pytest.mark.slow
+def test_on_a_full_disk_what_is_finished_stays(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    command = ["sweep", str(write(tmp_path, TWO)), "--out", str(out), "--executor", "Local(1)"]
+
+    def full(file):
+        if one_is_finished(out):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert main(command) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"twophase: error: {out / 'sweep.csv'}: No space left on device"
+    before = finished(out)
+    assert len(before) == 2, "Adam alone, and one that branches off"
+    assert main(command) == 0
+    assert before.items() <= finished(out).items() and len(table(out)) == 2
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_has_a_table_of_what_is_done(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    command = ["sweep", str(write(tmp_path, TWO)), "--out", str(out), "--executor", "Local(1)"]
+    train, read, looks = runs.train, runs.read_summary, []
+
+    def interrupted(*given):
+        if one_is_finished(out):
+            raise KeyboardInterrupt
+        return train(*given)
+
+    def interrupted_soon(folder):
+        looks.append(folder)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+        return read(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "train", interrupted)
+        assert main(command) == 130
+    assert "twophase: interrupted; the same command goes on" in capsys.readouterr().err
+    assert table(out).switch.tolist() == [1]
+    assert main(command) == 0
+    whole = (out / "sweep.csv").read_bytes()
+    # while it looks at what is there already
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "read_summary", interrupted_soon)
+        assert main(command) == 130
+    assert (out / "sweep.csv").read_bytes() == whole
+
+
 @pytest.mark.slow
 def test_runs_of_the_same_course_are_one(tmp_path):
     """Rules that swap after the same epoch and have no way back: two rows, one folder."""
@@ -312,30 +389,26 @@ def test_runs_of_the_same_course_are_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_runs_nothing_twice(tmp_path):
+def test_a_sweep_that_is_killed_runs_nothing_twice(tmp_path, wait_until):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "twophase", "sweep", str(write(tmp_path, EIGHT))]
     command += ["--out", str(out), "--executor", "Local(2)"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
-    def finished():
-        return {path: path.stat().st_mtime_ns for path in out.glob("*+second*/summary.json")}
+    def branches():
+        return [path for path in finished(out) if "+second" in str(path)]
 
-    deadline = time.monotonic() + 300
-    while len(finished()) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: len(branches()) >= 2 or process.poll() is not None, 300)
+    process.kill()
     process.wait()
     time.sleep(2)  # what its processes wrote last
-    before = finished()
-    assert 2 <= len(before) < 8
+    before = finished(out)
+    assert 2 <= len(branches()) < 8
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    after = finished()
-    assert len(after) == 8 and before.items() <= after.items()
-    assert len(table(out)) == 8 and table(out).error.isna().all()
+    after = finished(out)
     # the trunks, too, are there once: two networks, two seeds
-    assert len(list(out.glob("digits-*-adam-*/summary.json"))) == 4
+    assert len(branches()) == 8 and len(after) == 12 and before.items() <= after.items()
+    assert len(table(out)) == 8 and table(out).error.isna().all()
 
 
 NOTEBOOK_CELLS = (
@@ -385,36 +458,105 @@ def test_pages_that_are_made_at_the_same_time_are_all_in_the_index(tmp_path, not
     assert sum(f'href="{name}"' in index for name in table(tmp_path / "out").page) == 4
 
 
+@pytest.mark.slow
+def test_a_page_that_two_want_at_once_is_made_once(tmp_path, notebook, monkeypatch):
+    found = spec(tmp_path, f"notebook: {notebook}\npreset: smoke\nparameters: {{rate: 0.1}}")
+    pages = [report.pages(found, tmp_path / "out")[0] for _ in range(2)]
+    made, build = [], report._build_page
+    monkeypatch.setattr(report, "_build_page", lambda page: made.append(page) or build(page))
+    with ThreadPoolExecutor(2) as pool:
+        seconds = list(pool.map(report.build_page, pages))
+    assert len(made) == 1 and min(seconds) > 0
+    assert pages[0].seconds() in seconds
+
+
 # -- Slurm
 
 
+class Sweep:
+    """The eight runs on Slurm, and all jobs that were ever seen in the queue for them."""
+
+    def __init__(self, folder, slurm, queued):
+        self.out, self.queued = folder / "out", queued
+        self.jobs = {}  # the run of each, by its name
+        self._command = [sys.executable, "-m", "twophase", "sweep", str(write(folder, EIGHT))]
+        self._command += ["--out", str(self.out), "--executor", str(slurm)]
+
+    def start(self):
+        return subprocess.Popen(
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def is_finished(self, run):
+        return (self.out / digest_name(run) / "summary.json").exists()
+
+    def training(self):
+        """The jobs in the middle of a training."""
+        for path in (self.out / "slurm").glob("*_submitted.pkl"):
+            # what is done is removed
+            with suppress(OSError):
+                content = pickle.loads(path.read_bytes())
+                name = path.name.removesuffix("_submitted.pkl")
+                self.jobs[name] = content.function.job.arguments[0]
+        folders = {name: self.out / digest_name(run) for name, run in self.jobs.items()}
+        begun = [name for name, folder in folders.items() if (folder / "config.json").exists()]
+        states = self.queued() if begun else {}
+        return [
+            name
+            for name in begun
+            if states.get(name) == "RUNNING" and not self.is_finished(self.jobs[name])
+        ]
+
+
 @pytest.mark.slow
-def test_a_job_that_was_cancelled_is_all_that_runs_again(tmp_path):
-    if shutil.which("sinfo") is None:
-        pytest.skip("there is no Slurm here")
-    pytest.importorskip("submitit")
-    command = ["sinfo", "--noheader", "--states=idle,mixed,allocated"]
-    if not subprocess.run(command, capture_output=True).stdout:
-        pytest.skip("Slurm has no node that works")
+def test_on_slurm_nothing_runs_twice_whoever_is_killed(tmp_path, slurm, queued, wait_until):
+    """The process that submits, by kill -9; then a job in the middle of its run, by scancel."""
+    sweep = Sweep(tmp_path, slurm, queued)
+    process = sweep.start()
+    wait_until(lambda: sweep.training() and finished(sweep.out), 300)
+    process.kill()
+    process.communicate()
+    before, known = finished(sweep.out), set(sweep.jobs)
+    assert len(before) < 12, "four of Adam alone, and eight that branch off"
+
+    process, cancelled = sweep.start(), set()
+    wait_until(lambda: sweep.training() is not None and sweep.jobs.keys() - known, 300)
+    while all(sweep.is_finished(sweep.jobs[name]) for name in cancelled):
+        wait_until(lambda: sweep.training() or process.poll() is not None, 300)
+        assert process.poll() is None
+        for name in sweep.training()[:1]:
+            subprocess.run(["scancel", name], check=True)
+            wait_until(lambda: name not in queued())  # noqa: B023
+            cancelled.add(name)
+    # no pipe is full before it ends
+    wait_until(lambda: sweep.training() is None or process.poll() is not None, 300)
+    errors = table(sweep.out).error.dropna()
+    assert f"8 runs, {len(errors)} failed" in process.communicate()[0]
+    assert (process.returncode, len(errors) > 0) == (1, True)
+    assert {error.split()[2] for error in errors} <= cancelled
+    assert errors.str.startswith("Slurm job ").all() and errors.str.contains(" ended early").all()
+    again = [run for name in cancelled if not sweep.is_finished(run := sweep.jobs[name])]
+    after = finished(sweep.out)
+    assert before.items() <= after.items() and len(after) < 12
+
+    process = sweep.start()
+    wait_until(lambda: sweep.training() is None or process.poll() is not None, 300)
+    assert "8 runs, 0 failed" in process.communicate()[0] and process.returncode == 0
+    assert len(table(sweep.out)) == 8 and table(sweep.out).error.isna().all()
+    assert len(finished(sweep.out)) == 12 and after.items() <= finished(sweep.out).items()
+    assert Counter(sweep.jobs.values()) == Counter({*sweep.jobs.values()}) + Counter(again)
+    assert len(set(sweep.jobs.values())) == 12
+
+
+@pytest.mark.slow
+def test_a_notebook_is_swept_on_slurm(tmp_path, slurm, notebook, capsys):
     out = tmp_path / "out"
-    path = write(tmp_path, TWO.replace("[1, 3]", "2\nseed: [0, 1, 2, 3]"))
-    command = [sys.executable, "-m", "twophase", "sweep", str(path), "--out", str(out)]
-    command += ["--executor", "Slurm(minutes=10, memory=1)"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    # the last of four waits for a core, or begins to import
-    deadline = time.monotonic() + 300
-    while not (waiting := sorted((out / "slurm").glob("*_3_submitted.pkl"))):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    name = waiting[0].name.removesuffix("_submitted.pkl")
-    subprocess.run(["scancel", name], check=True)
-    assert b"4 runs, 1 failed" in process.communicate()[0]
-    assert process.returncode == 1
-    (error,) = table(out).error.dropna()
-    assert f"Slurm job {name} ended early" in error
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*/history.csv")}
-    assert len(before) == 6, "three of Adam alone, and what branches off each"
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    assert table(out).error.isna().all()
-    after = {path: path.stat().st_mtime_ns for path in out.glob("*/history.csv")}
-    assert len(after) == 8 and before.items() <= after.items()
+    text = f"notebook: {notebook}\npreset: smoke\nparameters:\n  rate: [1e-2, 2]\n"
+    command = ["sweep", str(write(tmp_path, text)), "--out", str(out), "--executor", str(slurm)]
+    assert main(command) == 1
+    printed = capsys.readouterr().out
+    assert "failed: rate=2: " in printed and "AssertionError: too fast" in printed
+    assert table(out).seconds.notna().tolist() == [True, False]
+    index = (out / "index.html").read_text(encoding="utf-8")
+    assert f'href="{table(out).page[0]}"' in index and "too fast" in index
+    assert "rate = 0.01" in (out / table(out).page[0]).read_text(encoding="utf-8")

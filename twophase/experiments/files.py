@@ -41,7 +41,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)
+        error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -51,6 +51,13 @@ def check_regular(path: Path) -> None:
     """`InputError` where a path is that of a folder, a device or a pipe, not to be replaced."""
     if path.exists() and not path.is_file():
         raise InputError("file", str(path), "a regular file, or a path where nothing is")
+
+
+def check_folder(field: str, path: Path) -> None:
+    """`InputError` where a folder cannot be written to, or is not there and cannot be made."""
+    there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise InputError(field, str(path), "a folder that can be written to, there or new")
 
 
 @cache

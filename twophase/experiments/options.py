@@ -87,10 +87,8 @@ class Options:
 
     def check_used(self) -> None:
         """`InputError` for an option that is given, and that the strategy has no use for."""
-        usual = Options(strategy=self.strategy)
-        for name in _UNUSED.get(self.strategy, ()):
-            if (value := getattr(self, name)) != getattr(usual, name):
-                raise InputError(name, value, f"nothing with --strategy {self.strategy}")
+        usual = vars(Options(strategy=self.strategy))
+        check_useful([self.strategy], {n: v for n, v in vars(self).items() if v != usual[n]})
 
     def _method(self) -> dict[str, Any]:
         """The second phase, the switch and the way back."""
@@ -139,6 +137,14 @@ def check_applies(problems: Iterable[str], given: Mapping[str, Any]) -> None:
         if value is not None and all(name in lacking(problem) for problem in problems):
             allowed = f"nothing with {', '.join(problems)}, which has no {name}"
             raise InputError(name, value, allowed)
+
+
+def check_useful(strategies: Iterable[str], given: Mapping[str, Any]) -> None:
+    """`InputError` for a field that is given, and that none of some strategies has a use for."""
+    strategies = list(strategies)
+    for name, value in given.items():
+        if all(name.partition(".")[0] in _UNUSED.get(strategy, ()) for strategy in strategies):
+            raise InputError(name, value, f"nothing with strategy {', '.join(strategies)}")
 
 
 def problem_named(

@@ -160,19 +160,19 @@ class Tally:
     """How many of `total` runs are done, as rows of a table: one changes, one stays for each run.
 
     The time left is that of the runs left at the pace of those that have ended since `on_running`
-    was called first; those that were done before do not count for the pace.
+    was called first, at `began`; those that were done before do not count for the pace.
     """
 
     _COLUMNS = ("time", "done", "running", "failed", "left", "time left")
 
     def __init__(self, total: int):
         self._total, self._done, self._failed, self._running = total, 0, 0, 0
-        self._before, self._began = 0, 0.0
+        self._before, self.began = 0, 0.0
 
     def on_running(self, running: int) -> None:
         """Note how many jobs are being computed; the first call is the beginning."""
-        if not self._began:
-            self._before, self._began = self._done + self._failed, time.monotonic()
+        if not self.began:
+            self._before, self.began = self._done + self._failed, time.monotonic()
         self._running = running
 
     def count(self, failed: bool) -> None:
@@ -181,7 +181,7 @@ class Tally:
         self._done += not failed
 
     def __str__(self) -> str:
-        elapsed = time.monotonic() - self._began if self._began else 0.0
+        elapsed = time.monotonic() - self.began if self.began else 0.0
         ended = self._done + self._failed
         left = self._total - ended
         pace = elapsed / (ended - self._before) if ended > self._before else None
@@ -197,7 +197,7 @@ class Tally:
 
             def say(remark: str) -> None:
                 # a long list of what was there before says nothing
-                if self._began:
+                if self.began:
                     write(f"{self}  {remark}")
 
             yield say

@@ -18,7 +18,7 @@ from twophase.experiments import branches, runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.executors import Executor, Job
 from twophase.experiments.files import project_folder, write_atomically
-from twophase.experiments.options import Options, changed, lacking
+from twophase.experiments.options import Options, changed, check_useful, lacking
 from twophase.experiments.progress import Tally, silenced
 
 MOST_RUNS = 10_000
@@ -28,6 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"epochs": 80, "train_examples": 192, "validation_examples": 90, "batch_size": 32},
     "paper": {"epochs": 1000, "second": "paper"},
 }
+_OTHER_NUMBER = re.compile(r"[-+]?(0[\d_]+|\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?)")
 _OPTIONS = {field.name: field for field in fields(Options)}
 _FIELDS = (*_OPTIONS, *(field.name for field in fields(RunConfig) if field.name not in _OPTIONS))
 # texts that stand for objects; null is one of them
@@ -65,8 +66,12 @@ class Spec:
 
     def configs(self) -> list[RunConfig]:
         """The configurations; `InputError` for a value that is not allowed, before any is run."""
-        _check_once({**self.shared, **self.swept})
-        return [_config(self._fields(point)) for point in self.points()]
+        given = {**self.shared, **self.swept}
+        _check_once(given)
+        found = [_config(self._fields(point)) for point in self.points()]
+        strategies = self.swept.get("strategy", [self.shared.get("strategy", Options.strategy)])
+        check_useful(strategies, given)
+        return found
 
     def _fields(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """All fields of a run; of several problems each takes what it has of the shared ones."""
@@ -177,10 +182,22 @@ def _watched(
     out: Path,
     work: Callable[[Callable[[int], None]], Iterator[tuple[int, dict[str, Any]]]],
 ) -> pd.DataFrame:
-    """The table of what some work yields, shown while it grows and written however it ends."""
+    """The table of what some work yields, shown while it grows and written however it ends.
+
+    Where it ends before any run is made, what was written before says more.
+    """
     out.mkdir(parents=True, exist_ok=True)
     points, rows = spec.points(), {}
     tally = Tally(len(points))
+
+    def write() -> pd.DataFrame:
+        # what was asked for is not replaced by what the summary calls by the same name
+        ordered = [points[i] | rows[i] | points[i] for i in sorted(rows)]
+        # objects: a whole number stays one beside others and missing ones
+        table = pd.DataFrame(ordered, dtype=object)
+        write_atomically(out / "sweep.csv", table.to_csv(index=False))
+        return table
+
     try:
         with silenced(), tally.shown(sys.stderr) as say:
             for index, row in work(tally.on_running):
@@ -190,13 +207,11 @@ def _watched(
                 result = f"failed, {row['error']}" if row["error"] else "done"
                 result += "" if loss is None else f", train loss {loss:.4g}"
                 say(f"{label(points[index])}: {result}")
-    finally:
-        # what was asked for is not replaced by what the summary calls by the same name
-        ordered = [points[i] | rows[i] | points[i] for i in sorted(rows)]
-        # objects: a whole number stays one beside others and missing ones
-        table = pd.DataFrame(ordered, dtype=object)
-        write_atomically(out / "sweep.csv", table.to_csv(index=False))
-    return table
+    except BaseException:
+        if rows and tally.began:
+            write()
+        raise
+    return write()
 
 
 def _numbers(done: branches.Done) -> dict[str, Any]:
@@ -285,14 +300,22 @@ def _notebook(given: Any) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data, in which a key comes once and 1e-3 is a number, as it is in YAML 1.2."""
+    """Plain data, in which a key comes once, and numbers are those of YAML 1.2.
+
+    There 1e-3 is one; 010 and 1:30, in YAML 1.1 8 and 90, are texts here.
+    """
+
+    def resolve(self, kind: type, value: Any, implicit: Any) -> str:
+        if kind is yaml.ScalarNode and implicit[0] and _OTHER_NUMBER.fullmatch(value):
+            return self.DEFAULT_SCALAR_TAG
+        return super().resolve(kind, value, implicit)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         seen = set()
-        for key in keys:
+        for each, _ in node.value:
+            key = self.construct_object(each, deep=True)
             if isinstance(key, str) and key in seen:
-                problem, mark = f"the key {key!r} comes twice", node.start_mark
+                problem, mark = f"the key {key!r} comes twice", each.start_mark
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=mark)
             seen.add(str(key))
         return super().construct_mapping(node, deep)

@@ -226,11 +226,17 @@ def pages(spec: Any, out: Path, device: str = "auto") -> list[Page]:
 def build_page(page: Page) -> float:
     """Execute a notebook, put its page and its row in the index; return the seconds it took.
 
-    `ReportError` where it fails; the index says so, and an older page stays.
+    It waits for another process that makes the same page. `ReportError` where it fails; the index
+    says so, and an older page stays.
     """
+    (page.out / "notebooks").mkdir(parents=True, exist_ok=True)
+    with FileLock(page.out / "notebooks" / f".{page.name}.lock"):
+        return page.seconds() or _build_page(page)
+
+
+def _build_page(page: Page) -> float:
     source = _read(page.path)
     source = replace(source, title=f"{source.title} ({page.swept})", page=page.name)
-    (page.out / "notebooks").mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").addHandler(logging.NullHandler())
     place, threads = resolve_device(page.device), _own_threads()
     words = provenance.words(device_name(place, threads))
