@@ -86,7 +86,7 @@ def test_the_method_fits_in_one_sitting():
 
 def test_the_package_is_small():
     assert sum(map(length, CHOICES)) <= 4410
-    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 17_800
+    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 17_860
 
 
 def functions(path):

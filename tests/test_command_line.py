@@ -227,7 +227,39 @@ def test_a_device_that_is_not_there_is_one_line_before_anything_is_made(tmp_path
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["table1", "compare", "regret", "pattern", "sweep"])
+MANY = ["table1", "compare", "regret", "pattern", "sweep", "traces"]
+
+
+@pytest.mark.parametrize("command", [*MANY, "report"])
+def test_a_folder_that_cannot_be_is_one_line_before_anything_is_made(
+    tmp_path, capsys, monkeypatch, command
+):
+    (tmp_path / "file").write_text("of a person's own")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    given = with_device(tmp_path, command, "cpu")[:-1]
+    wrong = [tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link", Path("/dev/null")]
+    for out in wrong:
+        code, printed, errors = twophase(capsys, *given, str(out))
+        assert (code, printed, len(errors)) == (2, "", 1)
+        allowed = "is not allowed; use a folder that can be written to, there or new"
+        assert errors[0] == f"twophase: error: out: '{out}' {allowed}"
+    assert (tmp_path / "file").read_text() == "of a person's own"
+    # as for who is not root
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    code, _, errors = twophase(capsys, *given, str(tmp_path / "a" / "b"))
+    assert (code, len(errors)) == (2, 1) and "out: " in errors[0]
+    assert not (tmp_path / "a").exists()
+
+
+def test_so_is_one_for_the_runs(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    command = ["regret", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "file")]
+    code, _, errors = twophase(capsys, *command)
+    assert (code, len(errors)) == (2, 1) and "work: '" in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", MANY)
 def test_a_cluster_may_have_other_devices(tmp_path, capsys, monkeypatch, command):
     """The nodes' are not known here; what no machine has is told all the same."""
     monkeypatch.setenv("PATH", "")
@@ -309,7 +341,7 @@ def test_strategies_and_problems_by_name():
         ("--strategy", "second", "--fallback", "None"),
     ):
         field = unused[2].strip("-").replace("-", "_")
-        with pytest.raises(InputError, match=f"^{field}: .* nothing with --strategy {unused[1]}$"):
+        with pytest.raises(InputError, match=f"^{field}: .* nothing with strategy {unused[1]}$"):
             config(*unused)
     poisson = config("--problem", "poisson")
     assert (poisson.problem, poisson.adam.batch_size) == (PhysicsProblem("poisson"), None)
@@ -434,7 +466,7 @@ def test_two_executors_are_one_too_many(capsys):
     assert "processes: 2 is not allowed; use nothing with --executor" in errors[0]
 
 
-@pytest.mark.parametrize("command", ["report", "table1", "compare", "regret", "sweep"])
+@pytest.mark.parametrize("command", ["report", "table1", "compare", "regret", "sweep", "traces"])
 def test_an_executor_that_is_not_there_is_one_line(monkeypatch, capsys, tmp_path, command):
     monkeypatch.setenv("PATH", "")
     spec = tmp_path / "spec.yaml"

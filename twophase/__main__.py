@@ -5,7 +5,8 @@ import io
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     traces = add("traces", "record gradient norms of Adam alone, resumable", _traces)
     _preset_options(traces, seeds=3)
     traces.add_argument("--audit", action="store_true", help="the Hessian's spectrum, too; hours")
+    _executor_options(traces)
     _place_options(traces, "folder of the runs")
     bench = add("bench", "ratios of speed, work and memory, side by side", _bench)
     bench.add_argument("--preset", default="quick", help="smoke or quick (default)")
@@ -85,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command is not _run:
             _check_alone(given[0])
         _check_device(options)
+        _check_folders(options)
         return options.command(options) or 0
     except TwoPhaseError as error:
         _say(f"twophase: error: {error}")
@@ -125,6 +128,15 @@ def _check_device(options: argparse.Namespace) -> None:
     elsewhere = named(getattr(options, "executor", None) or ALONE).shared
     if not (elsewhere and re.fullmatch(r"cuda(:\d+)?", device)):
         resolve_device(device)
+
+
+def _check_folders(options: argparse.Namespace) -> None:
+    """Of many runs, before any of them is made."""
+    from twophase.experiments.files import check_folder
+
+    for name in ("out", "work") if hasattr(options, "executor") else ():
+        if getattr(options, name, None) is not None:
+            check_folder(name, getattr(options, name))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -234,10 +246,13 @@ def _table1(options: argparse.Namespace) -> None:
         print(table1.listing(chosen).to_csv(index=False), end="")
         return
     reports = (project_folder() or Path()) / "reports"
-    out = options.out or reports / "table1" / options.preset
-    place = table1.place(out, options.data, options.device)
-    print(table1.as_text(table1.run(chosen, place, _executor(options))))
-    print(f"table: {out / 'table1.csv'}")
+    options.out = options.out or reports / "table1" / options.preset
+    place = table1.place(options.out, options.data, options.device)
+    executor = _executor(options)
+    with _recorded(options, executor):
+        table = table1.run(chosen, place, executor)
+    print(table1.as_text(table))
+    print(f"table: {options.out / 'table1.csv'}")
 
 
 def _compare_options(parser: argparse.ArgumentParser) -> None:
@@ -303,18 +318,16 @@ def _regret_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _regret(options: argparse.Namespace) -> None:
-    from twophase.experiments import branches, comparison, regret, regret_results
-    from twophase.experiments.files import write_atomically, write_json
+    from twophase.experiments import branches, regret, regret_results
+    from twophase.experiments.files import write_atomically
 
     place = branches.Place(options.work or options.out / "runs", options.data, options.device)
-    began = time.perf_counter()
-    executor = _executor(options)
+    began, executor = time.perf_counter(), _executor(options)
     table = regret.run(options.case, options.rule, options.seeds, place, executor, options.passes)
     seconds = time.perf_counter() - began
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "regret.csv", table.to_csv(index=False, float_format="%.6g"))
-    facts = comparison.facts(options.arguments, options.device, executor, seconds)
-    write_json(options.out / "provenance.json", facts)
+    _provenance(options, executor, seconds)
     print(regret_results.summary(table).to_string(float_format="{:.2f}".format))
     print(f"table: {options.out / 'regret.csv'}")
 
@@ -335,8 +348,7 @@ def _pattern_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _pattern(options: argparse.Namespace) -> None:
-    from twophase.experiments import branches, comparison, pattern
-    from twophase.experiments.files import write_json
+    from twophase.experiments import branches, pattern
     from twophase.experiments.options import Options
 
     names = ("problem", "model", "train_examples", "validation_examples", "batch_size")
@@ -348,28 +360,23 @@ def _pattern(options: argparse.Namespace) -> None:
     found = pattern.run(config, options.seeds, place, executor)
     seconds = time.perf_counter() - began
     pattern.save(found, options.out)
-    facts = comparison.facts(options.arguments, options.device, executor, seconds)
-    write_json(options.out / "provenance.json", facts)
+    _provenance(options, executor, seconds)
     print(pattern.single_peak(found), pattern.who_is_ahead(found), pattern.how_convex(found))
     print(f"tables: {options.out}")
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from twophase.experiments import branches, comparison, sweep
-    from twophase.experiments.files import write_json
+    from twophase.experiments import branches, sweep
     from twophase.reporting import report
 
     spec, executor = sweep.read(options.spec), _executor(options)
-    began = time.perf_counter()
-    if spec.notebook is None:
-        place = branches.Place(options.out, options.data, options.device)
-        table = sweep.run(spec, place, executor)
-    else:
-        pages = report.pages(spec, options.out, options.device)
-        table = sweep.run_pages(spec, options.out, pages, report.build_page, executor)
-    seconds = time.perf_counter() - began
-    facts = comparison.facts(options.arguments, options.device, executor, seconds)
-    write_json(options.out / "provenance.json", facts)
+    with _recorded(options, executor):
+        if spec.notebook is None:
+            place = branches.Place(options.out, options.data, options.device)
+            table = sweep.run(spec, place, executor)
+        else:
+            pages = report.pages(spec, options.out, options.device)
+            table = sweep.run_pages(spec, options.out, pages, report.build_page, executor)
     failed = table[table.error != ""]
     for _, row in failed.iterrows():
         print(f"failed: {sweep.label(row[list(spec.swept)])}: {row.error}")
@@ -383,11 +390,14 @@ def _traces(options: argparse.Namespace) -> None:
     from twophase.experiments import convexity_audit, traces
 
     chosen = traces.configs(options.preset, options.dataset, options.model, options.seeds)
-    traces.record(chosen, options.out, options.data, options.device)
-    print(f"traces: {options.out / 'grad_norm_traces.csv'}")
-    if options.audit:
-        convexity_audit.audit(chosen, options.out, options.data, options.device)
-        print(f"audits: {options.out / 'audit.csv'}")
+    executor = _executor(options)
+    where = options.out, options.data, options.device, executor
+    with _recorded(options, executor):
+        traces.record(chosen, *where)
+        print(f"traces: {options.out / 'grad_norm_traces.csv'}")
+        if options.audit:
+            convexity_audit.audit(chosen, *where)
+            print(f"audits: {options.out / 'audit.csv'}")
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -431,6 +441,29 @@ def _executor(options: argparse.Namespace):
     executor = ALONE if options.executor is None else named(options.executor)
     executor.check()
     return executor
+
+
+@contextmanager
+def _recorded(options: argparse.Namespace, executor) -> Iterator[None]:
+    """`provenance.json` for the table that is made within, also where some of its runs fail."""
+    from twophase.experiments.branches import RunsFailed
+
+    began, failed = time.perf_counter(), None
+    try:
+        yield
+    except RunsFailed as error:
+        failed = error
+    _provenance(options, executor, time.perf_counter() - began)
+    if failed is not None:
+        raise failed
+
+
+def _provenance(options: argparse.Namespace, executor, seconds: float) -> None:
+    from twophase.experiments import comparison
+    from twophase.experiments.files import write_json
+
+    facts = comparison.facts(options.arguments, options.device, executor, seconds)
+    write_json(options.out / "provenance.json", facts)
 
 
 def _place_options(parser: argparse.ArgumentParser, out: str, required: bool = True) -> None:

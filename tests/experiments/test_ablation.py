@@ -70,6 +70,19 @@ def test_what_is_finished_is_not_run_again(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(first[::-1].reset_index(drop=True), again, check_dtype=False)
 
 
+@pytest.mark.slow
+def test_two_processes_make_the_same_table(tmp_path, monkeypatch):
+    """But for what is read off at equal seconds."""
+    rows = [({"name": seed}, replace(BOTH, seed=seed)) for seed in range(2)]
+    rows += [({"name": "missing"}, MISSING)]
+    alone = run(rows, tmp_path)
+    monkeypatch.setattr(runs, "train", None)  # here, not in other processes
+    both = ablation.run(rows, tmp_path / "two", tmp_path, "cpu", executor="Local(2)")
+    measured = [name for name in alone if name.endswith("_seconds")]
+    assert len(measured) == len(ablation.LOSSES)
+    pd.testing.assert_frame_equal(alone.drop(columns=measured), both.drop(columns=measured))
+
+
 def test_a_folder_is_found_from_the_projects(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "project_folder", lambda: tmp_path)
     ablation.run([({}, ADAM)], "some/folder", device="cpu")

@@ -1,7 +1,9 @@
 """Table 1: all of the paper's rows, never a number that was not measured, never a run twice."""
 
 import io
+import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 from twophase import PAPER
 from twophase.__main__ import main
 from twophase.errors import InputError, TwoPhaseError
-from twophase.experiments import files, runs, table1
+from twophase.experiments import files, provenance, runs, table1
+from twophase.experiments.executors import ALONE, Local
 from twophase.problems import image_files, images
 
 TINY = table1.protocol("smoke", epochs=3, swap_epoch=1, train_examples=16)
@@ -22,8 +25,14 @@ def chosen(**arguments):
     return table1.configs(TINY, models=NETWORK, **arguments)
 
 
-def run(configs, out, root=None):
-    return table1.run(configs, table1.place(out, root, "cpu"))
+def run(configs, out, root=None, executor=ALONE):
+    return table1.run(configs, table1.place(out, root, "cpu"), executor)
+
+
+def command(out, *more):
+    """Of `TINY` and its network."""
+    sizes = "--preset smoke --epochs 3 --swap-epoch 1 --train-examples 16".split()
+    return ["table1", *sizes, "--model", *NETWORK, "--device", "cpu", "--out", str(out), *more]
 
 
 def folders(out, config):
@@ -108,6 +117,51 @@ def test_both_runs_share_adams_epochs(tmp_path, swap):
     assert shared.seconds.tolist() == adam.seconds[: len(shared)].tolist()
     if swap == "fixed":
         assert summary["swap_epoch"] == 1
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_table(tmp_path, monkeypatch):
+    alone = run(chosen(seeds=2), tmp_path / "one")
+    monkeypatch.setattr(runs, "train", None)  # here, not in other processes
+    both = run(chosen(seeds=2), tmp_path / "two", executor=Local(2))
+    pd.testing.assert_frame_equal(alone.drop(columns="seconds"), both.drop(columns="seconds"))
+
+
+@pytest.mark.slow
+def test_on_slurm_it_is_the_same_table(tmp_path, slurm, capsys):
+    assert main(command(tmp_path / "out", "--executor", str(slurm))) == 0
+    table = pd.read_csv(tmp_path / "out" / "table1.csv")
+    assert table.strategy.tolist() == list(table1.STRATEGIES) and table.seeds.tolist() == [1, 1]
+    here = run(chosen(), tmp_path / "here").reset_index(drop=True)
+    for name in table1.METRICS:
+        assert table[name].tolist() == pytest.approx(here[name].tolist(), rel=1e-5)
+    facts = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert facts["executor"] == str(slurm) and facts["device"] == "cpu of the cluster's nodes"
+
+
+def test_a_table_says_where_it_comes_from(tmp_path, capsys):
+    assert main(command(tmp_path, "--executor", "Local(1)")) == 0
+    facts = json.loads((tmp_path / "provenance.json").read_text())
+    assert facts["command"] == shlex.join(
+        ["python", "-m", "twophase", *command(tmp_path, "--executor", "Local(1)")]
+    )
+    assert facts["revision"] == provenance.git_revision()
+    assert facts["versions"] == provenance.versions()
+    assert facts["device"].startswith("cpu (") and facts["executor"] == str(ALONE)
+    assert 0 <= facts["wall_seconds"] < 600
+
+
+def test_so_does_one_of_which_rows_have_failed(tmp_path, capsys):
+    out = tmp_path / "out"
+    given = command(out, "--dataset", "mnist", "digits", "--data", str(tmp_path))
+    assert main(given) == 2
+    assert "1 of 2 runs failed; first mnist" in capsys.readouterr().err
+    assert pd.read_csv(out / "table1.csv").seeds.tolist() == [0, 0, 1, 1]
+    kept = (out / "provenance.json").read_text()
+    assert "mnist digits" in json.loads(kept)["command"]
+    # a command that makes nothing leaves what is there
+    assert main([*given, "--epochs", "0"]) == 2
+    assert (out / "provenance.json").read_text() == kept
 
 
 def test_both_kinds_of_swap_branch_off_one_adam_run(tmp_path):

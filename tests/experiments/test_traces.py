@@ -1,12 +1,16 @@
 """Recorded traces: what is committed, how they are judged, and how they are recorded."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from twophase.__main__ import main
 from twophase.errors import InputError
-from twophase.experiments import traces
+from twophase.experiments import runs, traces
+from twophase.experiments.branches import RunsFailed
+from twophase.experiments.executors import Local
 from twophase.switching.rules import FixedEpoch, GradientNormPeak, NormVersusLoss, SmoothedNormPeak
 
 
@@ -97,6 +101,33 @@ def test_recording_resumes_and_keeps_the_weights_of_some_epochs(tmp_path, capsys
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")}
     assert main([*command, "--out", str(tmp_path), "--device", "cpu"]) == 0
     assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")}
+
+
+@pytest.mark.slow
+def test_two_processes_record_the_same(tmp_path, capsys, monkeypatch):
+    command = ["traces", "--preset", "smoke", "--model", "vit-nomlp-wkewq-wvwo1", "--seeds", "2"]
+    command += ["--device", "cpu", "--out"]
+    assert main([*command, str(tmp_path / "one")]) == 0
+    monkeypatch.setattr(runs, "train", None)  # here, not in other processes
+    assert main([*command, str(tmp_path / "two"), "--executor", "Local(2)"]) == 0
+    one, two = (
+        {path.relative_to(tmp_path / name): path for path in (tmp_path / name).rglob("*.ckpt")}
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys() and len(one) == 2 * 7
+    tables = [tmp_path / name / "grad_norm_traces.csv" for name in ("one", "two")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+    facts = json.loads((tmp_path / "two" / "provenance.json").read_text())
+    assert facts["executor"] == str(Local(2)) and "Local(2)" in facts["command"]
+
+
+def test_a_recording_that_fails_costs_no_other(tmp_path, monkeypatch):
+    chosen = traces.configs("smoke", models=["vit-nomlp-wkewq-wvwo1"], seeds=2)
+    (tmp_path / traces.folder_name(chosen[0])).parent.mkdir(parents=True)
+    (tmp_path / traces.folder_name(chosen[0]) / "config.json").mkdir(parents=True)
+    with pytest.raises(RunsFailed, match="^1 of 2 runs failed; first .* seed 0: "):
+        traces.record(chosen, tmp_path, device="cpu")
+    assert pd.read_csv(tmp_path / "grad_norm_traces.csv").seed.unique().tolist() == [1]
 
 
 def test_unknown_names_are_one_line(capsys, tmp_path):

@@ -39,12 +39,14 @@ class Place:
         root: the data folder; None: see `twophase.problems.images.load`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         name: a run's folder below `out`; different for different configurations.
+        kept: epochs of Adam alone whose states stay, beside those where other runs leave.
     """
 
     out: Path
     root: Path | None = None
     device: str | torch.device = "auto"
     name: Callable[[RunConfig], str] = digest_name
+    kept: tuple[int, ...] = ()
 
     def folder(self, config: RunConfig) -> Path:
         return self.out / self.name(config)
@@ -64,6 +66,10 @@ class Place:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             return runs.run(config, folder, self.root, self.device, **branches)
+
+
+class RunsFailed(TwoPhaseError):
+    """Some of many runs have failed; the others are there."""
 
 
 class Done(NamedTuple):
@@ -127,12 +133,12 @@ def results(
 
 
 def check(done: Iterable[Done]) -> None:
-    """Raise `TwoPhaseError` if a run has failed, naming the first."""
+    """Raise `RunsFailed` if a run has, naming the first."""
     done = list(done)
     failed = [one for one in done if one.error]
     if failed:
         first = f"{failed[0].label}: {failed[0].error}"
-        raise TwoPhaseError(f"{len(failed)} of {len(done)} runs failed; first {first}")
+        raise RunsFailed(f"{len(failed)} of {len(done)} runs failed; first {first}")
 
 
 def settled(config: RunConfig, trace: Iterable[Seen]) -> RunConfig:
@@ -152,20 +158,16 @@ def settled(config: RunConfig, trace: Iterable[Seen]) -> RunConfig:
     return replace(config, switch=FixedEpoch(epoch))
 
 
-def run_trunk(
-    trunk: RunConfig,
-    branches: Iterable[RunConfig],
-    place: Place,
-    kept: dict[str, SwitchRule] | None = None,
-) -> None:
+def run_trunk(trunk: RunConfig, branches: Iterable[RunConfig], place: Place) -> None:
     """Train a run of Adam alone and keep its state where other runs leave it, and at its end.
 
-    The branches are configurations of both phases, whether they will be run or not; `kept` names
-    further states by their rules. A second process that wants the same trunk waits for the first.
+    The branches are configurations of both phases, whether they will be run or not. A second
+    process that wants the same trunk waits for the first.
     """
-    leaving = {_branch_name(config): config.switch for config in branches if config.passes is None}
-    leaving |= {_END: FixedEpoch(trunk.epochs)} | (kept or {})
-    place.run(trunk, branches=leaving)
+    rules = [config.switch for config in branches if config.passes is None]
+    rules += [FixedEpoch(epoch) for epoch in place.kept if epoch <= trunk.epochs]
+    leaving = {_branch_name(rule): rule for rule in rules}
+    place.run(trunk, branches=leaving | {_END: FixedEpoch(trunk.epochs)})
 
 
 def state_for(config: RunConfig, place: Place) -> Path:
@@ -180,11 +182,12 @@ def state_for(config: RunConfig, place: Place) -> Path:
     epoch = None
     if config.passes is None:
         epoch = first_switch(config.switch, trace(runs.read(folder)[0]))
-    kept = runs.branch_file(folder, _END if epoch is None else _branch_name(config))
+    kept = runs.branch_file(folder, _END if epoch is None else _branch_name(config.switch))
     if not kept.exists():
         first = replace(trunk, epochs=epoch or trunk.epochs)
         beside = folder.with_name(f"{folder.name}-first-{first.epochs}")
-        run_trunk(first, [], replace(place, name=lambda _: str(beside.relative_to(place.out))))
+        there = str(beside.relative_to(place.out))
+        run_trunk(first, [], replace(place, name=lambda _: there, kept=()))
         kept = runs.branch_file(beside, _END)
     return kept
 
@@ -275,8 +278,8 @@ def _run_member(same: RunConfig, config: RunConfig, place: Place) -> None:
         place.run(same)
 
 
-def _branch_name(config: RunConfig) -> str:
+def _branch_name(rule: SwitchRule) -> str:
     """By the rule alone: runs that differ in the second phase only leave with one state."""
-    if isinstance(config.switch, FixedEpoch):
-        return f"epoch-{config.switch.epoch}"
-    return f"{type(config.switch).__name__}-{digest(config.switch)}"
+    if isinstance(rule, FixedEpoch):
+        return f"epoch-{rule.epoch}"
+    return f"{type(rule).__name__}-{digest(rule)}"

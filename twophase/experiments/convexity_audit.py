@@ -15,8 +15,9 @@ from torch import Tensor
 
 from twophase.device import clock
 from twophase.errors import check_number
-from twophase.experiments import runs, traces
+from twophase.experiments import branches, runs, traces
 from twophase.experiments.config import RunConfig
+from twophase.experiments.executors import ALONE, Executor, Job
 from twophase.experiments.files import committed_table, write_atomically
 from twophase.experiments.hessian import Hessian
 from twophase.objective import Objective, evaluate
@@ -109,13 +110,22 @@ def audit(
     out: Path,
     root: Path | None = None,
     device: str | torch.device = "auto",
+    executor: Executor = ALONE,
 ) -> pd.DataFrame:
-    """`audit_recording` of each of some recordings; all rows also in `audit.csv` in `out`."""
-    tables = []
-    for config in chosen:
-        tables.append(audit_recording(config, out, root, device))
-        table = pd.concat(tables, ignore_index=True)
-        write_atomically(out / "audit.csv", table.to_csv(index=False))
+    """`audit_recording` of each of some recordings; all rows also in `audit.csv` in `out`.
+
+    The rows come in the order of `chosen`; `RunsFailed` where an audit failed, after all others.
+    """
+    jobs = {Job(audit_recording, (config, out, root, device)): config for config in chosen}
+    tables: dict[Job, pd.DataFrame] = {}
+    done = []
+    for job, value, error, *_ in executor.run(jobs, out):
+        done.append(branches.Done(jobs[job], out / traces.folder_name(jobs[job]), error))
+        if not error:
+            tables[job] = value
+            table = pd.concat([tables[each] for each in jobs if each in tables], ignore_index=True)
+            write_atomically(out / "audit.csv", table.to_csv(index=False))
+    branches.check(done)
     return table
 
 

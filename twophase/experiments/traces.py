@@ -3,7 +3,6 @@
 A new rule is tried on `data/grad_norm_traces.csv` in seconds, without training.
 """
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +15,11 @@ from scipy.signal import find_peaks
 from twophase.errors import check_choice, check_integer, check_number
 from twophase.experiments import branches, runs
 from twophase.experiments.config import MOST_SEEDS, RunConfig
+from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import committed_table, write_atomically
 from twophase.problems import networks
 from twophase.problems.problem import ImageProblem
-from twophase.switching.rules import FixedEpoch, SwitchRule, first_switch, replay
-
-log = logging.getLogger("twophase")
+from twophase.switching.rules import SwitchRule, first_switch, replay
 
 COLUMNS = ("dataset", "model", "seed", "epoch", "loss", "grad_norm")
 KEY = ["dataset", "model", "seed"]
@@ -80,21 +78,26 @@ def record(
     out: Path,
     root: Path | None = None,
     device: str | torch.device = "auto",
+    executor: Executor = ALONE,
 ) -> pd.DataFrame:
     """Train what is not finished of the runs, keep weights at `KEPT_EPOCHS`, return the traces.
 
     The traces, a row for each epoch of each run with the columns `COLUMNS`, are written to
-    `grad_norm_traces.csv` in the folder `out` after each. For root, device and errors see
-    `twophase.experiments.runs.run`; what was finished before stays.
+    `grad_norm_traces.csv` in the folder `out` after each, in the order of `chosen`. `RunsFailed`
+    where a run failed; all others were run. For the rest see `branches.Place` and `branches.run`;
+    what was finished before stays.
     """
-    place = branches.Place(out, root, device, folder_name)
-    for number, config in enumerate(chosen, 1):
-        log.warning("[%d/%d] %s seed %d", number, len(chosen), config.problem.name, config.seed)
-        kept = {f"epoch-{e}": FixedEpoch(e) for e in KEPT_EPOCHS if e <= config.epochs}
-        branches.run_trunk(config, [], place, kept)
-        traces = collect(chosen[:number], out)
-        write_atomically(out / "grad_norm_traces.csv", traces.to_csv(index=False))
-    return traces
+    place = branches.Place(out, root, device, folder_name, KEPT_EPOCHS)
+    finished: set[RunConfig] = set()
+
+    def write(one: branches.Done) -> None:
+        if not one.error:
+            finished.add(one.config)
+            traces = collect([config for config in chosen if config in finished], out)
+            write_atomically(out / "grad_norm_traces.csv", traces.to_csv(index=False))
+
+    branches.check(branches.run(chosen, place, executor, write))
+    return collect(chosen, out)
 
 
 def collect(chosen: Iterable[RunConfig], out: Path) -> pd.DataFrame:
