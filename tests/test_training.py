@@ -231,12 +231,12 @@ def test_records_hold_what_they_say(network, dataset, adam):
     result = fit(model, dataset, epochs=6, switch=3, adam=adam, second=PLAIN_CG, fallback=None)
     last = result.records[-1]
     train = FullBatch(model, twophase.mse, dataset.train.inputs, dataset.train.targets)
-    (_, loss, gradient, _), accuracy = train.measure(train.vector.read())
+    point, accuracy = train.measure(train.vector.read())
     held_out = dataset.validation
     validation = FullBatch(model, twophase.mse, held_out.inputs, held_out.targets)
-    assert last.train_loss == loss
+    assert last.train_loss == point.value
     assert last.train_accuracy == accuracy
-    assert last.grad_norm == pytest.approx(gradient.norm().item(), rel=1e-6)
+    assert last.grad_norm == pytest.approx(point.gradient.norm().item(), rel=1e-6)
     assert (last.validation_loss, last.validation_accuracy) == validation.score(
         validation.vector.read()
     )

@@ -206,7 +206,7 @@ def test_rates_follow_their_formulas(second, rates, monkeypatch):
     monkeypatch.setattr(
         competitors,
         "sweep",
-        lambda objective, optimizer, batches: found.append(optimizer.param_groups[0]["lr"]),
+        lambda step, batches: found.append(step.optimizer.param_groups[0]["lr"]),
     )
     go_on(second, trainer_at_prefix(), 12)
     assert found == pytest.approx(rates)

@@ -53,8 +53,7 @@ class LeastSquares(Shuffled):
     `chunk_size` points of a term are evaluated at a time; None: as many as `chunk_bytes` holds. The
     Jacobian is made by `torch.func`, a row for each residual, and counts as the gradient does; with
     k residuals for each point as k backward passes. Several processes have a share of the points
-    of each term, and of the products J'J or JJ'. What each makes whole are the factors of these;
-    ρ is whole in each, and so is J where R < P.
+    of each term, and of J'J or JJ'; ρ and the factors of these are whole in each, J where R < P.
 
     >>> line = nn.Linear(1, 1).double()
     >>> x = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
@@ -154,14 +153,13 @@ class LeastSquares(Shuffled):
         self.passes.forward += 1
         self.passes.backward += 1
         self.vector.write(x)
-        gradient = torch.zeros_like(x)
-        value = torch.zeros((), dtype=torch.float64, device=x.device)
+        value, gradient = x.new_zeros((), dtype=torch.float64), torch.zeros_like(x)
         for _, rows, scale in self._chunks():
             part = (rows * scale).square().sum()
             if not part.requires_grad:
-                inference = " (in inference mode)" * torch.is_inference_mode_enabled()
-                found = f"one without a graph{inference}"
-                raise InputError("residual", found, "residuals computed from the parameters")
+                mode = " (in inference mode)" * torch.is_inference_mode_enabled()
+                allowed = "residuals computed from the parameters"
+                raise InputError("residual", f"one without a graph{mode}", allowed)
             value += part.detach()
             self.vector.add_gradient(gradient, part)
         value, gradient = self.processes.sums([value, gradient], x)
@@ -241,15 +239,13 @@ class LeastSquares(Shuffled):
     def _squared(self, x: Tensor) -> Linearization:
         gradient = torch.zeros_like(x).double()
         squared, residuals = gradient.new_zeros(len(x), len(x)), gradient.new_zeros(self.size[0])
-        own = torch.zeros_like(residuals, dtype=torch.bool)
+        own, first = torch.zeros_like(residuals, dtype=torch.bool), 0
         for piece in self._pieces(self._chunk_sizes):
             own[piece.here] = True
         kept = gradient.new_zeros(int(own.sum()), len(x)) if self.keeps_jacobian else None
-        first = 0
         for here, rows, blocks, scale in self._jacobian():
-            last = first + len(rows)
-            place = rows.new_empty(len(rows), len(x)) if kept is None else kept[first:last]
-            jacobian, first = _fill(place, blocks, scale), last
+            room = rows.new_empty(len(rows), len(x)) if kept is None else kept[first:][: len(rows)]
+            jacobian, first = _fill(room, blocks, scale), first + len(rows)
             squared.addmm_(jacobian.T, jacobian)
             gradient += 2 * (jacobian.T @ rows)
             residuals[here] = rows
