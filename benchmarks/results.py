@@ -23,6 +23,7 @@ from twophase.experiments import (
     regret,
     regret_results,
     table1,
+    table1_findings,
 )
 from twophase.experiments.files import write_atomically
 from twophase.experiments.statistics import ratio_of, ratio_text
@@ -191,6 +192,19 @@ def against_text() -> str:
         f"to {short.ratio.max():.2f} times its loss for {short.passes.min():.1f} to "
         f"{short.passes.max():.1f} times its passes ({_link('table1-mnist-2048')}, one seed and "
         "fewer images and epochs than in the paper)."
+    )
+
+
+def long_text() -> str:
+    """What the default second phase does at the paper's length, as far as it is."""
+    runs = table1_findings.long_runs(PROJECT / "reports" / "long")
+    # the runs of CG go on, and are in notebook 04
+    chosen = [one for one in runs if one.strategy in ("adam", "adam+default-fixed")]
+    beside = table1_findings.long_beside_adam(chosen)
+    return (
+        "**At the paper's length**, on all 60,000 images, one seed, unfinished "
+        f"([notebook 04](notebooks/04-table-1.ipynb)): {table1_findings.long_in_words(beside)}, "
+        "from the weights and moments of Adam after 300 epochs."
     )
 
 
@@ -372,6 +386,7 @@ def overview() -> str:
         ),
         wrapped(map_text()),
         wrapped(against_text()),
+        wrapped(long_text()),
         wrapped(f"**The switch.** {race_text()}"),
         wrapped(
             "**More**: passes and seconds, all methods, switch rules, other packages, published "
