@@ -34,6 +34,11 @@ def test_levels_are_reached_where_the_error_is_first_that_low(results):
     published = shown.loc["a", physics_results.PUBLISHED]
     assert list(published) == ["–", "59 s", "–", "–", "6.0e-08 (1000 s)"]
     assert ("b", physics_results.PUBLISHED) not in shown.index
+    larger = physics_results.to_errors(results, levels=(1e-2, 1e-5)).set_index(
+        ["problem", "method"]
+    )
+    assert larger.loc["a", "ours"]["1e-02"] == "0.1 s, 3"
+    assert list(larger.loc["a", physics_results.PUBLISHED])[:2] == ["–", "59 s"]
 
 
 def test_the_winner_is_who_is_lowest_in_the_time_that_all_had(results):
