@@ -191,6 +191,7 @@ def _stop():
         ("--line-search", "StrongWolfe(c2=0.1)"),
         ("--preconditioner", "AdamMoments(min_batches=1)"),
         ("--monitor", "FromBatches"),
+        ("--precision", "BFloat16(tolerance=0.05)"),
         ("--second", "LevenbergMarquardt(damping=0.1)"),
     ],
 )
@@ -530,7 +531,8 @@ def test_a_path_that_the_terminal_cannot_print(tmp_path, monkeypatch):
 OPTIONS = [
     "--problem", "--model", "--strategy", "--epochs", "--seed", "--dtype", "--batch-size",
     "--learning-rate", "--second", "--direction", "--line-search", "--preconditioner", "--switch",
-    "--fallback", "--monitor", "--keep", "--train-examples", "--validation-examples", "--device",
+    "--fallback", "--monitor", "--precision", "--keep", "--train-examples", "--validation-examples",
+    "--device",
 ]  # fmt: skip
 VALUES = ["", "None", "default", "paper", "-1", "1e400", "nan", "GoldenSection(", "Race(passes=0)"]
 VALUES += ["Descent", "Fallback(trial='x')", "(((" * 200, "\x00", "Identity", "cuda:99", "poisson"]

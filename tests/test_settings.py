@@ -12,9 +12,11 @@ import twophase
 from twophase import (
     PAPER,
     SELF_SCALED_BFGS,
+    TF32,
     AdamMoments,
     AdamSettings,
     Automatic,
+    BFloat16,
     BroydenDirection,
     ConjugateDirection,
     Descent,
@@ -41,6 +43,7 @@ from twophase.directions.dense import UPDATES
 from twophase.errors import InputError
 from twophase.experiments.config import RunConfig
 from twophase.experiments.executors import Local, Slurm
+from twophase.precision import AsSet, Full
 from twophase.problems import gpt, images, networks, physics
 from twophase.problems.problem import ImageProblem, PhysicsProblem, TextProblem, ToyProblem
 from twophase.settings import Settings, from_dict, from_text
@@ -97,9 +100,14 @@ squares = st.builds(LevenbergMarquardt, above(0), AT_LEAST_0, AT_LEAST_0)
 directions = conjugate | lbfgs | ssbfgs | dense
 descents = st.builds(Descent, directions, searches, identity | moments, AT_LEAST_0)
 betas = st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2)
-adams = st.builds(AdamSettings, above(0, 1e30), maybe(whole(1)), betas, above(0))
-tests = st.builds(PeakTest, PARTS, above(1), st.floats(0, 1), AT_LEAST_0)
 shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
+precisions = {AsSet: st.just(AsSet()), Full: st.just(Full())}
+precisions |= {kind: st.builds(kind, shares) for kind in (BFloat16, TF32)}
+adams = st.builds(
+    *(AdamSettings, above(0, 1e30), maybe(whole(1)), betas, above(0)),
+    st.one_of(*precisions.values()),
+)
+tests = st.builds(PeakTest, PARTS, above(1), st.floats(0, 1), AT_LEAST_0)
 races = st.builds(Race, maybe(whole(1)), maybe(whole(1)), shares, above(1))
 fallbacks = st.builds(Fallback, whole(1), whole(1), above(1))
 image_problems = st.builds(
@@ -133,6 +141,7 @@ KINDS = {
     LevenbergMarquardt: squares,
     Automatic: automatic,
     AdamSettings: adams,
+    **precisions,
     Fallback: fallbacks,
     PeakTest: tests,
     Race: races,

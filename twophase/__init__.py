@@ -19,6 +19,7 @@ from twophase.losses import mse
 from twophase.minimization import Minimum, minimize
 from twophase.monitor import Exact, FromBatches
 from twophase.optimizers import LBFGS, ConjugateGradient, SecondPhase, SelfScaledBFGS, TwoPhase
+from twophase.precision import TF32, BFloat16
 from twophase.preconditioner import AdamMoments, Identity
 from twophase.record import Record
 from twophase.second_phase import SELF_SCALED_BFGS, Descent

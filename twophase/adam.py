@@ -1,18 +1,23 @@
 """Phase 1: Adam over the mini-batches of an objective."""
 
+import logging
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from twophase.errors import InputError, check_integer, check_number
+from twophase.errors import InputError, check_integer, check_number, check_type
 from twophase.monitor import EpochMeans
+from twophase.precision import AsSet, Full, Precision, Reduced
 from twophase.settings import Settings
 from twophase.steps import Capture, Step, Trainable, in_cuda_graph, step_for, sweep
+
+log = logging.getLogger("twophase")
 
 
 @dataclass(frozen=True)
@@ -22,14 +27,16 @@ class AdamSettings(Settings):
     The defaults are torch's, since the paper does not print its learning rate, and the paper's
     batch size (section 4). A `batch_size` of None: all examples in one batch.
 
-    Mini-batches are in the precision that torch is set to: TF32, bfloat16 in products, and autocast
-    around the training count for them, not for the full loss (see `full_precision`).
+    Mini-batches have a `precision`: what torch is set to, autocast included (`AsSet`), or `Full`,
+    or `BFloat16` or `TF32` as long as loss and gradient stay within a tolerance. It counts for them
+    alone; the full loss is always in full precision, also where an epoch is one batch of all.
     """
 
     learning_rate: float = 1e-3
     batch_size: int | None = 512
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    precision: Precision = AsSet()
 
     def __post_init__(self) -> None:
         # at most what torch, which divides it by 1 - beta1, can hold in float32
@@ -41,6 +48,7 @@ class AdamSettings(Settings):
         for beta in self.betas:
             check_number("betas", beta, minimum=0, below=1)
         check_number("eps", self.eps, above=0)
+        check_type("precision", self.precision, Precision, ", such as BFloat16()")
 
 
 class Adam:
@@ -50,6 +58,10 @@ class Adam:
     waits for the device inside an epoch: data in memory are there already, the order is copied from
     pinned memory, fused Adam counts its steps on the device, and no loss is read. `capture` makes
     of a step what is replayed, see `CapturedStep`; None: a CUDA graph on CUDA, else nothing.
+
+    A reduced precision is compared with the full one on the first mini-batch of epochs 1, 2, 4, 8
+    and so on; where loss or gradient is off by more than its tolerance, the rest is in full
+    precision, and the log says so.
     """
 
     def __init__(
@@ -60,7 +72,8 @@ class Adam:
         capture: Capture | None = None,
     ):
         self.generator = generator
-        self.batch_size = settings.batch_size
+        self.batch_size, self.precision = settings.batch_size, settings.precision
+        self.epochs = 0
         parameters = [p for p in parameters if p.requires_grad]
         cuda = parameters[0].device.type == "cuda"
         self.capture = capture or (in_cuda_graph if cuda else None)
@@ -75,20 +88,50 @@ class Adam:
 
     def epoch(self, objective: Trainable, means: EpochMeans | None = None) -> None:
         """One pass over the examples of an objective, whose parameters this Adam trains."""
-        batches = objective.mini_batches(self.batch_size, self.generator)
+        batches = iter(objective.mini_batches(self.batch_size, self.generator))
+        step = self._step_of(objective)
+        self.epochs += 1
+        if isinstance(self.precision, Reduced) and self.epochs.bit_count() == 1:
+            first = next(batches)
+            if reason := lost(step, first, self.precision.tolerance):
+                log.warning("epoch %d of Adam: %s; full from here on", self.epochs, reason)
+                self.precision, self._step = Full(), None
+                step = self._step_of(objective)
+            batches = chain((first,), batches)
+        sweep(step, batches, means)
+
+    def _step_of(self, objective: Trainable) -> Step:
         if self._step is None or not self._step.fits(objective):
-            self._step = step_for(objective, self.optimizer, self.capture)
-        sweep(self._step, batches, means)
+            self._step = step_for(objective, self.optimizer, self.precision, self.capture)
+        return self._step
 
     def state_dict(self) -> dict[str, Any]:
         """Adam's moments, which further epochs change, and the generator's state."""
-        return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "epochs": self.epochs,
+            "full": self.precision == Full(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         load(self.optimizer, state["optimizer"])
         self._step = None  # its tensors are others now
+        self.epochs = check_integer("epochs", state.get("epochs", 0), 0)
+        self.precision = Full() if state.get("full", False) else self.precision
         self.generator.set_state(state["generator"].cpu())
+
+
+def lost(step: Step, batch: Any, tolerance: float) -> str:
+    """Why a mini-batch cannot be in the step's precision, or nothing."""
+    try:
+        off = step.deviation(batch)
+    except RuntimeError as error:
+        return f"{step.precision} fails ({str(error).partition(chr(10))[0]})"
+    if off <= tolerance:
+        return ""
+    return f"loss or gradient in {step.precision} is off by {off:.2g} of its size"
 
 
 def load(optimizer: Optimizer, state: dict[str, Any]) -> None:

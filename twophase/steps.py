@@ -15,6 +15,7 @@ from twophase.distributed import Processes, adds_up
 from twophase.examples import Shuffled
 from twophase.monitor import EpochMeans
 from twophase.parameters import ParameterVector
+from twophase.precision import AsSet, Full, Precision
 
 log = logging.getLogger("twophase")
 # Plain steps of the first mini-batches: they choose kernels and make the optimizer's state.
@@ -46,8 +47,8 @@ class Step:
     Several processes share its examples, or all take all of them, where these do not add up.
     """
 
-    def __init__(self, objective: Trainable, optimizer: Optimizer):
-        self.objective, self.optimizer = objective, optimizer
+    def __init__(self, objective: Trainable, optimizer: Optimizer, precision: Precision = AsSet()):
+        self.objective, self.optimizer, self.precision = objective, optimizer, precision
         self.splits = adds_up(objective.model)
 
     def fits(self, objective: Trainable) -> bool:
@@ -60,19 +61,44 @@ class Step:
 
     def plain(self, batch: Any, means: EpochMeans | None = None) -> None:
         """Make it operation by operation."""
+        loss = self.leave_gradient(batch, self.precision)
+        if means is not None:
+            means.add(loss, len(batch))
+        self.optimizer.step()
+
+    def leave_gradient(self, batch: Any, precision: Precision) -> Tensor:
+        """The loss over a mini-batch, whose gradient is left in the parameters' `grad`."""
         here, parameters = self.objective.processes, self.objective.vector.parameters
         # autocast around the training would go on with copies of weights as they were
         torch.clear_autocast_cache()
         self.optimizer.zero_grad()
         own = here.share(len(batch)) if self.splits else slice(0, len(batch))
-        loss = torch.zeros((), device=parameters[0].device)
+        device = parameters[0].device
+        loss = torch.zeros((), device=device)
         if own.start < own.stop:
-            loss = self.objective.batch_loss(batch, own)
-            loss.backward()
-        loss = here.mean(parameters, loss, own.stop - own.start)
-        if means is not None:
-            means.add(loss, len(batch))
-        self.optimizer.step()
+            with precision.around():
+                with precision.casting(device):
+                    loss = self.objective.batch_loss(batch, own)
+                loss.backward()
+        return here.mean(parameters, loss, own.stop - own.start)
+
+    @torch.enable_grad()
+    def deviation(self, batch: Any) -> float:
+        """How far loss or gradient of a mini-batch, relative, are from those in full precision.
+
+        Nothing changes but the parameters' `grad`, and the same numbers are drawn at random.
+        """
+        vector, device = self.objective.vector, self.objective.vector.parameters[0].device
+        buffers, found = [buffer.clone() for buffer in vector.buffers], []
+        for precision in (Full(), self.precision):
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                loss = self.leave_gradient(batch, precision)
+            found.append((loss.detach().double().reshape(1), vector.read_gradient().double()))
+            _write(vector.buffers, buffers)
+        (loss, gradient), (own_loss, own_gradient) = found
+        off = [(own_loss - loss).norm() / loss.norm()]
+        off.append((own_gradient - gradient).norm() / gradient.norm())
+        return torch.stack(off).max().nan_to_num(torch.inf).item()
 
 
 class CapturedStep(Step):
@@ -83,8 +109,10 @@ class CapturedStep(Step):
     shorter last mini-batch, and those whose gradients are looked at.
     """
 
-    def __init__(self, objective: Trainable, optimizer: Optimizer, capture: Capture):
-        super().__init__(objective, optimizer)
+    def __init__(
+        self, objective: Trainable, optimizer: Optimizer, precision: Precision, capture: Capture
+    ):
+        super().__init__(objective, optimizer, precision)
         self.capture, self.modes = capture, self._modes()
         self.made, self.tried = 0, False
         self.batch = torch.empty(0)
@@ -154,11 +182,13 @@ def in_cuda_graph(step: Callable[[], None], optimizer: Optimizer) -> Callable[[]
     return graph.replay
 
 
-def step_for(objective: Trainable, optimizer: Optimizer, capture: Capture | None) -> Step:
+def step_for(
+    objective: Trainable, optimizer: Optimizer, precision: Precision, capture: Capture | None
+) -> Step:
     """The step of an objective, captured where one process has its mini-batches as indices."""
     if capture is None or objective.processes.count > 1 or not isinstance(objective, Shuffled):
-        return Step(objective, optimizer)
-    return CapturedStep(objective, optimizer, capture)
+        return Step(objective, optimizer, precision)
+    return CapturedStep(objective, optimizer, precision, capture)
 
 
 @torch.enable_grad()

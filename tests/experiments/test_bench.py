@@ -172,6 +172,10 @@ def test_the_command_leaves_a_table_and_where_it_comes_from(smoke):
         "the same over golden section's": len(searches),
         "time of an evaluation": 2,
         "time of an Adam epoch": 8,
+        "time of an Adam epoch over full precision": 4,
+        "deviation of the first mini-batch": 4,
+        "deviation after the epochs": 4,
+        "loss after the epochs over full precision": 4,
         "peak memory of CG": 6,
         "time of a gradient": 2,
         "floating-point operations": 8,
@@ -181,6 +185,8 @@ def test_the_command_leaves_a_table_and_where_it_comes_from(smoke):
         "time over its floor": 8,
     }
     assert (table.dropna().low <= table.dropna().value).all()
+    off = table[table.measure.str.startswith("deviation")].set_index("case").value
+    assert (off.filter(like="BFloat16") > 1e-4).all() and (off.filter(like="TF32") < 1e-6).all()
     reference = table[table.measure.str.startswith("the same")].set_index("case").value
     assert reference[bench.REFERENCE] == 1
     facts = json.loads((smoke / "provenance.json").read_text())
@@ -243,6 +249,7 @@ def fake_cuda(monkeypatch):
     return asked
 
 
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_on_cuda_there_are_times_their_floor_and_the_ratio(fake_cuda, monkeypatch, tmp_path):
     width = 8
     monkeypatch.setitem(floor.WIDTHS, "cuda", width)

@@ -110,6 +110,8 @@ def test_what_only_looks_like_a_number_is_none(text):
 
 RUNS = {
     "learning_rate: 1e-2": {"adam": tp.AdamSettings(1e-2)},
+    "precision: BFloat16(0.05)": {"adam": tp.AdamSettings(precision=tp.BFloat16(0.05))},
+    "adam.precision: TF32": {"adam": tp.AdamSettings(precision=tp.TF32())},
     "switch: 20": {"switch": tp.FixedEpoch(20)},
     "fallback: null": {"fallback": None},
     "second: paper\nswitch.factor: 0.8": tp.PAPER | {"switch": tp.GradientNormPeak(0.8)},
@@ -195,6 +197,8 @@ BAD = {
     ),
     "strategy: adam\nswitch.passes: 9": "switch.passes: 9 is not allowed; use nothing with",
     "strategy: [second]\nlearning_rate: 0.1": "learning_rate: 0.1 is not allowed; use nothing",
+    "strategy: [second]\nprecision: TF32": "precision: 'TF32' is not allowed; use nothing",
+    "precision: bf16": "precision: 'bf16' is not allowed",
     "seed: [0": "(line 1: ",
     "seed: !!python/object/apply:os.system [exit]": "could not determine a constructor",
     "- seed": "a YAML file that maps fields to values",

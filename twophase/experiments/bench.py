@@ -36,10 +36,11 @@ from twophase.losses import mse
 from twophase.minimization import minimize
 from twophase.objective import Objective, evaluate
 from twophase.objectives.full_batch import FullBatch
-from twophase.precision import full_precision
+from twophase.precision import TF32, BFloat16, Full, full_precision
 from twophase.preconditioner import Identity, from_moments
 from twophase.problems import images, networks
 from twophase.second_phase import SELF_SCALED_BFGS, Descent, Minimizer, Status, iterate
+from twophase.steps import Step
 
 REFERENCE = "PR+ with golden"
 LINE_SEARCHES = {
@@ -125,6 +126,7 @@ def run(
         lambda: line_searches(deepcopy(network), examples, size.adam_epochs, size.iterations),
         lambda: evaluations(deepcopy(network), examples, size.repetitions),
         lambda: adam_epochs(trained, epoch, math.ceil(size.repetitions / 2)),
+        lambda: precisions(trained, epoch, math.ceil(size.repetitions / 2)),
         lambda: memory(size.memory_width, chosen),
         lambda: gradients(network, examples, size, chosen),
         lambda: floors(trained, epoch, math.ceil(size.repetitions / 2)),
@@ -297,6 +299,39 @@ def adam_epochs(
                 (f"{name}, loading of {kind} alone over that loop", loading),
             ):
                 rows.append(summarise("time of an Adam epoch", case, "times", times / loop))
+    return rows
+
+
+def precisions(
+    networks: Mapping[str, nn.Module], examples: Examples, repetitions: int
+) -> list[Row]:
+    """An epoch of Adam in bfloat16 and in TF32, over one in full precision.
+
+    Deviations are those of `Step.deviation`, on the first examples, at the start and after the few
+    epochs that are timed; losses are computed in full precision. No deviation is too large here.
+    """
+    rows, device = [], examples.inputs.device
+    first = torch.arange(min(512, len(examples)), device=device)
+    for name, network in networks.items():
+        steps, calls = [], []
+        for precision in (Full(), BFloat16(tolerance=0.99), TF32(tolerance=0.99)):
+            objective = FullBatch(deepcopy(network), mse, examples.inputs, examples.targets)
+            settings = AdamSettings(precision=precision)
+            adam = Adam(objective.vector.parameters, settings, torch.Generator().manual_seed(0))
+            steps.append(Step(objective, adam.optimizer, precision))
+            calls.append(partial(adam.epoch, objective))
+        before = [step.deviation(first) for step in steps]
+        times = _times(calls, repetitions, device)
+        losses = [step.objective.value(step.objective.vector.read()) for step in steps]
+        for number, step in list(enumerate(steps))[1:]:
+            case, ratios = f"{type(step.precision).__name__}, {name}", times[number] / times[0]
+            loss = losses[number] / losses[0]
+            rows += [
+                summarise("time of an Adam epoch over full precision", case, "times", ratios),
+                _once("deviation of the first mini-batch", case, before[number], "of its size"),
+                _once("deviation after the epochs", case, step.deviation(first), "of its size"),
+                _once("loss after the epochs over full precision", case, loss, "times"),
+            ]
     return rows
 
 

@@ -22,6 +22,7 @@ EXAMPLES = {
     "switch": "Race(passes=30)",
     "fallback": "Fallback(trial=5)",
     "monitor": "FromBatches",
+    "precision": "BFloat16(tolerance=0.05)",
 }
 
 
@@ -32,7 +33,8 @@ class Options:
     Args:
         problem, model, train_examples, validation_examples: see `problem.named`.
         strategy: adam, second or adam+second.
-        batch_size, learning_rate: of Adam; None: the usual batches, see `config`.
+        batch_size, learning_rate, precision: of Adam, the precision as a text; None: the usual
+            batches, see `config`.
         second: default, paper or a text such as "LevenbergMarquardt".
         direction, line_search, preconditioner, switch, fallback: texts; None: those of `second`.
         epochs, seed, dtype, freeze, monitor, keep: as for `RunConfig`, the monitor as a text.
@@ -48,6 +50,7 @@ class Options:
     dtype: str = "float32"
     batch_size: int | None = None
     learning_rate: float = 1e-3
+    precision: str = "AsSet"
     freeze: bool = False
     second: str = "default"
     direction: str | None = None
@@ -72,7 +75,11 @@ class Options:
         problem = problem_named(self.problem, self.model, *examples)
         check_applies([self.problem], {name: getattr(self, name) for name in _OF_EXAMPLES})
         batch_size = usual_batch if self.batch_size is None else self.batch_size
-        adam = tp.AdamSettings(self.learning_rate, None if problem.full_batch else batch_size)
+        adam = tp.AdamSettings(
+            self.learning_rate,
+            None if problem.full_batch else batch_size,
+            precision=object_of(self.precision, "precision"),
+        )
         return RunConfig(
             problem,
             self.epochs,
@@ -119,7 +126,7 @@ class Options:
 # What a strategy of one phase does not need; a sweep over strategies has them for the others.
 _UNUSED = {
     "adam": ("second", "direction", "line_search", "preconditioner", "switch", "fallback"),
-    "second": ("batch_size", "learning_rate", "switch", "fallback"),
+    "second": ("batch_size", "learning_rate", "precision", "switch", "fallback"),
 }
 # What equations do not have: they are given whole, with their network and all their points.
 _OF_EXAMPLES = ("model", "train_examples", "validation_examples", "batch_size")

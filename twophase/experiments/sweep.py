@@ -32,12 +32,13 @@ _OTHER_NUMBER = re.compile(r"[-+]?(0[\d_]+|\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?)")
 _OPTIONS = {field.name: field for field in fields(Options)}
 _FIELDS = (*_OPTIONS, *(field.name for field in fields(RunConfig) if field.name not in _OPTIONS))
 # texts that stand for objects; null is one of them
-_OBJECTS = ("direction", "line_search", "preconditioner", "switch", "fallback", "monitor")
+_OBJECTS = ("direction", "line_search", "preconditioner", "switch", "fallback")
+_OBJECTS += ("monitor", "precision")
 # what else is set by an option that is called otherwise
 _SETS: dict[str, tuple[str, ...]] = {
     "problem": ("problem.dataset", "problem.equation", "problem.source"),
     **{n: (f"problem.{n}",) for n in ("model", "train_examples", "validation_examples")},
-    **{name: (f"adam.{name}",) for name in ("batch_size", "learning_rate")},
+    **{name: (f"adam.{name}",) for name in ("batch_size", "learning_rate", "precision")},
     **{name: (f"second.{name}",) for name in ("direction", "line_search", "preconditioner")},
 }
 _TEXTS = ("problem", "model", "strategy", "dtype", "second", "keep")

@@ -86,8 +86,7 @@ def _make_full() -> _Before:
         cudnn = _C._get_cudnn_allow_tf32()
     except RuntimeError:
         cudnn = not tf32
-    torch.set_float32_matmul_precision("highest")
-    _C._set_cudnn_allow_tf32(False)
+    allow_tf32(False)
     return _Before(own, products, cudnn)
 
 
@@ -97,3 +96,9 @@ def _restore(before: _Before) -> None:
     _C._set_cudnn_allow_tf32(before.cudnn)
     for setting in SETTINGS:
         _C._set_fp32_precision_setter(*setting, before.own.get(setting, "none"))
+
+
+def allow_tf32(allow: bool) -> None:
+    """Whether products and convolutions may be in TF32, by torch's older functions."""
+    torch.set_float32_matmul_precision("high" if allow else "highest")
+    _C._set_cudnn_allow_tf32(allow)
