@@ -23,7 +23,8 @@ from twophase.settings import Settings
 HISTORY_BYTES = 3 * 2**24
 HISTORY_BOUNDS = (10, 300)
 # Rows that are gathered in a block, which a new row copies, before they join the block before it,
-# and the numbers up to which that is copied then.
+# and the numbers up to which that is copied then. A longer row is a block of its own: a block goes
+# with its last row only, and copies of large ones would take the memory of as many vectors.
 GATHERED, COPIED = 8, 2**17
 # Numbers that are made float64 at a time.
 CONVERTED = 2**18
@@ -147,7 +148,7 @@ def _parts(block: Tensor) -> tuple[Tensor, ...]:
 
 def _with_row(blocks: tuple[Tensor, ...], row: Tensor, old: int) -> tuple[Tensor, ...]:
     """The blocks with another row, without the first `old` rows."""
-    if blocks and len(blocks[-1]) < GATHERED:
+    if blocks and len(blocks[-1]) < GATHERED and row.numel() < COPIED:
         blocks = (*blocks[:-1], torch.cat([blocks[-1], row[None]]))
     else:
         if blocks[1:] and blocks[-2].numel() < COPIED:
