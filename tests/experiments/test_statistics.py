@@ -18,6 +18,7 @@ from twophase.experiments.statistics import (
     ratio,
     ratio_of,
     ratio_text,
+    spread,
 )
 
 COST = st.floats(0.1, 1e6) | st.just(math.inf)
@@ -34,7 +35,7 @@ def test_ratios_are_geometric_means_with_the_logarithms_interval():
     losses, reference = np.array([1.0, 2.0, 8.0]), np.array([2.0, 1.0, 2.0])
     found = ratio(losses, reference)
     assert found.mean == pytest.approx(np.cbrt(0.5 * 2 * 4))
-    # three values: 2.5 % of the resamples are not more than the ones equal to an extreme
+    # of three values the range
     assert (found.low, found.high) == pytest.approx((0.5, 4.0))
     turned = ratio(reference, losses)
     assert np.array(turned) == pytest.approx(1 / np.array([found.mean, found.high, found.low]))
@@ -47,6 +48,29 @@ def test_the_interval_is_the_bootstraps():
     assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
     assert mean_of(values) == (values.mean(), low, high)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=9))
+def test_few_seeds_have_their_range_and_others_less(values):
+    low, high = interval(np.array(values))
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+    if len(values) < 5:
+        assert (low, high) == (min(values), max(values))
+    elif len(set(values)) == len(values):
+        assert (low, high) != (min(values), max(values))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        ([3, 3], "ranges over the seeds"),
+        ([5, 8], "95 % bootstrap intervals"),
+        ([5, 4, 0], "95 % bootstrap intervals (ranges below 5 seeds)"),
+        ([1, 2], "ranges over the seeds"),
+    ],
+)
+def test_a_caption_says_which_it_is(seeds, words):
+    assert spread(seeds) == words
 
 
 def test_many_seeds_have_the_normal_interval():

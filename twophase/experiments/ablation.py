@@ -92,13 +92,13 @@ def costs(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def compare(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Means and paired ratios to Adam alone over the seeds, with 95 % intervals.
+    """Means and paired ratios to Adam alone over the seeds, with intervals.
 
     A row for each combination of some columns of what `run` returned has these; `seeds`, the
     finished runs; `failed`, the others; and for each loss and each budget of `BUDGETS`, with the
-    ends of the interval in `…_low` and `…_high` (missing for fewer than two seeds; all is missing
-    where no run has finished): the mean loss, such as `train_loss_passes`, and its ratio to Adam
-    alone, such as `train_loss_passes_ratio`; the mean loss of Adam alone, `adam_train_loss`.
+    ends of their `interval` in `…_low` and `…_high` (missing for fewer than two seeds; all is
+    missing where no run has finished): the mean loss, such as `train_loss_passes`, and its ratio to
+    Adam alone, such as `train_loss_passes_ratio`; the mean loss of Adam alone, `adam_train_loss`.
     `InputError` for a finished run with a loss of 0, which has no ratio.
     """
 
@@ -164,7 +164,7 @@ def in_words(found: Estimate) -> str:
     """
     number = f"{_number(found.mean)} times Adam's"
     if found.low is None or found.high is None:
-        return f"{number} (one seed, no interval)"
+        return f"{number} (one seed)"
     word = "lower" if found.high < 1 else "higher" if found.low > 1 else "no clear difference"
     return f"{number} ({_number(found.low)} to {_number(found.high)}), {word}"
 

@@ -1,6 +1,6 @@
 """How numbers over seeds are summarised: means with intervals, and ratios with their range."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +22,12 @@ def by_group(
     return pd.DataFrame(rows)
 
 
+# Seeds from which on there is an interval: of fewer, resampling says no more than their range.
+FEWEST = 5
+
+
 class Estimate(NamedTuple):
-    """A mean over seeds and the ends of its 95 % interval, None for fewer than two seeds."""
+    """A mean over seeds and the ends of its `interval`, None for fewer than two seeds."""
 
     mean: float
     low: float | None
@@ -31,15 +35,26 @@ class Estimate(NamedTuple):
 
 
 def interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """Ends of the 95 % percentile bootstrap interval of the mean of `values` [n]; None for n < 2.
+    """Ends of the 95 % percentile bootstrap interval of the mean of `values` [n].
 
-    The resampling always starts from one seed, so that the same values give the same ends.
+    The resampling always starts from one seed, so that the same values give the same ends. For n
+    below 5 the lowest and the highest value, None for n < 2.
     """
     if len(values) < 2:
         return None, None
+    if len(values) < FEWEST:
+        return float(np.min(values)), float(np.max(values))
     generator = np.random.default_rng(0)
     ends = bootstrap((values,), np.mean, method="percentile", rng=generator).confidence_interval
     return float(ends.low), float(ends.high)
+
+
+def spread(seeds: Iterable[int]) -> str:
+    """What `interval` is for some numbers of seeds, in words for a caption."""
+    ranges = {count < FEWEST for count in seeds if count > 1}
+    if ranges == {True}:
+        return "ranges over the seeds"
+    return "95 % bootstrap intervals" + f" (ranges below {FEWEST} seeds)" * (True in ranges)
 
 
 def mean_of(values: np.ndarray) -> Estimate:

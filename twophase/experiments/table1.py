@@ -185,7 +185,7 @@ def table(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
 
     Columns: dataset, model, strategy; `seeds`, the number of finished runs (0: not run, and all
     that is measured is missing, never filled in); for each of `METRICS` its mean over seeds, the
-    ends of its 95 % bootstrap interval (`_low`, `_high`, from two seeds on), the paper's figure
+    ends of its `interval` (`_low`, `_high`, from two seeds on), the paper's figure
     (`paper_…`, where the paper has that row) and the difference (`…_difference`); the means of
     `EXTRAS`; `parameters` and `q`; and `direction_found`: whether Adam then CG ended below Adam in
     training loss, as in the paper.

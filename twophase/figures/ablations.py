@@ -40,15 +40,14 @@ def intervals(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) 
     ax.set(yscale="log", xlim=(-0.5, len(places) - 0.5))
     names = [f"{value:g}" if isinstance(value, float) else str(value) for value in places]
     ax.set_xticks(range(len(places)), names)
+    plain_ticks(ax.yaxis)
     return ax
 
 
 def ratios(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) -> Axes:
     """Draw ratios to a reference as `intervals` does, with a line at 1, the reference itself."""
     ax.axhline(1, color=GREY, linestyle="-", linewidth=0.8)
-    intervals(ax, lines, x, column)
-    plain_ticks(ax.yaxis)
-    return ax
+    return intervals(ax, lines, x, column)
 
 
 def by_budget(axes: Sequence[Axes], lines: Mapping[str, pd.DataFrame], x: str) -> None:
