@@ -115,7 +115,7 @@ def test_a_loss_that_turns_nan_leaves_nothing_that_looks_finished(tmp_path, caps
         ("--batch-size", "0", "a whole number of at least 1"),
         ("--learning-rate", "-1", "above 0"),
         ("--switch", "4", "below the number of epochs, 4"),
-        ("--switch", "Armijo", "one of "),
+        ("--switch", "Armijo", "Race(passes=30)"),
         ("--switch", "GoldenSection", "a switch rule"),
         ("--train-examples", "5000", "from 1 to 1437"),
         ("--second", "cg", "use default, paper, or a second phase"),
@@ -180,6 +180,12 @@ def test_an_equation_needs_no_batch_size(tmp_path, capsys, monkeypatch):
 
 def _stop():
     raise InputError("x", 1, "nothing")
+
+
+def test_a_name_that_nothing_has_gets_a_near_one_and_no_long_list(tmp_path, capsys):
+    code, _, errors = twophase(capsys, "run", "--precision", "BFloat", "--out", str(tmp_path / "o"))
+    assert code == 2 and len(errors[0]) < 150
+    assert errors[0].endswith("such as \"BFloat16(tolerance=0.05)\" (did you mean 'BFloat16'?)")
 
 
 @pytest.mark.parametrize(

@@ -174,9 +174,12 @@ def object_of(text: str, field: str, example: str = "") -> Any:
     try:
         return from_text(text, field)
     except InputError as error:
-        if not error.allowed.startswith("a text such as"):
+        # a list of all names there are would help nobody
+        unknown = error.field == field and error.allowed.startswith("one of")
+        if not unknown and not error.allowed.startswith("a text such as"):
             raise
-        allowed = f'a text such as "{example or EXAMPLES[field]}"'
+        near = error.allowed.partition(" (did you mean")
+        allowed = f'a text such as "{example or EXAMPLES[field]}"{"".join(near[1:])}'
         raise InputError(error.field, error.value, allowed) from None
 
 

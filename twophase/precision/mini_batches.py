@@ -54,7 +54,8 @@ class Reduced(Precision):
 class BFloat16(Reduced):
     """Products and convolutions in bfloat16, 8 bits of mantissa, by torch's autocast.
 
-    On a CPU with such products VGG5 takes about half the time, the transformers several times it.
+    It need not be faster: on a CPU with such products VGG5 is, small transformers are much slower.
+    `python -m twophase bench` measures it.
     """
 
     tolerance: float = 0.1
