@@ -7,7 +7,7 @@ python benchmarks/results.py --check   # says whether they are up to date, as a 
 import argparse
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ HARDER, LARGER = ["Burgers, 0.01/π"], (1e-1, 1e-2, 1e-3, 1e-4)
 SWITCHES = {
     "race": "the race, the default",
     "race by validation": 'the race, `keep="validation"`',
+    "a third": "after a third of the epochs",
     "two thirds": "after two thirds of the epochs",
     "a tenth": "after a tenth of the epochs",
     "literal": "the paper's rule, literally",
@@ -55,6 +56,7 @@ METHODS = {
     "torch-lbfgs": "torch's L-BFGS",
     "golden": "the paper's CG, golden section",
     TUNED: "Adam, tuned rate",
+    "adam-from-start": "Adam, tuned from the start",
 }
 # folder under reports/reference, passes of the comparison, what was compared
 COMPARISONS = (
@@ -123,9 +125,10 @@ def beside_adam() -> dict[str, Beside]:
     """Of each problem of the comparisons and patterns, the methods of README's table."""
     found = {}
     for name, folder, costs, ends in compared():
-        tables = (costs.pivot_table("loss", "seed", "method", aggfunc="median"),
-                  ends.pivot_table("end", "seed", "method", aggfunc="median"))  # fmt: skip
-        found[name] = Beside(folder, *(_over_adam(table, 0, "adam") for table in tables))
+        each = {"index": ["swap_epoch", "seed"], "columns": "method"}
+        tables = costs.pivot(values="loss", **each), ends.pivot(values="end", **each)
+        ratios = (_over_adam(table, 0, "adam").groupby("seed").median() for table in tables)
+        found[name] = Beside(folder, *(of.dropna(axis="columns", how="all") for of in ratios))
     for name, folder in pattern.KEPT.items():
         ends = pattern.committed(folder).ends
         by = [ends.pivot(index="seed", columns="strategy", values=of) for of in pattern.LOSSES]
@@ -152,7 +155,7 @@ def overview_table() -> Iterator[str]:
     for name, one in beside_adam().items():
         known = {"training": one.training, "validation": one.validation}
         for kind, ratios in known.items():
-            if len(ratios):
+            if not ratios.empty:
                 cells = [_beside(ratios, column, one.switched) for column in OVERVIEW]
                 row = name, kind, str(len(ratios)), *cells, _link(one.folder)
                 yield f"| {' | '.join(row)} |"
@@ -177,17 +180,24 @@ def against_text() -> str:
             if default in of.validation
         }
     ).dropna()
+    race = race_in_validation()
     name, first = next(iter(found.items()))
-    own, rival = (first.training[column].median() for column in (default, tuned))
-    so = ": most of the gain can be had by tuning Adam" if rival < 2 * own < 2 else ""
+    own, rival = (first.training[column] for column in (default, tuned))
+    so = ": there most of the gain can be had by tuning Adam" if rival.median() < 0.5 else ""
+    tried = sum(tuned in of.training for of in found.values())
+    only = ", the only problem where that was tried" * (tried == 1)
     short = table1_ratios()
     return (
         "**What speaks against it.** In validation loss the default second phase ends above Adam "
-        f"on {(medians > 1).sum()} of the {len(medians)} problems on which it was looked at "
-        "(medians; neither side keeps the weights at which its own was lowest). "
-        f"On {name}, Adam with rate and schedule tuned from the start ends at {ratio_text(rival)} "
-        f"of the loss of Adam at torch's rate, the default second phase at {ratio_text(own)}"
-        f"{so}. By the paper's setting, at equal epochs, two-phase training ends above Adam on "
+        f"on {(medians > 1).sum()} of the {len(medians)} problems of the table on which it was "
+        f"looked at, and the automatic switch on {(race > 1).sum()} of the {len(race)} of "
+        f"{_link('switch-regret')} that have validation examples, at {race.median():.1f} times "
+        "Adam's in the median (medians over the seeds; neither side keeps the weights at which its "
+        f"own was lowest). On {name}{only}, Adam with rate and "
+        f"schedule tuned from the start ends at {ratio_text(rival.median())} of the loss of Adam "
+        f"at torch's rate, the default second phase at {ratio_text(own.median())}, higher on "
+        f"{(own > rival).sum()} of {len(own)} seeds{so}. "
+        "By the paper's setting, at equal epochs, two-phase training ends above Adam on "
         f"{(short.ratio > 1).sum()} of {len(short)} networks of MNIST, at {short.ratio.min():.2f} "
         f"to {short.ratio.max():.2f} times its loss for {short.passes.min():.1f} to "
         f"{short.passes.max():.1f} times its passes ({_link('table1-mnist-2048')}, one seed and "
@@ -195,17 +205,43 @@ def against_text() -> str:
     )
 
 
+def race_in_validation() -> pd.Series:
+    """The race's validation loss over that of Adam alone: medians over the seeds, by problem."""
+    table = pd.read_csv(REFERENCE / "switch-regret" / "regret.csv").dropna(subset="validation_loss")
+    losses = table.pivot(index=["case", "seed"], columns="rule", values="validation_loss")
+    return (losses.race / losses.none).groupby("case").median()
+
+
 def long_text() -> str:
-    """What the default second phase does at the paper's length, as far as it is."""
+    """What both second phases do at the paper's length, after as many passes as both have."""
     runs = table1_findings.long_runs(PROJECT / "reports" / "long")
-    # the runs of CG go on, and are in notebook 04
-    chosen = [one for one in runs if one.strategy in ("adam", "adam+default-fixed")]
-    beside = table1_findings.long_beside_adam(chosen)
+    own = [one for one in runs if one.strategy == "adam+default-fixed"]
+    passes = min(int(one.history.passes.sum()) for one in own)
+    chosen = [one for one in runs if (one[:2], one.seed) == (own[0][:2], own[0].seed)]
+    beside = table1_findings.long_beside_adam([one.within(passes) for one in chosen])
     return (
         "**At the paper's length**, on all 60,000 images, one seed, unfinished "
-        f"([notebook 04](notebooks/04-table-1.ipynb)): {table1_findings.long_in_words(beside)}, "
-        "from the weights and moments of Adam after 300 epochs."
+        "([files](reports/README.md), [notebook 04](notebooks/04-table-1.ipynb)): "
+        f"{table1_findings.long_in_words(beside)}. The first 300 epochs, 900 passes, are Adam's in "
+        "all of them; losses are the lowest so far."
     )
+
+
+def paper_epochs() -> str:
+    """The epochs of the paper's Table 1, in words."""
+    protocol = table1.PROTOCOLS["paper"]
+    return f"{protocol.epochs:,} (vit-mlp: {protocol.mlp_epochs})"
+
+
+def paper_ratios() -> str:
+    """The training losses of both phases over Adam's that the paper prints for MNIST, in words."""
+    rows = table1.paper_table().set_index(["dataset", "model", "strategy"]).train_loss.mnist
+    both, adam = (rows.xs(name, level="strategy") for name in ("adam+cg", "adam"))
+    return f"{(both / adam).min():.2f} to {(both / adam).max():.2f}"
+
+
+def _folders(names: Iterable[str]) -> str:
+    return ", ".join(f"[{name}]({name}/)" for name in names)
 
 
 def _link(folder: str) -> str:
@@ -261,7 +297,8 @@ def map_text() -> str:
     """In how many cells of the map the second phase pays, in words."""
     cells = kept_map().cells
     return (
-        f"On these images the second phase pays in {payoff_map.paying(cells)} cells of the map, by "
+        f"On these images the second phase pays, by more than the 6 % that the curves leave open, "
+        f"in {payoff_map.paying(cells)} cells of the map, by "
         f"the epochs before the swap {payoff_map.paying(cells, 'swap_epoch')}; by the target, in "
         f"passes of Adam, {payoff_map.paying(cells, 'target')}."
     )
@@ -299,7 +336,8 @@ def race_text() -> str:
         f"With 10,000 passes on {' and '.join(long.case.unique())} it is 0 in {none} of the "
         f"{len(long)} trainings, {floor} of which are at the floor, where losses count as alike. "
         f"On the {aside.cases:.0f} problems that were set aside it has {aside.worst:.2f} and "
-        f"{aside['median']:.2f}. Of its {len(race)} single trainings {len(large)} lost more than "
+        f"{aside['median']:.2f}; {len(regret.UNSEEN)} of them had not been seen before, the others "
+        "under an earlier form. Of its {len(race)} single trainings {len(large)} lost more than "
         f"0.5{': ' * bool(losses)}{', '.join(losses)}."
     )
 
@@ -371,25 +409,26 @@ def overview() -> str:
             "Losses in the end in parts of those of Adam going on, at equal passes, all that a "
             "switch reads and tries charged: training and, where it was looked at, validation loss "
             "of the same weights. Below 1 two-phase training is ahead, above it "
-            "behind; where a switch never switched it is neither, but Adam with fewer epochs. "
-            "Median and range over the seeds, none of which was tuned on; on full-batch problems "
-            "first the median over three swaps. The second phase starts after some epochs of Adam "
-            "that all share, or where the automatic switch decides."
+            "behind. Where the switch never switched, the number is that of Adam with fewer epochs "
+            "and counts for neither. "
+            "Median and range over the seeds, on none of which a rate was tuned; on full-batch "
+            "problems first the median over three swaps. The second phase starts after some epochs "
+            "of Adam, at torch's rate, that all share, or where the automatic switch decides."
         ),
         *overview_table(),
         f"![When the second phase pays, as a map]({MAP.relative_to(PROJECT)})",
         wrapped(
-            "*When it pays: passes of the default second phase to a loss that Adam reaches, in "
-            "parts of Adam's, over steps per epoch (K examples in batches of B), swap and target; "
-            f"blue pays. {kept_map().words}; "
-            "[notebook 13](notebooks/13-when-does-it-pay.ipynb) explains it.*"
+            "*When it pays. Each cell: passes of the default second phase to a loss of Adam's, "
+            "divided by Adam's passes; blue: fewer. By steps per epoch (K examples in batches of "
+            f"B), swap and target. {kept_map().words}; {_link('payoff-map')}, explained in "
+            "[notebook 13](notebooks/13-when-does-it-pay.ipynb).*"
         ),
         wrapped(map_text()),
         wrapped(against_text()),
         wrapped(long_text()),
-        wrapped(f"**The switch.** {race_text()}"),
+        wrapped(f"**The switch** ({_link('switch-regret')}). {race_text()}"),
         wrapped(
-            "**More**: passes and seconds, all methods, switch rules, other packages, published "
+            "**More**: passes and seconds, more methods, switch rules, other packages, published "
             "physics-informed problems, what Q says of generalisation: "
             "[results](reports/reference/results.md), with the files and "
             "[the commands](reports/reference/README.md) that made them."
@@ -402,58 +441,80 @@ def results() -> str:
     """All tables, with what they mean."""
     physics = physics_results.load(REFERENCE / "physics-networks")
     parts = [
-        "Passes over the training set after the swap until a method is as low as Adam is at the\n"
-        "end of its budget, in parts of Adam's passes: below 1 it is better than going on with\n"
-        "Adam. Median and range over the runs, one for each seed and swap; a miss is one that did\n"
-        "not get there.",
+        wrapped(
+            "Passes over the training set after the swap until a method is as low as Adam is at "
+            "the end of its budget, in parts of Adam's passes: below 1 it is better than going on "
+            "with Adam. Median and range over the runs, one for each seed and swap; a miss is one "
+            "that did not get there; curves cannot tell less than 6 %. 0: the loss was reached "
+            "within the epochs before the swap. "
+            f"Files: {_folders(folder for folder, *_ in COMPARISONS)}."
+        ),
         *costs_table(),
-        "The paper's own setting (CG with golden section) at equal epochs, 60 epochs on 2,048\n"
-        "images of MNIST, swap after 18, one seed: where the ratio of training losses is above 1,\n"
-        "it ends above Adam, for more passes. The paper, with 1,000 epochs on all images, reports\n"
-        "ratios below 1.",
+        wrapped(
+            "The paper's own setting (CG with golden section) at equal epochs, 60 epochs on 2,048 "
+            "images of MNIST, swap after 18, one seed: where the ratio of training losses is above "
+            "1, it ends above Adam, for more passes. The paper, with all images and "
+            f"{paper_epochs()} epochs, prints ratios of {paper_ratios()}. "
+            f"Files: {_folders(['table1-mnist-2048'])}."
+        ),
         *table1_table(),
         wrapped(
             "The switch, by its regret: log10 of the training loss in the end, minus log10 of the "
             "lowest one over swaps after fixed epochs and none, at equal passes, with all that a "
             "rule reads, its trials and its failed second phases charged; medians over three "
             "seeds. 1 is a loss ten times as high as it could be. In validation loss swaps lose on "
-            "these small problems, unless trials are judged by it. Half of the problems were set "
-            f"aside when the race was designed, all but {len(regret.UNSEEN)} of them seen under an "
-            "earlier form; "
-            "notebook 06 has them all, and all rules."
+            "these small problems, unless trials are judged by it, and the weights of the lowest "
+            "validation loss are kept; then most trainings never swap. Half of the problems are "
+            f"set aside: {len(regret.UNSEEN)} of them were never seen when the race was designed, "
+            "the others under an earlier form. Notebook 06 has them all, and all rules. "
+            f"Files: {_folders(['switch-regret', 'switch-regret-10000'])}."
         ),
         *regret_table(),
-        "Networks that are not in the paper, on small subsets, three seeds: on how many the\n"
-        "gradient norm of Adam alone has a single clear hill, and the Hessian a clearly negative\n"
-        "eigenvalue where Adam ends; then losses in the end in units of those of Adam alone, at\n"
-        "equal passes, medians: above 1 the second phase loses. But for the race (on digits\n"
-        "and text before its late trial changed; never: it did not switch, on any seed) the swap\n"
-        "is at three tenths of the epochs, CG has golden section as in the paper. Notebooks 16\n"
-        "and 17 have the rest.",
+        wrapped(
+            "Networks that are not in the paper, on small subsets, three seeds: on how many the "
+            "gradient norm of Adam alone has a single clear hill, and the Hessian a clearly "
+            "negative eigenvalue where Adam ends; then losses in the end in units of those of Adam "
+            "alone, at equal passes, medians: above 1 the second phase loses. All but the race "
+            "swap after three tenths of the epochs; never: it did not switch, on any seed. CG has "
+            "golden section as in the paper. Notebooks 16 and 17 have the rest. "
+            f"Files: {_folders(pattern.KEPT.values())}."
+        ),
         *markdown(
             pattern.overview({name: pattern.committed(of) for name, of in pattern.KEPT.items()})
         ),
         wrapped(
             "What the overdetermination Q = K M / P says (notebook 19). The gap is validation "
             "minus training loss, on digits and MNIST, three seeds; the race is the default before "
-            "its trials became shorter. " + generalisation_words()
+            f"its trials became shorter. {generalisation_words()} "
+            f"Files: {_folders(['generalisation'])}."
         ),
-        "One problem in every way to train it: −u'' = π² sin(πx), 64 + 2 points, 2×32 tanh,\n"
-        "float64, one thread; the relative error of the solution after 1,000 steps or epochs of\n"
-        "`TwoPhase` or `fit`, 300 of Adam with 300 of the second phase, or 3,000 passes; medians.\n"
-        "A closure with backward, the convention of torch, DeepXDE and Lightning, pays 3 passes a\n"
-        "step to see that the loss is still the same, one without pays 1. Up to five other\n"
-        "processes ran beside these, so that the seconds are too long.",
+        wrapped(
+            "One problem in every way to train it: −u'' = π² sin(πx), 64 + 2 points, 2×32 tanh, "
+            "float64, one thread; the relative error of the solution after 1,000 steps or epochs "
+            "of `TwoPhase` or `fit`, 300 of Adam with 300 of the second phase, or 3,000 passes; "
+            "medians. Each step sees whether the loss is still the same: that takes 3 passes where "
+            "the closure calls backward, as is the convention of torch, DeepXDE and Lightning, "
+            "else 1. Up to five other processes ran beside these, so that the seconds are too "
+            f"long. Files: {_folders(['clients'])}."
+        ),
         *clients_table(),
-        "Test functions of CUTEst, to a gradient norm of 1e-6 of the first:",
+        wrapped(
+            "Test functions of CUTEst, to a gradient norm of 1e-6 of the first: how many are "
+            "solved, and passes over those of scipy's CG, medians over what both solve. "
+            f"Files: {_folders(['cutest'])}."
+        ),
         *cutest_table(),
-        "Physics-informed networks of a published table (arXiv 2405.15603) from its own initial\n"
-        "weights and points, in float64 on one CPU core, seed 0: seconds and passes until the\n"
-        "root mean square error is that low. The published line is the best of about 100 tuned\n"
-        "runs of energy natural gradient descent of 1,000 s each, on an RTX 6000; here nothing\n"
-        "was tuned, and Adam has torch's default rate. The first two of this library and its peer\n"
-        "had 60 seconds, the others 30; notebook 14 has all six problems. On one of them, a\n"
-        "regression with as many residuals as parameters, the default is behind SSBroyden.",
+        wrapped(
+            "Physics-informed networks of a published table (arXiv 2405.15603) from its own "
+            "initial weights and points, in float64 on one CPU core, seed 0: seconds and passes "
+            "until the root mean square error is that low. The published line is the best of about "
+            "100 tuned runs of energy natural gradient descent of 1,000 s each, on an RTX 6000; "
+            "here nothing was tuned, and Adam has torch's default rate. "
+            "The default, SSBroyden and ssbroyden-optimistix had 60 seconds, the others 30; "
+            "notebook 14 has all six problems. On one of them, a regression with as many residuals "
+            "as parameters, the default is behind SSBroyden when 60 seconds are over. "
+            f"Files: {_folders(['physics-networks'])}."
+        ),
         *errors_table(physics, PHYSICS, physics_results.LEVELS),
         "The same of Burgers' equation, for which there is no published line and which is harder:\n"
         "the error is relative, ‖u − exact‖ / ‖exact‖, and the levels are larger.",

@@ -39,18 +39,19 @@ def ratios(
 def paying(table: pd.DataFrame, axis: str | None = None) -> str:
     """In how many cells of a map the second phase pays, in words, such as "3 of 4".
 
+    It does where the ratio is below 1 by more than the curves leave open, see `statistics.QUICKER`.
     `axis` is one of `AXES`, for each of whose values it is said, "target" for each column, or None
     for the whole map.
     """
     if axis is None:
-        return f"{(table < 1).to_numpy().sum()} of {table.size}"
+        return f"{(table < statistics.QUICKER).to_numpy().sum()} of {table.size}"
     parts = table.items() if axis == "target" else table.groupby(level=axis, sort=False)
     return "; ".join(f"{value}: {paying(pd.DataFrame(cells))}" for value, cells in parts)
 
 
 def summary(table: pd.DataFrame) -> str:
     """In how many cells of a map the second phase pays, by each of its axes: a list in Markdown."""
-    swaps = (table < 1).all(axis=1).groupby(level="swap_epoch").all()
+    swaps = (table < statistics.QUICKER).all(axis=1).groupby(level="swap_epoch").all()
     always = ", ".join(map(str, swaps.index[swaps])) or "none"
     return (
         f"the second phase pays in **{paying(table)}** cells.\n\n"

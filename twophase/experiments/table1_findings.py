@@ -107,6 +107,10 @@ class Long(NamedTuple):
     epochs: int  # that it will have
     history: pd.DataFrame
 
+    def within(self, passes: int) -> "Long":
+        """The run as it was after so many passes."""
+        return self._replace(history=self.history[self.history.passes.cumsum() <= passes])
+
 
 def long_runs(out: Path) -> list[Long]:
     """The runs that have begun in folders of tables, whatever version wrote their configurations.
