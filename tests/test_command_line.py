@@ -182,10 +182,19 @@ def _stop():
     raise InputError("x", 1, "nothing")
 
 
-def test_a_name_that_nothing_has_gets_a_near_one_and_no_long_list(tmp_path, capsys):
-    code, _, errors = twophase(capsys, "run", "--precision", "BFloat", "--out", str(tmp_path / "o"))
-    assert code == 2 and len(errors[0]) < 150
-    assert errors[0].endswith("such as \"BFloat16(tolerance=0.05)\" (did you mean 'BFloat16'?)")
+@pytest.mark.parametrize(
+    ("option", "value", "ending"),
+    [
+        ("--precision", "BFloat", "\"BFloat16(tolerance=0.05)\" (did you mean 'BFloat16'?)"),
+        ("--precision", "BFloat16(tolerance=Foo)", "use the name of settings of this library"),
+        ("--second", "Descent(direction=Foo)", "such as \"ConjugateDirection('FR')\""),
+    ],
+)
+def test_a_name_that_nothing_has_gets_a_near_one_and_no_long_list(
+    tmp_path, capsys, option, value, ending
+):
+    code, _, errors = twophase(capsys, "run", option, value, "--out", str(tmp_path / "o"))
+    assert code == 2 and len(errors[0]) < 150 and errors[0].endswith(ending)
 
 
 @pytest.mark.parametrize(

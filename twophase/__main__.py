@@ -209,8 +209,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         text(f"--{name}", help=f"in place of that of --second; such as {example}")
     text(
         "--precision",
-        default="AsSet",
-        help="of mini-batches: AsSet (default), Full, BFloat16, TF32",
+        help="of mini-batches: AsSet (as torch is set, the default), Full, BFloat16, TF32",
     )
     text("--monitor", default="Exact", help="Exact (default) or FromBatches: Adam's loss and norm")
     text("--keep", default="train", help="weights and trials by train (default) or validation loss")

@@ -3,17 +3,17 @@
 import logging
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, is_dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from twophase.errors import InputError, check_integer, check_number, check_type
+from twophase.errors import InputError, check_integer, check_number
 from twophase.monitor import EpochMeans
-from twophase.precision import AsSet, Full, Precision, Reduced
+from twophase.precision import AsSet, Full, Precision, Reduced, deviation
 from twophase.settings import Settings
 from twophase.steps import Capture, Step, Trainable, in_cuda_graph, step_for, sweep
 
@@ -48,7 +48,8 @@ class AdamSettings(Settings):
         for beta in self.betas:
             check_number("betas", beta, minimum=0, below=1)
         check_number("eps", self.eps, above=0)
-        check_type("precision", self.precision, Precision, ", such as BFloat16()")
+        if not isinstance(self.precision, Precision) or not is_dataclass(self.precision):
+            raise InputError("precision", self.precision, "AsSet(), Full(), BFloat16() or TF32()")
 
 
 class Adam:
@@ -73,8 +74,10 @@ class Adam:
     ):
         self.generator = generator
         self.batch_size, self.precision = settings.batch_size, settings.precision
-        self.epochs = 0
+        self._asked, self.epochs = settings.precision, 0
         parameters = [p for p in parameters if p.requires_grad]
+        if isinstance(self.precision, Reduced) and parameters[0].dtype == torch.float64:
+            raise InputError("precision", self.precision, "AsSet() or Full() in float64")
         cuda = parameters[0].device.type == "cuda"
         self.capture = capture or (in_cuda_graph if cuda else None)
         self._step: Step | None = None
@@ -89,16 +92,25 @@ class Adam:
     def epoch(self, objective: Trainable, means: EpochMeans | None = None) -> None:
         """One pass over the examples of an objective, whose parameters this Adam trains."""
         batches = iter(objective.mini_batches(self.batch_size, self.generator))
-        step = self._step_of(objective)
+        if isinstance(self.precision, Reduced) and (self.epochs + 1).bit_count() == 1:
+            for first in islice(batches, 1):
+                self._compare(self._step_of(objective), first, self.precision.tolerance)
+                batches = chain((first,), batches)
+        sweep(self._step_of(objective), batches, means)
         self.epochs += 1
-        if isinstance(self.precision, Reduced) and self.epochs.bit_count() == 1:
-            first = next(batches)
-            if reason := lost(step, first, self.precision.tolerance):
-                log.warning("epoch %d of Adam: %s; full from here on", self.epochs, reason)
-                self.precision, self._step = Full(), None
-                step = self._step_of(objective)
-            batches = chain((first,), batches)
-        sweep(step, batches, means)
+
+    def _compare(self, step: Step, batch: Any, tolerance: float) -> None:
+        """Go on in full precision where the step's is too far from it on a mini-batch."""
+        off, failed = deviation(step, batch)
+        if off <= tolerance:
+            return
+        if failed or step.objective.processes.rank == 0:
+            why = failed or f"loss or gradient is off by {off:.2g} of its size"
+            log.warning(
+                "epoch %d of Adam: full precision from here on; in %s: %s",
+                *(self.epochs + 1, self.precision, why),
+            )
+        self.precision, self._step = Full(), None
 
     def _step_of(self, objective: Trainable) -> Step:
         if self._step is None or not self._step.fits(objective):
@@ -111,7 +123,7 @@ class Adam:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "epochs": self.epochs,
-            "full": self.precision == Full(),
+            "lost": self.precision != self._asked,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -119,19 +131,8 @@ class Adam:
         load(self.optimizer, state["optimizer"])
         self._step = None  # its tensors are others now
         self.epochs = check_integer("epochs", state.get("epochs", 0), 0)
-        self.precision = Full() if state.get("full", False) else self.precision
+        self.precision = Full() if state.get("lost") else self._asked
         self.generator.set_state(state["generator"].cpu())
-
-
-def lost(step: Step, batch: Any, tolerance: float) -> str:
-    """Why a mini-batch cannot be in the step's precision, or nothing."""
-    try:
-        off = step.deviation(batch)
-    except RuntimeError as error:
-        return f"{step.precision} fails ({str(error).partition(chr(10))[0]})"
-    if off <= tolerance:
-        return ""
-    return f"loss or gradient in {step.precision} is off by {off:.2g} of its size"
 
 
 def load(optimizer: Optimizer, state: dict[str, Any]) -> None:

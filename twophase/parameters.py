@@ -93,7 +93,8 @@ class ParameterVector:
     def write_buffers(self, values: Sequence[Tensor]) -> None:
         """Set the buffers to what `read_buffers` has returned; none leave them as they are."""
         for buffer, value in zip(self.buffers, values or self.buffers, strict=True):
-            buffer.copy_(value)
+            if not torch.equal(buffer, value):  # what is expanded cannot be written to
+                buffer.copy_(value)
 
     def taken(self, saved: Any) -> Tensor:
         """A vector [P] from a state, on the parameters' device; `InputError` for anything else."""

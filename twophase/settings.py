@@ -4,11 +4,14 @@ import ast
 from collections.abc import Callable
 from dataclasses import field as dataclass_field
 from dataclasses import fields, is_dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, ClassVar, Self
 
-from twophase.errors import InputError, check_choice
+from twophase.errors import InputError
 
+# What is allowed where a class is named.
+NAMED = "the name of settings of this library"
 # A field of what a `Stateful` object has seen, no part of its settings.
 state = partial(dataclass_field, init=False, repr=False, compare=False)
 
@@ -85,9 +88,11 @@ def _value(node: ast.expr, field: str) -> Any:
 
 
 def _made(name: str, positional: list[Any], named: dict[str, Any], field: str) -> Any:
-    # but for what several have in common
-    kinds = {known: kind for known, kind in Settings.kinds.items() if is_dataclass(kind)}
-    kind = kinds[check_choice(field, name, kinds)]
+    kinds = known_kinds()
+    if name not in kinds:
+        near = get_close_matches(name, kinds, n=1)
+        raise InputError(field, name, NAMED + f" (did you mean {near[0]!r}?)" if near else NAMED)
+    kind = kinds[name]
     known = _names(kind)
     for unknown in named.keys() - set(known):
         raise InputError(field, unknown, f"fields of {name}: {', '.join(known) or 'none'}")
@@ -97,6 +102,11 @@ def _made(name: str, positional: list[Any], named: dict[str, Any], field: str) -
         return kind(*positional, **named)
     except TypeError as error:
         raise InputError(field, name, f"arguments that it takes ({error})") from None
+
+
+def known_kinds() -> dict[str, Any]:
+    """The classes that a text can name: all but those that others have in common."""
+    return {name: kind for name, kind in Settings.kinds.items() if is_dataclass(kind)}
 
 
 def _names(settings: Any) -> list[str]:

@@ -15,7 +15,7 @@ from twophase.distributed import Processes, adds_up
 from twophase.examples import Shuffled
 from twophase.monitor import EpochMeans
 from twophase.parameters import ParameterVector
-from twophase.precision import AsSet, Full, Precision
+from twophase.precision import AsSet, Precision, undrawn
 
 log = logging.getLogger("twophase")
 # Plain steps of the first mini-batches: they choose kernels and make the optimizer's state.
@@ -68,37 +68,31 @@ class Step:
 
     def leave_gradient(self, batch: Any, precision: Precision) -> Tensor:
         """The loss over a mini-batch, whose gradient is left in the parameters' `grad`."""
-        here, parameters = self.objective.processes, self.objective.vector.parameters
+        own = self.share(batch)
+        return self.mean(self.own_loss(batch, own, precision), own)
+
+    def share(self, batch: Any) -> slice:
+        """The examples of a mini-batch that are this process's."""
+        return self.objective.processes.share(len(batch)) if self.splits else slice(0, len(batch))
+
+    def own_loss(self, batch: Any, own: slice, precision: Precision) -> Tensor:
+        """The loss of this process's share, after its backward pass; 0 where it has none."""
         # autocast around the training would go on with copies of weights as they were
         torch.clear_autocast_cache()
         self.optimizer.zero_grad()
-        own = here.share(len(batch)) if self.splits else slice(0, len(batch))
-        device = parameters[0].device
+        device = self.objective.vector.parameters[0].device
         loss = torch.zeros((), device=device)
         if own.start < own.stop:
-            with precision.around():
+            with precision.around(device):
                 with precision.casting(device):
                     loss = self.objective.batch_loss(batch, own)
                 loss.backward()
-        return here.mean(parameters, loss, own.stop - own.start)
+        return loss
 
-    @torch.enable_grad()
-    def deviation(self, batch: Any) -> float:
-        """How far loss or gradient of a mini-batch, relative, are from those in full precision.
-
-        Nothing changes but the parameters' `grad`, and the same numbers are drawn at random.
-        """
-        vector, device = self.objective.vector, self.objective.vector.parameters[0].device
-        buffers, found = [buffer.clone() for buffer in vector.buffers], []
-        for precision in (Full(), self.precision):
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                loss = self.leave_gradient(batch, precision)
-            found.append((loss.detach().double().reshape(1), vector.read_gradient().double()))
-            _write(vector.buffers, buffers)
-        (loss, gradient), (own_loss, own_gradient) = found
-        off = [(own_loss - loss).norm() / loss.norm()]
-        off.append((own_gradient - gradient).norm() / gradient.norm())
-        return torch.stack(off).max().nan_to_num(torch.inf).item()
+    def mean(self, loss: Tensor, own: slice) -> Tensor:
+        """The loss over all shares, and so the parameters' `grad`."""
+        parameters = self.objective.vector.parameters
+        return self.objective.processes.mean(parameters, loss, own.stop - own.start)
 
 
 class CapturedStep(Step):
@@ -139,7 +133,7 @@ class CapturedStep(Step):
         self.tried, tensors = True, self._tensors()
         self.batch.copy_(batch)
         before = [tensor.clone() for tensor in tensors]
-        with torch.random.fork_rng([batch.device] if batch.is_cuda else []):
+        with undrawn(batch.device):
             self.plain(batch)
         after = [tensor.clone() for tensor in tensors]
         _write(tensors, before)

@@ -419,6 +419,22 @@ def mistakes(rank):
     return found
 
 
+class InFloat32(nn.Module):
+    """What cannot be computed in bfloat16, where there is anything to compute."""
+
+    def forward(self, inputs):
+        if inputs.dtype != torch.float32:
+            raise RuntimeError("float32 only")
+        return inputs
+
+
+def reduced(tolerance, *more):
+    """Mini-batches of one example, of which one process has nothing, in bfloat16."""
+    adam = AdamSettings(1e-2, 1, precision=twophase.BFloat16(tolerance))
+    model, data = network(*more, dtype=torch.float32), partial(examples, 9, dtype=torch.float32)
+    return training(model, data, adam=adam, epochs=3, switch=2)
+
+
 def main(folder):
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -426,6 +442,8 @@ def main(folder):
     found["float32"] = training(
         network(dtype=torch.float32), partial(examples, dtype=torch.float32)
     )
+    found["bfloat16"], found["not near enough"] = reduced(0.5), reduced(1e-6)
+    found["no bfloat16"] = reduced(0.5, InFloat32())
     found["of its own"], found["mistakes"] = of_its_own(rank), mistakes(rank)
     found["exchanges"], found["products"] = exchanges(), products()
     torch.save(found, Path(folder) / f"{rank}.pt")

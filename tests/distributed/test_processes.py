@@ -62,7 +62,7 @@ def test_two_processes_find_what_one_finds(name, of_two):
 
 @pytest.mark.slow
 def test_processes_stay_the_same_to_the_last_bit(of_two):
-    for name in [*scenarios.SCENARIOS, "float32"]:
+    for name in [*scenarios.SCENARIOS, "float32", "bfloat16", "not near enough", "no bfloat16"]:
         first, second = ([*_tensors(found[name])] for found in of_two)
         assert len(first) == len(second) > 0
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), name
@@ -74,6 +74,15 @@ def _tensors(found):
     elif isinstance(found, dict | list | tuple):
         for one in found.values() if isinstance(found, dict) else found:
             yield from _tensors(one)
+
+
+@pytest.mark.slow
+def test_processes_leave_a_reduced_precision_together(of_two):
+    """Also where it fails in one of them alone: that one would be an exchange ahead."""
+    for found in of_two:
+        full, failing = found["not near enough"], found["no bfloat16"]
+        assert torch.equal(full["train_loss"], failing["train_loss"])
+        assert not torch.equal(full["train_loss"], found["bfloat16"]["train_loss"])
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from twophase.experiments.competitors import (
     go_on,
 )
 from twophase.experiments.methods import METHODS
+from twophase.precision import BFloat16, Full
 from twophase.second_phase import SELF_SCALED_BFGS
 from twophase.switching.rules import FixedEpoch
 from twophase.trainer import Trainer
@@ -191,6 +192,15 @@ def test_adam_goes_on_as_if_nobody_had_looked():
     losses = [record.train_loss for record in expected.history[5:]]
     assert rows[-1].passes == BUDGET
     assert rows[-1].loss == min(losses)
+
+
+@pytest.mark.parametrize("precision", [Full(), BFloat16()])
+def test_adam_goes_on_in_its_precision(precision, monkeypatch):
+    trainer, seen = trainer_at_prefix(), []
+    trainer.phases["adam"].adam.precision = precision
+    monkeypatch.setattr(competitors, "sweep", lambda step, batches: seen.append(step.precision))
+    go_on(AdamGoesOn(), trainer, 12)
+    assert set(seen) == {precision}
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,20 @@ def test_a_failed_run_leaves_the_folder_to_the_corrected_one(tmp_path):
         run(tmp_path, wrong)
 
 
+def test_a_configuration_of_before_a_setting_was_there_is_the_same(tmp_path):
+    run(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["adam"]["precision"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    before = (tmp_path / "history.csv").stat().st_mtime_ns
+    assert run(tmp_path)["status"] == "completed"
+    assert (tmp_path / "history.csv").stat().st_mtime_ns == before
+    content["adam"]["eps"] = 1e-7
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="without another run"):
+        run(tmp_path)
+
+
 def test_runs_that_another_process_makes_are_waited_for(tmp_path, monkeypatch):
     """Two sweeps in one folder: neither gives up."""
     waited = []

@@ -67,6 +67,7 @@ def test_few_seeds_have_their_range_and_others_less(values):
         ([5, 8], "95 % bootstrap intervals"),
         ([5, 4, 0], "95 % bootstrap intervals (ranges below 5 seeds)"),
         ([1, 2], "ranges over the seeds"),
+        ([1, 0], "no intervals"),
     ],
 )
 def test_a_caption_says_which_it_is(seeds, words):

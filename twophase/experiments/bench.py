@@ -36,7 +36,7 @@ from twophase.losses import mse
 from twophase.minimization import minimize
 from twophase.objective import Objective, evaluate
 from twophase.objectives.full_batch import FullBatch
-from twophase.precision import TF32, BFloat16, Full, full_precision
+from twophase.precision import TF32, BFloat16, Full, deviation, full_precision
 from twophase.preconditioner import Identity, from_moments
 from twophase.problems import images, networks
 from twophase.second_phase import SELF_SCALED_BFGS, Descent, Minimizer, Status, iterate
@@ -307,7 +307,7 @@ def precisions(
 ) -> list[Row]:
     """An epoch of Adam in bfloat16 and in TF32, over one in full precision.
 
-    Deviations are those of `Step.deviation`, on the first examples, at the start and after the few
+    Deviations are those of `twophase.precision.deviation`, on the first examples, at the start and after the few
     epochs that are timed; losses are computed in full precision. No deviation is too large here.
     """
     rows, device = [], examples.inputs.device
@@ -320,7 +320,7 @@ def precisions(
             adam = Adam(objective.vector.parameters, settings, torch.Generator().manual_seed(0))
             steps.append(Step(objective, adam.optimizer, precision))
             calls.append(partial(adam.epoch, objective))
-        before = [step.deviation(first) for step in steps]
+        before = [deviation(step, first)[0] for step in steps]
         times = _times(calls, repetitions, device)
         losses = [step.objective.value(step.objective.vector.read()) for step in steps]
         for number, step in list(enumerate(steps))[1:]:
@@ -329,7 +329,7 @@ def precisions(
             rows += [
                 summarise("time of an Adam epoch over full precision", case, "times", ratios),
                 _once("deviation of the first mini-batch", case, before[number], "of its size"),
-                _once("deviation after the epochs", case, step.deviation(first), "of its size"),
+                _once("deviation after the epochs", case, deviation(step, first)[0], "of its size"),
                 _once("loss after the epochs over full precision", case, loss, "times"),
             ]
     return rows

@@ -344,7 +344,8 @@ def _mini_batches(
     Passes are negative up to where the journal begins.
     """
     objective, source = trainer.objective, trainer.phases[ADAM].adam
-    step, spent, loss = Step(objective, optimizer), -journal.head, 0.0
+    step = Step(objective, optimizer, source.precision)
+    spent, loss = -journal.head, 0.0
     while math.isfinite(loss):
         for group in optimizer.param_groups:
             group["lr"] = rate((spent + journal.head) / (journal.budget + journal.head))

@@ -10,7 +10,7 @@ from twophase.experiments.config import RunConfig
 from twophase.problems import physics
 from twophase.problems.problem import Problem, named
 from twophase.second_phase import Descent, check_minimizer
-from twophase.settings import Settings, from_dict, from_text
+from twophase.settings import NAMED, from_dict, from_text, known_kinds
 
 _DEFAULTS = {"second": tp.DEFAULT, "switch": tp.Race(), "fallback": tp.Fallback()}
 _KNOWN: dict[str, dict[str, Any]] = {"default": _DEFAULTS, "paper": dict(tp.PAPER)}
@@ -34,7 +34,7 @@ class Options:
         problem, model, train_examples, validation_examples: see `problem.named`.
         strategy: adam, second or adam+second.
         batch_size, learning_rate, precision: of Adam, the precision as a text; None: the usual
-            batches, see `config`.
+            batches, see `config`, in the precision that torch is set to.
         second: default, paper or a text such as "LevenbergMarquardt".
         direction, line_search, preconditioner, switch, fallback: texts; None: those of `second`.
         epochs, seed, dtype, freeze, monitor, keep: as for `RunConfig`, the monitor as a text.
@@ -50,7 +50,7 @@ class Options:
     dtype: str = "float32"
     batch_size: int | None = None
     learning_rate: float = 1e-3
-    precision: str = "AsSet"
+    precision: str | None = None
     freeze: bool = False
     second: str = "default"
     direction: str | None = None
@@ -78,7 +78,7 @@ class Options:
         adam = tp.AdamSettings(
             self.learning_rate,
             None if problem.full_batch else batch_size,
-            precision=object_of(self.precision, "precision"),
+            precision=object_of("AsSet" if self.precision is None else self.precision, "precision"),
         )
         return RunConfig(
             problem,
@@ -101,7 +101,7 @@ class Options:
         """The second phase, the switch and the way back."""
         settings = dict(_KNOWN.get(self.second, _DEFAULTS))
         if self.second not in _KNOWN:
-            if self.second.partition("(")[0] not in Settings.kinds:
+            if self.second.partition("(")[0] not in known_kinds():
                 allowed = "default, paper, or a second phase such as LevenbergMarquardt"
                 raise InputError("second", self.second, allowed)
             settings["second"] = object_of(self.second, "second")
@@ -129,7 +129,7 @@ _UNUSED = {
     "second": ("batch_size", "learning_rate", "precision", "switch", "fallback"),
 }
 # What equations do not have: they are given whole, with their network and all their points.
-_OF_EXAMPLES = ("model", "train_examples", "validation_examples", "batch_size")
+_OF_EXAMPLES = ("model", "train_examples", "validation_examples", "batch_size", "precision")
 
 
 def lacking(problem: Any) -> tuple[str, ...]:
@@ -174,12 +174,12 @@ def object_of(text: str, field: str, example: str = "") -> Any:
     try:
         return from_text(text, field)
     except InputError as error:
-        # a list of all names there are would help nobody
-        unknown = error.field == field and error.allowed.startswith("one of")
-        if not unknown and not error.allowed.startswith("a text such as"):
+        known = EXAMPLES | {field: example or EXAMPLES.get(field, "")}
+        unknown = error.allowed.startswith(NAMED)
+        if not known.get(error.field) or not (unknown or error.allowed.startswith("a text such")):
             raise
-        near = error.allowed.partition(" (did you mean")
-        allowed = f'a text such as "{example or EXAMPLES[field]}"{"".join(near[1:])}'
+        near = error.allowed.removeprefix(NAMED) if unknown else ""
+        allowed = f'a text such as "{known[error.field]}"{near}'
         raise InputError(error.field, error.value, allowed) from None
 
 
@@ -195,9 +195,9 @@ def changed(settings: Any, path: str, value: Any) -> Any:
         names = [field.name for field in fields(settings) if field.init]
     if name not in names:
         there = f"fields of {type(settings).__name__}: {', '.join(names) or 'none'}"
-        raise InputError("field", path, there)
+        raise InputError("field", path, "nothing where all is None" if settings is None else there)
     if rest:
         value = changed(getattr(settings, name), rest, value)
-    elif isinstance(value, str) and value.partition("(")[0] in Settings.kinds:
+    elif isinstance(value, str) and value.partition("(")[0] in known_kinds():
         value = object_of(value, name, value.partition("(")[0])
     return replace(settings, **{name: from_dict(value)})

@@ -52,6 +52,8 @@ def interval(values: np.ndarray) -> tuple[float | None, float | None]:
 def spread(seeds: Iterable[int]) -> str:
     """What `interval` is for some numbers of seeds, in words for a caption."""
     ranges = {count < FEWEST for count in seeds if count > 1}
+    if not ranges:
+        return "no intervals"
     if ranges == {True}:
         return "ranges over the seeds"
     return "95 % bootstrap intervals" + f" (ranges below {FEWEST} seeds)" * (True in ranges)

@@ -14,7 +14,7 @@ from twophase.settings import Settings
 class Precision(Settings):
     """Base of the precisions of mini-batches: what is `around` an evaluation and its forward."""
 
-    def around(self) -> AbstractContextManager[None]:
+    def around(self, device: torch.device) -> AbstractContextManager[None]:
         """In which loss and gradient are computed."""
         return nullcontext()
 
@@ -32,7 +32,7 @@ class AsSet(Precision):
 class Full(Precision):
     """Float32 as float32, whatever torch is set to: `full_precision`."""
 
-    def around(self) -> AbstractContextManager[None]:
+    def around(self, device: torch.device) -> AbstractContextManager[None]:
         return full_precision()
 
 
@@ -41,7 +41,7 @@ class Reduced(Precision):
 
     L and g are loss and gradient of one mini-batch in full precision, L̃ and g̃ in this one. The
     default tolerance of 0.1, in (0, 1), turns a gradient by at most 6 degrees, far less than
-    another mini-batch does.
+    another mini-batch does. Parameters in float64 have none of them.
     """
 
     tolerance: float
@@ -60,7 +60,7 @@ class BFloat16(Reduced):
 
     tolerance: float = 0.1
 
-    def around(self) -> AbstractContextManager[None]:
+    def around(self, device: torch.device) -> AbstractContextManager[None]:
         return full_precision()
 
     def casting(self, device: torch.device) -> AbstractContextManager[None]:
@@ -70,7 +70,7 @@ class BFloat16(Reduced):
 
 @dataclass(frozen=True)
 class TF32(Reduced):
-    """Products and convolutions in TF32, 11 bits of mantissa, on CUDA; elsewhere nothing changes.
+    """Products and convolutions in TF32, 11 bits of mantissa, on CUDA; elsewhere it is `Full`.
 
     torch's settings are those of the process: another thread computes in TF32 meanwhile, too.
     """
@@ -78,9 +78,9 @@ class TF32(Reduced):
     tolerance: float = 0.1
 
     @contextmanager
-    def around(self) -> Iterator[None]:
+    def around(self, device: torch.device) -> Iterator[None]:
         with full_precision():
-            allow_tf32(True)
+            allow_tf32(device.type == "cuda")
             try:
                 yield
             finally:
