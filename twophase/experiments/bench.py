@@ -307,8 +307,9 @@ def precisions(
 ) -> list[Row]:
     """An epoch of Adam in bfloat16 and in TF32, over one in full precision.
 
-    Deviations are those of `twophase.precision.deviation`, on the first examples, at the start and after the few
-    epochs that are timed; losses are computed in full precision. No deviation is too large here.
+    Deviations are those of `twophase.precision.deviation`, on the first examples, at the start and
+    after the few epochs that are timed; losses are computed in full precision. No deviation is too
+    large here.
     """
     rows, device = [], examples.inputs.device
     first = torch.arange(min(512, len(examples)), device=device)
