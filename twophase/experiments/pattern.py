@@ -56,6 +56,7 @@ KEPT = {
     "resnet8, BatchNorm frozen, 96 digits": "pattern-resnet8",
     "resnet8, GroupNorm, 256 images of CIFAR-10": "pattern-resnet8-cifar10",
     "resnet8, GroupNorm, 256 images of Fashion-MNIST": "pattern-resnet8-fashion",
+    "resnet18, GroupNorm, 40 digits": "pattern-resnet18",
 }
 # columns of a table of ends, and what they are called
 LOSSES = {"loss": "training loss", "validation_loss": "validation loss"}
