@@ -293,6 +293,16 @@ def test_a_swap_at_the_peak_is_the_first_fixed_one_that_is_not_before_it():
     assert "a median regret of **1.10** and a worst one of **1.5**, over 2 trainings" in said
 
 
+def test_trainings_that_were_made_twice_are_compared_above_the_floor():
+    key = {"case": ["a", "a", "b"], "seed": [0, 1, 0], "rule": "swap at 2"}
+    now = pd.DataFrame(key | {"loss": [1e-3, 1e-20, 2.0], "floor": 1e-8, "start": 10.0})
+    before = pd.DataFrame(key | {"loss": [1e-3, 1e-9, 2e-3]})
+    unlike = pd.DataFrame({"case": ["c"], "seed": 0, "rule": "none", "loss": 1.0})
+    said = regret_results.made_twice(now, pd.concat([before, unlike]))
+    assert "on a and b were made twice" in said
+    assert "of 3 trainings **1** end" in said and "on b up to **3.0** orders" in said
+
+
 def test_rules_are_compared_where_all_of_them_were_measured():
     rows = [("a", "race"), ("a", "literal"), ("b", "race")]
     table = pd.DataFrame(rows, columns=["case", "rule"])
