@@ -299,8 +299,8 @@ def test_trainings_that_were_made_twice_are_compared_above_the_floor():
     before = pd.DataFrame(key | {"loss": [1e-3, 1e-9, 2e-3]})
     unlike = pd.DataFrame({"case": ["c"], "seed": 0, "rule": "none", "loss": 1.0})
     said = regret_results.made_twice(now, pd.concat([before, unlike]))
-    assert "on a and b were made twice" in said
-    assert "of 3 trainings **1** end" in said and "on b up to **3.0** orders" in said
+    assert "on a, b were made twice" in said and "**1 of 3** trainings end" in said
+    assert "of those on b 1 of 1, by up to **3.0** orders" in said
 
 
 def test_rules_are_compared_where_all_of_them_were_measured():

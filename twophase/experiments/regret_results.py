@@ -212,15 +212,15 @@ def made_twice(table: pd.DataFrame, earlier: pd.DataFrame) -> str:
     floor = both.floor * both.start
     ends = (both[name].clip(lower=floor) for name in ("loss", "loss_before"))
     now, before = (np.log10(of) for of in ends)
-    apart = (now - before).abs().rename("apart")
-    half, case = (apart > 0.5).sum(), both.case[apart.idxmax()]
+    apart = (now - before).abs()
+    worst = apart[both.case.eq(both.case[apart.idxmax()])]
     return (
         f"**A single training is partly luck.** Swaps after fixed epochs, and Adam alone, on "
-        f"{' and '.join(both.case.unique())} were made twice, by two revisions that differ in "
-        f"rounding: of {len(both)} trainings **{half}** end more than half an order of magnitude "
-        f"apart, on {case} up to **{apart.max():.1f}** orders. Rounding grows, and decides which "
-        "minimum is met. Regrets are medians over the seeds for that reason, and a regret of a "
-        "single seed says little."
+        f"{', '.join(both.case.unique())} were made twice, by two revisions that differ in "
+        f"rounding: **{(apart > 0.5).sum()} of {len(both)}** trainings end more than half an "
+        f"order of magnitude apart, of those on {both.case[apart.idxmax()]} {(worst > 0.5).sum()} of "
+        f"{len(worst)}, by up to **{apart.max():.1f}** orders. Rounding grows, and can decide which "
+        "minimum is met; so regrets are medians over the seeds."
     )
 
 
