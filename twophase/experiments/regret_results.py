@@ -213,14 +213,15 @@ def made_twice(table: pd.DataFrame, earlier: pd.DataFrame) -> str:
     ends = (both[name].clip(lower=floor) for name in ("loss", "loss_before"))
     now, before = (np.log10(of) for of in ends)
     apart = (now - before).abs()
-    worst = apart[both.case.eq(both.case[apart.idxmax()])]
+    case = both.case[apart.idxmax()]
+    there = apart[both.case.eq(case)]
     return (
         f"**A single training is partly luck.** Swaps after fixed epochs, and Adam alone, on "
         f"{', '.join(both.case.unique())} were made twice, by two revisions that differ in "
         f"rounding: **{(apart > 0.5).sum()} of {len(both)}** trainings end more than half an "
-        f"order of magnitude apart, of those on {both.case[apart.idxmax()]} {(worst > 0.5).sum()} of "
-        f"{len(worst)}, by up to **{apart.max():.1f}** orders. Rounding grows, and can decide which "
-        "minimum is met; so regrets are medians over the seeds."
+        f"order of magnitude apart, of those on {case} {(there > 0.5).sum()} of {len(there)}, by "
+        f"up to **{apart.max():.1f}** orders. Rounding grows, and can decide which minimum is met; "
+        "so regrets are medians over the seeds."
     )
 
 
