@@ -142,7 +142,7 @@ def test_variants_that_end_alike_are_named_together():
 
 
 def test_one_seed_has_no_interval_in_words():
-    assert "no interval" in ablation.in_words(Estimate(0.5, None, None))
+    assert ablation.in_words(Estimate(0.5, None, None)) == "0.5 times Adam's (one seed)"
 
 
 @pytest.mark.parametrize(

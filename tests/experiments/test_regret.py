@@ -116,7 +116,7 @@ def test_who_tries_has_to_be_below_all_who_look():
     columns["returned"] = 0
     regrets = {"race": 0.3, "literal": 0.9, "smoothed": 0.5, "a third": 0.0, "none": 0.1}
     table = pd.DataFrame({"rule": list(regrets), "regret": list(regrets.values()), **columns})
-    kept = regret_results.Kept(table, table, table)
+    kept = regret_results.Kept(table, table, table, table)
     said = regret_results.does_it_have_to_try(kept)
     assert said.startswith("Yes: in its worst case the race has a regret of **0.30**.")
     assert "*smoothed* has the lowest worst regret, **0.50**. Of the swaps" in said
@@ -124,7 +124,7 @@ def test_who_tries_has_to_be_below_all_who_look():
     assert "early on 25, and the smoothed one fires before a higher peak on 2; their" in said
     assert "worst regrets are 0.9 and 0.5 orders" in said and said.endswith("of the passes.")
     table.loc[table.rule == "literal", "regret"] = 0.2
-    said = regret_results.does_it_have_to_try(regret_results.Kept(table, table, table))
+    said = regret_results.does_it_have_to_try(regret_results.Kept(table, table, table, table))
     assert said.startswith("No: ")
     (name,) = [name for name in regret_results.parts(table) if name.startswith("worst, all")]
     assert name == "worst, all (1)"
