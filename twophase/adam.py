@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, is_dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class AdamSettings(Settings):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     precision: Precision = AsSet()
+    added: ClassVar = ("precision",)
 
     def __post_init__(self) -> None:
         # at most what torch, which divides it by 1 - beta1, can hold in float32

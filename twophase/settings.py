@@ -29,6 +29,8 @@ class Settings:
     """
 
     kinds: ClassVar[dict[str, Callable[..., Any]]] = {}
+    # Fields that JSON has only where they are not the default, so that it is as before they came.
+    added: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
@@ -36,7 +38,8 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings for JSON, or `InputError` where they hold a function or the like."""
-        content = {name: _plain(name, getattr(self, name)) for name in _names(self)}
+        usual = {n for n in self.added if getattr(self, n) == getattr(type(self), n)}
+        content = {n: _plain(n, getattr(self, n)) for n in _names(self) if n not in usual}
         return {"type": type(self).__name__} | content
 
 

@@ -41,7 +41,6 @@ from twophase.problems import networks
 from twophase.problems.problem import Task
 from twophase.record import ADAM, SECOND, TRIAL, Record
 from twophase.second_phase import Status
-from twophase.settings import from_dict
 from twophase.switching.rules import SwitchRule, tell
 from twophase.trainer import Trainer
 from twophase.training import Fit
@@ -392,19 +391,9 @@ def _difference(config: RunConfig, out: Path) -> str:
         return "another folder: its config.json is damaged"
     for name, wanted in {"format": FORMAT, **config.to_dict()}.items():
         found = there.get(name, "missing")
-        if found != wanted and not _says(found, wanted):
+        if found != wanted:
             return f"a folder without another run (there {name} is {found}, here {wanted})"
     return ""
-
-
-def _says(found: Any, wanted: Any) -> bool:
-    """Whether settings of an earlier version, which may lack fields, are these."""
-    if not isinstance(found, dict):
-        return False
-    try:
-        return from_dict(found).to_dict() == wanted
-    except InputError:
-        return False
 
 
 def _summary_of(out: Path, table: str) -> dict[str, Any] | None:
