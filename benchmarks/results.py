@@ -183,7 +183,8 @@ def against_text() -> str:
     race = race_in_validation()
     name, first = next(iter(found.items()))
     own, rival = (first.training[column] for column in (default, tuned))
-    so = ": there most of the gain can be had by tuning Adam" if rival.median() < 0.5 else ""
+    near = rival.median() < 2 * own.median() < 2
+    so = ": there most of the gain can be had by tuning Adam" if near else ""
     tried = sum(tuned in of.training for of in found.values())
     only = ", the only problem where that was tried" * (tried == 1)
     short = table1_ratios()
@@ -337,7 +338,7 @@ def race_text() -> str:
         f"{len(long)} trainings, {floor} of which are at the floor, where losses count as alike. "
         f"On the {aside.cases:.0f} problems that were set aside it has {aside.worst:.2f} and "
         f"{aside['median']:.2f}; {len(regret.UNSEEN)} of them had not been seen before, the others "
-        "under an earlier form. Of its {len(race)} single trainings {len(large)} lost more than "
+        f"under an earlier form. Of its {len(race)} single trainings {len(large)} lost more than "
         f"0.5{': ' * bool(losses)}{', '.join(losses)}."
     )
 

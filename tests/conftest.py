@@ -7,6 +7,7 @@ from torch import nn
 
 from twophase import AdamSettings
 from twophase.examples import Dataset, Examples
+from twophase.losses import mse
 
 # a busy machine is no failure, nor what torch imports at its first use
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -32,6 +33,21 @@ def network():
         return nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2), nn.Softmax(dim=1))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def in_autocast():
+    """Makes steps over mini-batches by hand, each loss in an autocast of its own."""
+
+    def train(model, data, optimizer, batches):
+        for batch in batches:
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = mse(model(data.inputs[batch]), data.targets[batch])
+            loss.backward()
+            optimizer.step()
+
+    return train
 
 
 @pytest.fixture(scope="session")

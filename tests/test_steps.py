@@ -28,19 +28,13 @@ def test_a_sweep_is_a_step_of_any_optimizer_for_each_batch(network, rings, flat)
     torch.testing.assert_close(flat(ours), flat(plain))
 
 
-def test_steps_in_autocast_around_an_epoch_see_the_weights_as_they_are(network, rings, flat):
+def test_steps_in_autocast_around_an_epoch_see_the_weights(network, rings, flat, in_autocast):
     """As in autocast around each loss: torch keeps what it has cast until autocast ends."""
     data, ours, plain = rings(), network(), network()
     batches = torch.arange(96).split(40)
     with torch.autocast("cpu", torch.bfloat16):
         sweep(Step(objective(ours, data), torch.optim.SGD(ours.parameters(), lr=0.1)), batches)
-    theirs = torch.optim.SGD(plain.parameters(), lr=0.1)
-    for batch in batches:
-        theirs.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = mse(plain(data.inputs[batch]), data.targets[batch])
-        loss.backward()
-        theirs.step()
+    in_autocast(plain, data, torch.optim.SGD(plain.parameters(), lr=0.1), batches)
     assert torch.equal(flat(ours), flat(plain))
 
 

@@ -1,6 +1,7 @@
 """README's tables of results: cells of what never switched, of misses, and of few runs."""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 results = importlib.import_module("results")
+
+
+def test_no_number_is_left_to_be_filled_in():
+    assert not re.findall(r"\{.*?\}", results.overview() + results.results())
 
 
 def test_a_cell_says_its_number_only_where_it_is_not_the_expected_one():

@@ -33,17 +33,12 @@ def after(model, data, precision, epochs=3):
     return adam
 
 
-def test_steps_in_bfloat16_are_those_of_torchs_autocast(network, rings, flat):
+def test_steps_in_bfloat16_are_those_of_torchs_autocast(network, rings, flat, in_autocast):
     data, ours, plain = rings(), network(), network()
     after(ours, data, BFloat16(), epochs=1)
     theirs = torch.optim.Adam(plain.parameters(), lr=0.02)
     order = torch.randperm(96, generator=torch.Generator().manual_seed(3))
-    for batch in order.split(32):
-        theirs.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = mse(plain(data.inputs[batch]), data.targets[batch])
-        loss.backward()
-        theirs.step()
+    in_autocast(plain, data, theirs, order.split(32))
     assert torch.equal(flat(ours), flat(plain))
     assert all(p.dtype == torch.float32 == p.grad.dtype for p in ours.parameters())
 
