@@ -61,15 +61,11 @@ class Step:
 
     def plain(self, batch: Any, means: EpochMeans | None = None) -> None:
         """Make it operation by operation."""
-        loss = self.leave_gradient(batch, self.precision)
+        own = self.share(batch)
+        loss = self.mean(self.own_loss(batch, own, self.precision), own)
         if means is not None:
             means.add(loss, len(batch))
         self.optimizer.step()
-
-    def leave_gradient(self, batch: Any, precision: Precision) -> Tensor:
-        """The loss over a mini-batch, whose gradient is left in the parameters' `grad`."""
-        own = self.share(batch)
-        return self.mean(self.own_loss(batch, own, precision), own)
 
     def share(self, batch: Any) -> slice:
         """The examples of a mini-batch that are this process's."""
