@@ -185,7 +185,8 @@ def test_a_second_phase_that_is_left_for_adam_is_counted_with_its_trial():
 def test_what_batches_tell_is_not_charged():
     seen = history(("adam", 4.0, 3), ("adam", 3.0, 3), ("second", 2.0, 3), ("second", 1.0, 3))
     told = replace(config(GradientNormPeak(), 16), monitor=FromBatches())
-    assert reached.end(seen.assign(monitor_passes=0), told)[3:5] == (12, 0)
+    found = reached.end(seen.assign(monitor_passes=0), told)
+    assert (found.spent, found.reading) == (12, 0)
     # but what a race measures is
     epochs = [("adam", 4.0 / n, 3) for n in range(1, 6)]
     raced = replace(config(Race(passes=12), 30), monitor=FromBatches())
@@ -197,7 +198,8 @@ def test_by_validation_the_lowest_validation_loss_is_kept():
     seen = history(("adam", 4.0, 3), ("adam", 3.0, 3), ("second", 2.0, 3), ("second", 1.0, 3))
     seen.loc[1, "validation_loss"] = 0.5
     planned = replace(config(FixedEpoch(2), 30), keep="validation")
-    assert reached.end(seen, planned)[:3] == (2, 3.0, 0.5)
+    found = reached.end(seen, planned)
+    assert (found.epoch, found.loss, found.validation_loss) == (2, 3.0, 0.5)
 
 
 def test_a_trial_that_is_won_as_it_ends_costs_nothing():
@@ -214,6 +216,19 @@ def test_in_a_trial_adams_weights_before_it_are_at_hand():
     seen = history(*[("adam", 4.0 / n, 3) for n in range(1, 5)], ("trial", 3.5, 3))
     found = reached.end(seen, config(Race(passes=12), 15))
     assert (found.epoch, found.loss) == (4, 1.0)
+
+
+def test_a_swap_counts_where_its_second_phase_is_paid_for():
+    seen = history(("adam", 4.0, 3), ("adam", 3.0, 3), ("second", 2.0, 3), ("second", 1.0, 3))
+    assert reached.end(seen, config(FixedEpoch(2), 12)).swap_epoch == 2
+    assert reached.end(seen, config(FixedEpoch(2), 8)).swap_epoch is None
+    rule = GradientNormPeak()  # which reads as much as Adam takes
+    assert [reached.end(seen, config(rule, spent)).swap_epoch for spent in (14, 15)] == [None, 2]
+    epochs = [("adam", 4.0 / n, 3) for n in range(1, 5)]
+    trial = [("trial", 0.5, 3), ("trial", 1e-2, 3), ("trial", 1e-3, 3), ("trial", 1e-4, 3)]
+    raced = config(Race(passes=12), 90, Fallback())
+    assert reached.end(history(*epochs, *trial[:3]), raced).swap_epoch is None
+    assert reached.end(history(*epochs, *trial, ("second", 1e-4, 3)), raced).swap_epoch == 4
 
 
 # -- runs

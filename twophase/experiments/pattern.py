@@ -73,7 +73,7 @@ LATE = 0.9
 class Pattern(NamedTuple):
     """What was found on one problem, as tables.
 
-    ends: a row for each seed and strategy; see `reached.End`, and `swap_epoch`.
+    ends: a row for each seed and strategy; see `reached.End`.
     traces: of Adam alone, with the columns `traces.COLUMNS`: as "dataset" the problem, as "model"
         the seed in words.
     audits: a row for each seed and place of Adam's trajectory; `hessian.Curvature` and `at`, which
@@ -151,8 +151,8 @@ def _look(done: dict[str, branches.Done], place: branches.Place) -> Pattern:
 
 
 def _end(strategy: str, done: branches.Done) -> dict[str, object]:
-    history, summary = runs.read(done.folder)
-    named = {"seed": done.config.seed, "strategy": strategy, "swap_epoch": summary["swap_epoch"]}
+    history, _ = runs.read(done.folder)
+    named = {"seed": done.config.seed, "strategy": strategy}
     return named | reached.end(history, done.config)._asdict()
 
 

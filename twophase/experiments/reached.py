@@ -10,14 +10,19 @@ import pandas as pd
 
 from twophase.experiments.config import RunConfig
 from twophase.objective import GRADIENT_PASSES
-from twophase.record import ADAM, TRIAL, way_of
+from twophase.record import ADAM, SECOND, TRIAL, way_of
 from twophase.second_phase import Status
 from twophase.switching import Action, Told, course
 
 
 class End(NamedTuple):
-    """The weights that a training ends with when its passes are spent."""
+    """The weights that a training ends with when its passes are spent.
 
+    `swap_epoch` is the epoch from whose weights the second phase first took over; None where the
+    passes were spent before.
+    """
+
+    swap_epoch: int | None
     epoch: int
     loss: float
     validation_loss: float | None
@@ -58,11 +63,13 @@ def along(history: pd.DataFrame, config: RunConfig) -> Iterator[tuple[Any, End]]
     at_hand = config.monitor.exact and measured.lt(GRADIENT_PASSES).all()
     free = at_hand or not (config.monitor.exact or planned.exact)
     spent, best, swap, started = 0, None, None, False
+    swap_epoch: int | None = None
     lost, trial, returned, second = 0, 0, 0, 0
     loss = attrgetter(f"{config.keep}_loss")
     for row in history.itertuples():
         seen = row.train_loss, row.grad_norm, row.passes
         told = Told(*seen, judged=loss(row), status=Status(row.status), way=way_of(row))
+        won = False
         if row.phase == ADAM:
             planned.adam(told)
             lost, trial, returned, second = lost + trial, 0, returned + second, 0
@@ -79,6 +86,8 @@ def along(history: pd.DataFrame, config: RunConfig) -> Iterator[tuple[Any, End]]
         if config.budget is not None and spent + reading > config.budget and started:
             return
         started = True
+        if swap_epoch is None and swap is not None and (row.phase == SECOND or won):
+            swap_epoch = swap.epoch
         eligible = row.phase != ADAM or config.keep == "validation"
         if eligible and (best is None or loss(row) < loss(best)):
             best = row
@@ -89,4 +98,4 @@ def along(history: pd.DataFrame, config: RunConfig) -> Iterator[tuple[Any, End]]
         validation = float(kept.validation_loss)
         validation_loss = validation if math.isfinite(validation) else None
         costs = spent, reading, lost + trial, returned
-        yield kept, End(kept.epoch, kept.train_loss, validation_loss, *costs)
+        yield kept, End(swap_epoch, kept.epoch, kept.train_loss, validation_loss, *costs)

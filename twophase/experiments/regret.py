@@ -302,9 +302,9 @@ def run(
 
 def _outcome(done: branches.Done, config: RunConfig) -> dict[str, Any]:
     history, summary = runs.read(done.folder)
-    start = history.train_loss.iloc[0]
-    found = {key: summary[key] for key in ("q", "swap_epoch")} | {"start": start}
-    found |= reached.end(history, config)._asdict()
+    end = reached.end(history, config)
+    found = {"q": summary["q"], "swap_epoch": end.swap_epoch, "start": history.train_loss.iloc[0]}
+    found |= end._asdict()
     return found | {"peak": peak_epoch(history.grad_norm)} if config.second is None else found
 
 
