@@ -187,22 +187,39 @@ def answers(found: pd.DataFrame, compared: Sequence[Parts]) -> str:
         "And the paper's, CG with a golden section?": "golden",
         "And Adam, with rate and schedule tuned from the start?": "adam-from-start",
     }
+    ran = set(found.method)
     said = [
         f"**{question}**\n\n{answer(found, method)}"
         for question, method in where.items()
-        if method in set(found.method)
+        if method in ran
     ]
     said[0] = said[0].replace("**\n", "** (In parts of Adam's passes, median and range.)\n", 1)
     said += [
         f"**What else speaks against it?** Single runs in which the default misses Adam's last "
         f"loss: {missed} of {len(ratios)}; in which it gets there later than Adam: {late}.",
-        "**And beside a simple rival?** torch's L-BFGS knows nothing of Adam. The default needs "
-        f"fewer passes than it {ahead(found)}.",
     ]
+    said += [f"**{RIVALS[one]}** {_beside(found, one)}" for one in RIVALS if one in ran]
     if validated := "; ".join(_in_validation(one) for one in compared if _in_validation(one)):
         text = "Of the weights with the lowest training loss, in parts of Adam's, at equal passes"
         said.append(f"**And in validation loss?** {text}: {validated}.")
     return "\n\n".join(said)
+
+
+RIVALS = {
+    "torch-lbfgs": "And beside a simple rival? torch's L-BFGS knows nothing of Adam.",
+    "adam-from-start": "And beside Adam with rate and schedule tuned from the start?",
+}
+
+
+def _beside(found: pd.DataFrame, rival: str) -> str:
+    """How the default stands to a rival where both ran, in words; `ahead` and losses in the end."""
+    runs = _both(found, "default", rival)
+    networks, every = (len(of.drop_duplicates(list(NAME))) for of in (runs, found))
+    lower = (runs.loss < runs.loss_rival).sum()
+    return (
+        f"It ran on {networks} of {every} problems and networks. There the default needs fewer "
+        f"passes than it {ahead(found, rival=rival)}, and ends lower at equal passes in {lower}."
+    )
 
 
 def _in_validation(compared: Parts, method: str = "default") -> str:
@@ -223,14 +240,19 @@ def whole(compared: Parts) -> bool:
 
 def ahead(found: pd.DataFrame, method: str = "default", rival: str = "torch-lbfgs") -> str:
     """How often a method is quicker than a rival, by more than 6 %, from `profiles.costs`."""
-    own, other = (found[found.method == name] for name in (method, rival))
-    runs = own.merge(other, on=list(profiles.SETTING), suffixes=("", "_rival"))
+    runs = _both(found, method, rival)
     medians = runs.groupby(NAME)[["ratio", "ratio_rival"]].agg(lambda of: ratio_of(of).median)
     counts = [(of.ratio < QUICKER * of.ratio_rival).sum() for of in (medians, runs)]
     return (
         f"in the median on {counts[0]} of {len(medians)} problems and networks, in {counts[1]} of "
         f"{len(runs)} runs"
     )
+
+
+def _both(found: pd.DataFrame, method: str, rival: str) -> pd.DataFrame:
+    """A row for each setting on which both ran; the rival's columns end in `_rival`."""
+    own, other = (found[found.method == name] for name in (method, rival))
+    return own.merge(other, on=list(profiles.SETTING), suffixes=("", "_rival"))
 
 
 def verdicts(curves: pd.DataFrame, passes: int, method: str = "default") -> pd.DataFrame:
@@ -249,7 +271,8 @@ def verdicts(curves: pd.DataFrame, passes: int, method: str = "default") -> pd.D
             "pays by passes": profiles.verdict(by_passes[method]),
             "pays by seconds": profiles.verdict(by_seconds[method], "seconds"),
             "quickest by passes": f"{METHODS[best].label}, {by_passes[best].text}",
-            "validation loss / Adam's": profiles.validation_ratio(of, passes, method),
+            "validation loss / Adam's": profiles.validation_ratio(of, passes, method)
+            or "not measured",
         }
 
     return by_group(curves, NAME, describe).rename(columns=NETWORK)

@@ -170,15 +170,15 @@ METHODS: dict[str, Method] = {
     "adam-tuned": Method("Adam, tuned rate", Ladder((_scaled(AdamGoesOn),), _HALF_A_DECADE)),
     "adam-cosine": Method("Adam, cosine decay", Ladder((_scaled(AdamCosine),), _HALF_A_DECADE)),
     "adam-from-start": Method(
-        "Adam from the start, tuned rate and schedule",
+        "Adam from the start, tuned",
         Ladder((_from_start(0.0, True), _from_start(0.0, False)), _HALF_A_DECADE),
     ),
     "adamw-from-start": Method(
-        "AdamW from the start, tuned rate and schedule",
+        "AdamW from the start, tuned",
         Ladder((_from_start(1e-2, True), _from_start(1e-2, False)), _HALF_A_DECADE),
     ),
     "sgd": Method("SGD with momentum", Ladder((_scaled(SGD),), _HALF_A_DECADE)),
-    # tolerances from 0.1 to the paper's 1e-8
+    # tolerances from 0.1 to 1e-8; the paper names none
     "golden": Method("CG, golden section (paper)", Ladder((_golden,), 10.0, -1, 6)),
     "cg": Method(
         "CG, parabola, preconditioned",

@@ -18,6 +18,8 @@ SETTING = (
 )
 COSTS = ("passes_spent", "seconds")
 REFERENCE = "adam"
+# Training losses below this are of single numbers that have not quite become 0.
+ROUNDING = 1e-30
 
 
 def cost_to(
@@ -89,10 +91,11 @@ def performance_profile(found: pd.DataFrame, factors: Sequence[float]) -> pd.Dat
 
     ρ(τ) = share of settings with cost <= τ · lowest cost of all methods there (Dolan and Moré,
     Benchmarking optimization software with performance profiles, 2002). A miss is no solution at
-    any τ; a setting that no method solved counts in the denominator.
+    any τ; a setting that no method solved counts in the denominator. The lowest cost is 3 passes,
+    an epoch of Adam, at least: who starts over may be there when the prefix ends, at a cost of 0.
 
-    `found` is from `costs`. The result has a column for each method, a row for each factor τ.
-    `InputError` for a factor below 1, and where a method did not run on every setting.
+    `found` is from `costs`, in passes. The result has a column for each method, a row for each
+    factor τ. `InputError` for a factor below 1, and where a method did not run on every setting.
     """
     if min(factors) < 1:
         raise InputError("factors", min(factors), "factors of at least 1")
@@ -102,7 +105,7 @@ def performance_profile(found: pd.DataFrame, factors: Sequence[float]) -> pd.Dat
     if partial:
         raise InputError("methods", ", ".join(partial), "methods that ran on every setting")
     table = table[list(dict.fromkeys(found.method))]
-    lowest = table.min(axis=1).clip(lower=np.finfo(float).tiny)
+    lowest = table.min(axis=1).clip(lower=GRADIENT_PASSES)
     solved = table.where(np.isfinite(table))
     shares = [solved.le(factor * lowest, axis=0).mean() for factor in factors]
     index = pd.Index(factors, name="factor")
@@ -238,6 +241,8 @@ def _losses(losses: pd.Series) -> str:
 
 def _short(value: float) -> str:
     """Two digits, as in 2.1e−5, with a minus at which no line breaks."""
+    if 0 < value < ROUNDING:
+        return "<1e\N{MINUS SIGN}30"
     if value == 0 or 1e-4 <= value < 100:
         return f"{value:.2g}"
     mantissa, exponent = f"{value:.1e}".split("e")

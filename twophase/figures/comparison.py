@@ -15,15 +15,15 @@ from twophase.experiments.profiles import COSTS, SETTING, loss_at
 from twophase.experiments.statistics import ratio_text
 from twophase.figures.style import COLORS, GREY, WIDE, plain_ticks
 
-BLUE, _, GREEN, SKY, VERMILION, PURPLE, BLACK = COLORS
+BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, BLACK = COLORS
 # families share a colour, and differ by dash within
 STYLES: dict[str, dict] = {
     "adam": {"color": BLACK, "linestyle": "-"},
     "adam-twice": {"color": BLACK, "linestyle": "-", "linewidth": 1.0},
     "adam-tuned": {"color": BLACK, "linestyle": "--"},
     "adam-cosine": {"color": BLACK, "linestyle": ":"},
-    "adam-from-start": {"color": GREY, "linestyle": "--"},
-    "adamw-from-start": {"color": GREY, "linestyle": ":"},
+    "adam-from-start": {"color": ORANGE, "linestyle": "-"},
+    "adamw-from-start": {"color": ORANGE, "linestyle": ":", "linewidth": 2.2},
     "sgd": {"color": GREY, "linestyle": "-."},
     "golden": {"color": VERMILION, "linestyle": "-"},
     "cg": {"color": VERMILION, "linestyle": "--"},
