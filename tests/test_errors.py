@@ -5,6 +5,7 @@ import math
 import pickle
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -47,6 +48,13 @@ def test_a_whole_number_is_large_enough_or_refused(value, minimum):
     else:
         with pytest.raises(InputError, match="^field: .* is not allowed; use a whole number of at"):
             check_integer("field", value, minimum)
+
+
+def test_numbers_of_numpy_are_told_what_to_become():
+    with pytest.raises(InputError, match=r"use a whole number of at least 0, as int\(np.int64\(3"):
+        check_integer("field", np.int64(3), 0)
+    with pytest.raises(InputError, match=r"use a finite number, as float\(np.float32\(0.5"):
+        check_number("field", np.float32(0.5))
 
 
 @pytest.mark.parametrize("value", [10**400, math.inf, -math.inf, math.nan])

@@ -5,10 +5,20 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import mse_loss
 
-from twophase import DEFAULT, SELF_SCALED_BFGS, LeastSquares, LevenbergMarquardt, Term, minimize
+from twophase import (
+    DEFAULT,
+    SELF_SCALED_BFGS,
+    LeastSquares,
+    LevenbergMarquardt,
+    Term,
+    fit,
+    minimize,
+)
 from twophase.errors import InputError, NonFiniteError
 from twophase.objective import FunctionObjective
+from twophase.objectives import FullBatch
 from twophase.problems import toys
 
 
@@ -96,6 +106,32 @@ def test_bad_input_is_one_line(field, given):
     objective, x = rosenbrock()
     with pytest.raises(InputError, match=f"^{field}: "):
         minimize(objective, **{"x": x} | given)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(3), torch.zeros(2).double(), torch.zeros(3).long()])
+def test_a_start_is_a_vector_of_the_models_kind(x):
+    model = nn.Linear(2, 1).double()
+    inputs = torch.rand(5, 2).double()
+    found = FullBatch(model, mse_loss, inputs, inputs[:, :1])
+    with pytest.raises(InputError, match=r"^x: .* use a vector of torch.float64 \[3\]$"):
+        minimize(found, x)
+
+
+def test_targets_that_are_broadcast_are_one_line():
+    inputs = torch.rand(5, 2)
+    with pytest.raises(InputError, match="^targets: .* the outputs' shape"):
+        minimize(FullBatch(nn.Linear(2, 1), mse_loss, inputs, inputs[:, 0]))
+    with pytest.raises(InputError, match="^inputs: "):
+        FullBatch(nn.Linear(2, 1), mse_loss, [1], [2])
+
+
+def test_points_may_require_a_gradient():
+    model, x = nn.Linear(1, 1).double(), torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
+    line = Term(lambda model, points: model(points) - 2 * points - 1, x.requires_grad_())
+    found = minimize(LeastSquares(model, [line]), passes=60)
+    assert found.second.label == "LevenbergMarquardt" and found.loss < 1e-20
+    assert x.grad is None
+    fit(model, (x, (2 * x).detach().requires_grad_()), epochs=4, switch=2)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,10 @@ CASES = {
         "targets: 'labels from -1 to 0' is not allowed; use 0 to 1",
     ),
     "integer inputs": (network(), (INPUTS.int(), TARGETS), {}, "inputs: 'torch.int32' .* real"),
+    "inputs of another width": (
+        *(network(), (INPUTS[:, :2], TARGETS), {}),
+        r"inputs: 'torch.float32 \[2, 2\]' is not allowed; use what the model takes \(mat1",
+    ),
     "a vector": (
         *(network(), (INPUTS, TARGETS), {"loss": lambda o, t: (o - t).square().mean(1)}),
         r"loss: 'one that returns torch.float32 \[2\]'",

@@ -413,6 +413,12 @@ def test_data_that_do_not_go_with_the_model_are_one_line():
         fit(problem, (x, x), epochs=2)
     with pytest.raises(InputError, match="^data: None is not allowed; use tensors"):
         fit(model, epochs=2)
+    with pytest.raises(InputError, match="^validation: 'a LeastSquares of another model'"):
+        fit(model, (x, x), epochs=2, validation=line_through(torch.zeros(4, 1).double())[2])
+    with pytest.raises(InputError, match="^device: 'bla'"):
+        fit(problem, epochs=2, device="bla")
+    with pytest.raises(InputError, match="^terms: 'all of weight 0'"):
+        LeastSquares(model, [Term(lambda m, p: m(p), x, weight=0)])
 
 
 def batch_norm():

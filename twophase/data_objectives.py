@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from twophase.device import resolve_device
+from twophase.distributed import bare
 from twophase.errors import InputError, check_type
 from twophase.examples import Dataset, Examples
 from twophase.least_squares import LeastSquares
@@ -42,6 +43,10 @@ def data_objectives(
     if isinstance(model, LeastSquares):
         if data is not None:
             raise InputError("data", type(data).__name__, "None: a LeastSquares has its own")
+        there = model.vector.parameters[0].device
+        asked = there if str(device) == "auto" else resolve_device(device)
+        if asked.type != there.type or asked.index not in (None, there.index):
+            raise InputError("device", str(device), f"that of the LeastSquares, {there}, or auto")
         return model, _over(model.model, validation, loss, chunk_size, "validation")
     check_type("model", model, nn.Module, " or a LeastSquares")
     if data is None:
@@ -59,8 +64,14 @@ def data_objectives(
 
 
 def _over(
-    model: nn.Module, data: Data | None, loss: Loss, chunk_size: int | None, field: str = "data"
+    model: nn.Module,
+    data: Data | LeastSquares | None,
+    loss: Loss,
+    chunk_size: int | None,
+    field: str = "data",
 ) -> TrainingLoss | None:
+    if isinstance(data, LeastSquares) and data.model is not bare(model):
+        raise InputError(field, "a LeastSquares of another model", "one of the model that trains")
     if data is None or isinstance(data, LeastSquares):
         return data
     if isinstance(data, DataLoader | TorchDataset):

@@ -110,7 +110,12 @@ def check_integer(field: str, value: object, minimum: int, maximum: int = 2**63 
         if minimum <= value <= maximum:
             return value
         allowed += f" and at most {maximum}" * (value > maximum)
-    raise InputError(field, value, allowed)
+    raise InputError(field, value, allowed + _as("int", value))
+
+
+def _as(kind: str, value: object) -> str:
+    """What a number of numpy, which JSON does not take, is to become."""
+    return f", as {kind}({value!r})" if type(value).__module__ == "numpy" else ""
 
 
 def check_number(
@@ -129,4 +134,5 @@ def check_number(
             return float(value)
     limits = {"above": above, "of at least": minimum, "below": below, "of at most": maximum}
     bounds = [f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit)]
-    raise InputError(field, value, f"a finite number {' and '.join(bounds)}".strip())
+    allowed = f"a finite number {' and '.join(bounds)}".strip()
+    raise InputError(field, value, allowed + _as("float", value))

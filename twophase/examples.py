@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twophase.errors import InputError
+from twophase.errors import InputError, check_type
 from twophase.parameters import ParameterVector
 
 
@@ -22,6 +22,8 @@ class Examples:
     targets: Tensor
 
     def __post_init__(self) -> None:
+        check_type("inputs", self.inputs, Tensor)
+        check_type("targets", self.targets, Tensor)
         if self.inputs.ndim == 0 or len(self.inputs) == 0:
             raise InputError("inputs", list(self.inputs.shape), "at least one example")
         if self.targets.ndim == 0 or len(self.targets) != len(self.inputs):
@@ -47,7 +49,7 @@ class Examples:
 
         def move(t: Tensor) -> Tensor:
             kind = dtype if t.is_floating_point() else t.dtype
-            return t.to(device, kind, non_blocking=non_blocking and t.is_pinned())
+            return t.detach().to(device, kind, non_blocking=non_blocking and t.is_pinned())
 
         return Examples(move(self.inputs), move(self.targets))
 

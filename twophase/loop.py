@@ -204,6 +204,7 @@ class Loop:
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the coming epochs depend on: tensors, numbers and strings only.
 
+        What a DataLoader that shuffles or dropout draws from generators of their own is not in it.
         A loop with other phases that shares the epochs so far can load it and branch off.
         """
         return {

@@ -14,6 +14,7 @@ from twophase.distributed import check_shared, processes
 from twophase.errors import InputError, check_call, check_number, check_type
 from twophase.objective import Objective, Point, evaluate, start
 from twophase.parameters import ParameterVector
+from twophase.rehearsal import rehearse
 from twophase.second_phase import MESSAGES, Minimizer, Status, check_minimizer
 
 
@@ -73,6 +74,7 @@ def minimize(
         check_call("callback", callback, "a function: (result)")
     vector = getattr(problem, "vector", None)
     x = _where(x, vector)
+    rehearse(problem, second=True, eval_mode=False)
     if hasattr(problem, "processes"):
         problem.processes = processes()
     check_shared(problem, [second, str(budget)], problem=problem)
@@ -112,7 +114,7 @@ def _where(x: Tensor | None, vector: ParameterVector | None) -> Tensor:
     """Where to start: at x [P] if it is given, else at the model's present weights."""
     if x is not None:
         check_type("x", x, Tensor, ", a vector [P]")
-        return x
+        return x if vector is None else vector.taken(x, "x")
     if vector is None:
         raise InputError("x", None, "a vector to start from: the problem has no model")
     return vector.read()

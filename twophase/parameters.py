@@ -96,14 +96,14 @@ class ParameterVector:
             if not torch.equal(buffer, value):  # what is expanded cannot be written to
                 buffer.copy_(value)
 
-    def taken(self, saved: Any) -> Tensor:
-        """A vector [P] from a state, on the parameters' device; `InputError` for anything else."""
+    def taken(self, saved: Any, field: str = "state") -> Tensor:
+        """A vector [P] that is given, on the parameters' device; `InputError` for anything else."""
         size, first = sum(p.numel() for p in self.parameters), self.parameters[0]
         if not isinstance(saved, Tensor) or (saved.dtype, saved.shape) != (self.dtype, (size,)):
             found = type(saved).__name__
             if isinstance(saved, Tensor):
                 found = f"{saved.dtype} {list(saved.shape)}"
-            raise InputError("state", found, f"a vector of {self.dtype} [{size}]")
+            raise InputError(field, found, f"a vector of {self.dtype} [{size}]")
         return saved.to(first.device)
 
     def taken_buffers(self, saved: Any) -> list[Tensor]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twophase.data_objectives import TrainingLoss
 from twophase.errors import InputError, TwoPhaseError
 from twophase.losses import Loss
 from twophase.modules import evaluating
@@ -22,7 +21,7 @@ LOSS = "a function of outputs and targets that returns their mean loss, a real s
 
 
 @full_precision()
-def rehearse(objective: TrainingLoss | None, second: bool, eval_mode: bool) -> None:
+def rehearse(objective: Any, second: bool, eval_mode: bool) -> None:
     """Raise `InputError` where model, loss and examples do not go together.
 
     That is a loss that is no scalar, has no graph, is no mean over examples or does not take such
@@ -58,7 +57,9 @@ def _outputs(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Any:
         return model(inputs)
     except RuntimeError as error:
         if inputs.is_floating_point():
-            raise
+            reason = str(error).partition("\n")[0]
+            found = f"{inputs.dtype} {list(inputs.shape)}"
+            raise InputError("inputs", found, f"what the model takes ({reason})") from error
         try:
             model(inputs.to(dtype))
         except RuntimeError:

@@ -119,6 +119,31 @@ def test_the_callbacks_epochs_are_those_of_fit():
         assert found[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-3)
 
 
+@pytest.mark.parametrize("batch_size, epochs", [(256, 150), (32, 45)])
+def test_in_the_end_the_module_has_the_weights_that_are_kept(batch_size, epochs):
+    """Of noise: the second phase is left for Adam, which ends above it; as `fit` would."""
+    noise = torch.randn(256, 1, generator=torch.Generator().manual_seed(1))
+    data = TensorDataset(samples()[0], noise)
+    module = Regression(lambda p: twophase.TwoPhase(p, lr=0.03, switch=10))
+    loader = DataLoader(data, batch_size)
+    trainer_of(epochs, TwoPhaseCallback()).fit(module, loader)
+    optimizer = module.optimizers(use_pl_optimizer=False)
+    with torch.no_grad():
+        last = mse_loss(module.net(data.tensors[0]), noise).item()
+    records = optimizer.records
+    assert {r.phase for r in records} == {"adam", "second"}
+    assert records[-1].train_loss > 1.0001 * last
+    assert last == pytest.approx(min(r.train_loss for r in records), rel=1e-5)
+
+
+def test_a_quick_try_of_lightnings_takes_its_batches_alone():
+    module, seen = Regression(twophase.TwoPhase), []
+    module.net.register_forward_hook(lambda net, inputs, outputs: seen.append(inputs[0][0, 0]))
+    trainer_of(1, TwoPhaseCallback(), fast_dev_run=3).fit(module, loaders(32, shuffle=False)[0])
+    assert len(module.optimizers(use_pl_optimizer=False).records) == 1
+    assert set(map(float, seen)) == {float(samples()[0][first, 0]) for first in (0, 32, 64)}
+
+
 def test_mixed_precision_is_for_adams_batches():
     """The full loss, which is in eval mode, is in float32 in either phase."""
     module, seen = Regression(lambda p: twophase.TwoPhase(p, switch=1, fallback=None)), set()

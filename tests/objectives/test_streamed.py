@@ -92,6 +92,31 @@ def test_losses_and_gradients_are_those_of_the_examples_in_memory(name, chunk_si
     assert streamed.passes == memory.passes
 
 
+def test_batches_that_a_dataset_makes_are_the_loaders_own():
+    class Made(IterableDataset):
+        def __iter__(self):
+            return iter(zip(*(one.split(8) for one in samples()), strict=True))
+
+    streamed = Streamed(network(), mse_loss, DataLoader(Made(), batch_size=None))
+    batches = list(streamed.mini_batches(None, torch.Generator()))
+    assert streamed.batch_count(None) == len(batches) == 7
+    assert streamed.count == sum(map(len, batches)) == COUNT
+
+
+def test_full_passes_start_workers_as_the_loader_does():
+    data = TensorDataset(torch.zeros(4, 1), torch.zeros(4, 1))
+    own = {"multiprocessing_context": "spawn", "timeout": 7, "prefetch_factor": 5}
+    found = in_order(DataLoader(data, 2, shuffle=True, num_workers=1, **own))
+    assert found.multiprocessing_context.get_start_method() == "spawn"
+    assert (found.timeout, found.prefetch_factor) == (7, 5)
+
+
+@pytest.mark.parametrize("size", [0, -3, "a"])
+def test_a_chunk_has_an_example(size):
+    with pytest.raises(InputError, match="^chunk_size: "):
+        Streamed(network(), mse_loss, TensorDataset(*samples()), size)
+
+
 def test_labels_have_an_accuracy():
     model, data = network(2), samples(classes=True)
     streamed = Streamed(model, twophase.mse, DataLoader(TensorDataset(*data), 16))

@@ -327,6 +327,17 @@ def test_a_loss_that_has_changed_is_noticed(kind):
     assert "the loss became another one 4 times" in optimizer.report()
 
 
+def test_a_loss_that_changes_with_every_step_is_warned_of_once(caplog):
+    """Mini-batches without `batches=`."""
+    model, (inputs, targets) = network(), samples()
+    optimizer = TwoPhase(model.parameters(), 0.01, switch=2, fallback=None)
+    for step in range(12):
+        some = slice(5 * step, 5 * step + 30)
+        optimizer.step(closure_of("plain", model, inputs[some], targets[some]))
+    (said,) = [one.message for one in caplog.records if "became another" in one.message]
+    assert "without `batches=`" in said
+
+
 @every_closure
 def test_parameters_that_have_changed_are_noticed(kind):
     model, data = network(), samples()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
+from itertools import islice
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ class TwoPhaseCallback(Callback):
     once more, in eval mode and without logging, weighted by their sizes; in the second phase as
     often as its line search asks, while the epoch's own batches are left out. Lightning's mixed
     precision is for Adam's batches alone. It logs "loss", "grad_norm" and "passes" after a prefix
-    "twophase/". Checkpoints of Lightning resume it.
+    "twophase/". Checkpoints of Lightning resume it. When the training ends the module has the
+    weights that are to be kept, as after `fit`; checkpoints of before have the last ones.
 
     Metrics that `training_step` updates see these calls, too; what it logs itself stays as it was
     at Adam's last batch, so let callbacks monitor "twophase/loss" or a validation loss.
@@ -74,9 +76,11 @@ class TwoPhaseCallback(Callback):
             every = len(loader)
         except TypeError:
             every = None
-        if isinstance(loader, dict) or every != batches:
+        tried = every is not None and trainer.fast_dev_run  # of so many batches, in passes, too
+        if isinstance(loader, dict) or (every != batches and not tried):
             found = f"{type(loader).__name__} of which {batches} batches are taken"
-            allowed = "a DataLoader of a known length, all of it (no limit_train_batches)"
+            options = "no limit_train_batches, no overfit_batches"
+            allowed = f"a DataLoader of a known length, all of it ({options})"
             raise InputError("train_dataloader", found, allowed)
         return int(batches)
 
@@ -107,10 +111,6 @@ class TwoPhaseCallback(Callback):
 
     def _end_epoch(self, trainer: Trainer, module: LightningModule) -> None:
         self._open = False
-        # once, not in each pass: it may have workers to start
-        if trainer.train_dataloader is not self._source:
-            self._source = loader = trainer.train_dataloader
-            self._all = in_order(loader) if isinstance(loader, DataLoader) else loader
         record = self._optimizer.end_epoch(lambda: self._full_loss(trainer, module))
         seen = {"loss": record.train_loss, "grad_norm": record.grad_norm}
         seen["passes"] = float(self._optimizer.loop.spent)
@@ -119,10 +119,14 @@ class TwoPhaseCallback(Callback):
     @torch.enable_grad()
     def _full_loss(self, trainer: Trainer, module: LightningModule) -> Tensor:
         """The mean loss over all examples, in float64, with its gradient in the parameters."""
-        count = 0
+        # once, not in each pass: it may have workers to start
+        if trainer.train_dataloader is not self._source:
+            self._source = loader = trainer.train_dataloader
+            self._all = in_order(loader) if isinstance(loader, DataLoader) else loader
+        few, count = int(trainer.num_training_batches) if trainer.fast_dev_run else None, 0
         total = torch.zeros((), dtype=torch.float64, device=module.device)
         with evaluating(module), _quiet(module):
-            for index, batch in enumerate(self._all):
+            for index, batch in enumerate(islice(self._all, few)):
                 batch = trainer.precision_plugin.convert_input(batch)
                 batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
                 there = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
@@ -139,6 +143,13 @@ class TwoPhaseCallback(Callback):
             if parameter.grad is not None:
                 parameter.grad /= count
         return total / count
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Give the module the weights that are to be kept, unless it ends within an epoch."""
+        aside = self._optimizer.loop.weights.lowest()
+        if aside is not None and not self._open:
+            _restore(module)
+            self._optimizer.finish(lambda: self._full_loss(trainer, module))
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """The module is as it was."""

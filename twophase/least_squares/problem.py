@@ -84,6 +84,8 @@ class LeastSquares(Shuffled):
             for term in terms
             if term.weight > 0
         ]
+        if not self._terms:
+            raise InputError("terms", "all of weight 0", "one of a weight above 0, at least")
         self._last: Linearization | None = None
 
     classes = False  # there is no accuracy
@@ -284,7 +286,7 @@ class LeastSquares(Shuffled):
 
     def _there(self, tensor: Tensor) -> Tensor:
         first = self.vector.parameters[0]
-        return tensor.to(first.device, first.dtype if tensor.is_floating_point() else None)
+        return tensor.detach().to(first.device, first.dtype if tensor.is_floating_point() else None)
 
     def _pieces(self, sizes: Iterable[int]) -> Iterator[Piece]:
         """This process's points of each term, at most so many at a time."""

@@ -212,7 +212,7 @@ class MeanLoss(ABC):
             seen += len(inputs)
             yield loss * (len(inputs) / self.count), outputs
         if seen != self.own_count:
-            allowed = f"all {self.own_count} in each, the first dimension of inputs"
+            allowed = f"all {self.own_count} in each, the first dimension of inputs, no drop_last"
             raise InputError("data", f"{seen} examples in a pass", allowed)
 
     def part(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Any]:

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from twophase.distributed import Processes
-from twophase.errors import InputError
+from twophase.errors import InputError, check_integer
 from twophase.examples import Examples
 from twophase.losses import Loss
 from twophase.objectives.chunks import LARGEST_PROBE
@@ -46,6 +46,8 @@ class Streamed(MeanLoss):
 
     def __init__(self, model: nn.Module, loss: Loss, source: Source, chunk_size: int | None = None):
         super().__init__(model, loss)
+        if chunk_size is not None:
+            check_integer("chunk_size", chunk_size, 1)
         self.source, self._all = source, in_order(source, chunk_size)
         self._begin = self._pair(_first(self._all))
         self.classes = self._begin.has_labels
@@ -67,11 +69,20 @@ class Streamed(MeanLoss):
 
     def batch_count(self, size: int | None) -> int:
         """Mini-batches of an epoch: the loader's own, or those of `size` examples of a dataset."""
-        if isinstance(self.source, DataLoader) and not _endless(self.source):
-            return len(self.source)
         if isinstance(self.source, DataLoader):
+            if not _endless(self.source):
+                return len(self.source)
+            if self.source.batch_size is None:  # the dataset makes them
+                return self._made
             size = self.source.batch_size
         return math.ceil(self.count / (size or self.count))
+
+    @cached_property
+    def _made(self) -> int:
+        count = 0
+        for _ in self._all:
+            count += 1
+        return count
 
     def mini_batches(self, size: int | None, generator: torch.Generator) -> Iterator[Examples]:
         """The mini-batches of an epoch, on the model's device."""
@@ -141,7 +152,10 @@ def _sequential(source: DataLoader[Any], dataset: Any, size: int | None = None) 
         collate_fn=source.collate_fn,
         num_workers=source.num_workers,
         pin_memory=source.pin_memory,
+        timeout=source.timeout,
         worker_init_fn=source.worker_init_fn,
+        multiprocessing_context=source.multiprocessing_context,
+        prefetch_factor=source.prefetch_factor,
         persistent_workers=source.num_workers > 0,
         generator=_generator(),
     )

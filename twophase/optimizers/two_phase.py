@@ -1,5 +1,6 @@
 """All of the method in one torch optimizer, for a training loop of one's own."""
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ from twophase.switching import Fallback, Race, SwitchRule
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger("twophase")
+
+MOVES = "points resampled too often, or mini-batches without `batches=`?"
 # Of a state; one more when its content changes.
 VERSION = 1
 # Optimizers that evaluate closures at several points, or take no dense gradients.
@@ -65,8 +69,9 @@ class TwoPhase(Optimizer):
         batches: mini-batches in an epoch; 1: full batches.
         first: what to use instead of Adam, any torch optimizer of the same parameters that steps
             along gradients. Learning-rate schedulers of this optimizer act on it.
-        second, switch, fallback, monitor: see `Trainer`; with full batches an epoch is a step. It
-            is not known how long the training will be: a `Race` plans for 900 passes, 300 epochs
+        second, switch, fallback, monitor: see `Trainer`; `FromBatches` takes all batches
+            as equally large, since a closure does not tell. With full batches an epoch is a step.
+            It is not known how long the training will be: a `Race` plans for 900 passes, 300 epochs
             of Adam, unless it is another one, as `Race(length=3 * epochs)`.
 
     `InputError` for a value out of range, a `first` of other parameters, or a wrong closure, and
@@ -110,7 +115,7 @@ class TwoPhase(Optimizer):
         self.loop = Loop(self.objective, phases, switch, fallback, monitor)
         self._given: tuple[Any, ...] = second, switch, fallback, monitor  # until the first step
         self.looks = 0  # passes to see whether the loss is the same, and its gradient its own
-        self._checked = False
+        self._checked = self._warned = False
 
     def _parameters_of_first(self) -> list[Tensor]:
         """The parameters in the order of the first phase, which has all of them and no others."""
@@ -266,7 +271,15 @@ class TwoPhase(Optimizer):
         if self.phase != ADAM:
             before = self.objective.passes.total
             self.loop.look_again()
+            self._warn()
             self.looks += self.objective.passes.total - before
+
+    def _warn(self) -> None:
+        """Say once that each of the last three steps found another loss."""
+        last = [epochs for epochs, *_ in self.loop.moves[-3:]]
+        if not self._warned and len(last) == 3 and last[-1] - last[0] == 2:
+            self._warned = True
+            log.warning("the loss became another one in three steps in a row; %s", MOVES)
 
     def _check(self) -> None:
         """Whether a closure that calls backward leaves the gradient of its loss."""
@@ -299,14 +312,14 @@ class TwoPhase(Optimizer):
             lines.append(f"no switch so far: {loop.reason or 'no epoch has ended'}")
         if loop.moves:
             often = f"the loss became another one {len(loop.moves)} times in the second phase"
-            why = "points resampled too often, or mini-batches without `batches=`?"
-            lines.append(f"{often}, which started anew each time: {why}")
+            lines.append(f"{often}, which started anew each time: {MOVES}")
         return "\n".join(lines + [paid.text for paid in payoffs(loop.history)])
 
     def state_dict(self) -> dict[str, Any]:
         """All that the coming steps depend on, in tensors, numbers and texts; with the parameters.
 
-        `torch.load` reads it with `weights_only=True`. It resumes exactly under the same arguments.
+        `torch.load` reads it with `weights_only=True`. It resumes exactly under the same arguments;
+        the second phase looks at the loss once more, which `spent` counts.
         """
         own = {"version": VERSION, "batches": self.batches, "loop": self.loop.state_dict()}
         own["first"] = type(self.first).__name__
