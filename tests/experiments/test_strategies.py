@@ -137,8 +137,11 @@ def test_a_toy_with_a_way_back_is_beside_adam_alone():
     said = strategies.beside_alone(ends, "alone", ["one", "two"])
     assert said == (
         "With the way back all end where alone does for $C = 0.40$, $C = 0.60$. For $C = 0.50$ not "
-        "all do: their losses are 0.005 to 0.005, that of alone is 0.005."
+        "all do: they end with a loss of 0.005, alone with one of 0.005."
     )
+    ends.loc[(ends.C == 0.5) & (ends.strategy == "two"), "final loss"] = 0.001
+    said = strategies.beside_alone(ends, "alone", ["one", "two"])
+    assert said.endswith("they end with a loss of 0.001 and 0.005, alone with one of 0.005.")
     assert "for no $C$." in strategies.beside_alone(ends[ends.C == 0.5], "alone", ["one", "two"])
 
 

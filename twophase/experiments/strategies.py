@@ -142,10 +142,10 @@ def beside_alone(ends: pd.DataFrame, alone: str, others: Sequence[str], apart: f
     said = [f"$C = {c:.2f}$" for c in x.index[same]]
     text = f"With the way back all end where {alone} does for {', '.join(said) or 'no $C$'}."
     for c in x.index[~same]:
-        lowest, highest = loss.loc[c, list(others)].agg(["min", "max"])
+        losses = dict.fromkeys(f"{of:.2g}" for of in loss.loc[c, list(others)].sort_values())
         text += (
-            f" For $C = {c:.2f}$ not all do: their losses are {lowest:.2g} to {highest:.2g}, that "
-            f"of {alone} is {loss.loc[c, alone]:.2g}."
+            f" For $C = {c:.2f}$ not all do: they end with a loss of {' and '.join(losses)}, "
+            f"{alone} with one of {loss.loc[c, alone]:.2g}."
         )
     return text
 
