@@ -30,6 +30,8 @@ from twophase.record import ADAM, SECOND, TRIAL
 
 # of the range of the numbered steps: closer numbers of trials would overlap
 _NEAR = 0.06
+# of the ticks of losses that fall by less than two decades, so that the lowest has one near it
+_DIGITS = (1, 2, 3, 5, 7)
 PHASE_STYLES = {
     ADAM: {"color": BLUE, "linestyle": "-"},
     TRIAL: {"color": COLORS[2], "linestyle": ":"},
@@ -133,7 +135,7 @@ def loss_over_costs(
             for label, (name, rows) in parts.items()
         }
         convergence(ax, curves, xlabel, f"training loss ({loss})", colors).set_xlim(left=0)
-        plain_ticks(ax.yaxis)
+        plain_ticks(ax.yaxis, _DIGITS)
     axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(parts))
     return axes
 
@@ -153,7 +155,7 @@ def losses_over_passes(axes: Sequence[Axes], histories: Mapping[str, pd.DataFram
             ax.plot(history.passes.cumsum()[shown], history[column][shown], label=name, **look)
         ylabel = f"{words} (mean squared error)"
         ax.set(xlabel="passes over the training set", ylabel=ylabel, yscale="log")
-        plain_ticks(ax.yaxis)
+        plain_ticks(ax.yaxis, _DIGITS)
 
 
 def first_images(axes: Sequence[Axes], data: Dataset) -> None:
@@ -260,5 +262,5 @@ def over_passes(ax: Axes, histories: Mapping[str, pd.DataFrame]) -> Axes:
         color = line_style(index)["color"]
         ax.plot(passes[back], losses[back], color=color, zorder=3, **look)
     ax.plot([], [], color="white", label="back to Adam", **look)
-    ax.legend(loc="upper right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return ax
