@@ -101,6 +101,19 @@ def ends(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def ends_beside_cost(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
+    """`ends` with the seconds, and the validation loss at the passes of Adam alone.
+
+    The latter is of the weights with the lowest training loss by then, see `at_equal_cost`.
+    """
+    budget = outcomes[ADAM].spent.passes.iloc[-1]
+    inside = [one.history[one.spent.passes <= budget] for one in outcomes.values()]
+    lowest = [of.sort_values("train_loss").validation_loss.head(1) for of in inside]
+    found = ends(outcomes)
+    found.insert(2, "seconds", [one.history.seconds.sum() for one in outcomes.values()])
+    return found.assign(**{"val. loss, equal passes": [of.min() for of in lowest]})
+
+
 def at_equal_cost(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     """The lowest training loss within the epochs, passes and seconds that Adam alone spent.
 
