@@ -177,21 +177,23 @@ def line_search_trials(
     """Draw the loss along a line above the lowest trial, and the trials of a search.
 
     `loss` maps steps [n] to losses [n]; `trials` are as they were tried, and those whose numbers,
-    from 1, are in `numbered` get them above them; not all would fit.
+    from 1, are in `numbered` get them beside them; not all would fit.
     """
     steps, losses = np.array([(trial.step, trial.value) for trial in trials]).T
     above = losses - losses.min()
     grid = torch.linspace(0, 1.05 * steps.max(), 1000, dtype=torch.float64)
     ax.plot(grid, loss(grid) - losses.min(), color=GREY, ls="-", label="loss along the line")
     ax.plot(steps, above, "o", color=VERMILION, ms=5, ls="none", label="trial: a forward pass")
-    row, last = 0, -np.inf
+    row, last, lowest = 0, -np.inf, steps[losses.argmin()]
     place = {"textcoords": "offset points", "ha": "center"}
     link = {"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkB": 4}
     shown = sorted((steps[n - 1], n) for n in numbered if n <= len(steps))
     for step, number in shown:
         # only what would overlap its neighbour goes higher
         row = row + 1 if step - last < _NEAR * (shown[-1][0] - shown[0][0]) else 0
-        last, offset = step, (0, 7 + 15 * row)
+        # to the side that leads away from the lowest trial, and off the curve
+        last, side = step, np.sign(step - lowest)
+        offset = (14 * side, 7 + 15 * row) if row else (9 * side, -11 if side else 7)
         at = step, above[number - 1]
         ax.annotate(str(number), at, offset, arrowprops=link if row else None, **place)
     ax.set(xlabel="step $t$ along the direction", ylabel="loss above the lowest trial")
