@@ -193,10 +193,19 @@ def test_a_choice_counts_where_the_others_are_the_same():
     compared["train_loss_epochs_ratio"] = [1.0, 2.0, 10.0, 30.0]
     compared["train_loss_passes_ratio"] = [1.0, 1.0, 4.0, 1.0]
     compared["train_loss_seconds_ratio"] = 1.0
-    found = ablation.folds(compared, ["rule", "factor"])
-    assert found == {"rule": pytest.approx(15), "factor": pytest.approx(4)}
-    compared["train_loss_epochs_ratio"] = np.nan
-    assert ablation.folds(compared, ["rule", "factor"])["rule"] == pytest.approx(4)
+    for budget in ablation.BUDGETS:
+        name = f"train_loss_{budget}_ratio"
+        compared[f"{name}_low"], compared[f"{name}_high"] = compared[name] / 2, compared[name] * 2
+    by = ["rule", "factor"]
+    rule, factor = (ablation.folds(compared, by, column) for column in by)
+    assert rule.fold.tolist() == pytest.approx([15, 4, 1])
+    assert factor.fold.tolist() == pytest.approx([3, 4, 1])
+    assert rule.overlap.tolist() == [False, True, True]
+    said = ablation.folds_in_words(rule)
+    assert said.startswith("**15-fold** at equal epochs (not all ranges overlap), **4-fold** at ")
+    assert said.endswith("**1-fold** at equal seconds (the ranges overlap)")
+    one_seed = compared.assign(train_loss_epochs_ratio_low=np.nan)
+    assert not ablation.folds(one_seed, by, "factor").overlap["epochs"]
 
 
 def test_tables_are_in_thousandths(frame):

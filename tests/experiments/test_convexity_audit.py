@@ -106,6 +106,13 @@ def test_the_turning_epoch_is_the_one_after_the_last_clearly_negative():
         convexity_audit.turning_epoch(path, level=0)
 
 
+def test_a_switch_is_before_or_after_only_where_curvature_becomes_weak():
+    fired = pd.DataFrame({"soon": [2, 9, 4], "seldom": [7, np.nan, np.nan]})
+    found = convexity_audit.switches_beside(fired, pd.Series([7.0, 5.0, np.inf]))
+    assert found.loc["soon"].tolist() == [1, 1, 1, 0]
+    assert found.loc["seldom"].tolist() == [0, 1, 0, 2]
+
+
 def test_the_committed_audit_belongs_to_the_committed_traces():
     audited, recorded = convexity_audit.committed(), traces.committed()
     merged = audited[audited.phase == "adam"].merge(

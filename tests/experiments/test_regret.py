@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -63,10 +64,11 @@ def test_the_summary_has_worst_median_and_costs():
 
 def test_costs_are_shares_of_all_passes_the_largest_over_the_seeds():
     made = regret.with_regret(rows(1e-3, 1e-3, 1e-3, 1e-2))
-    later = made.assign(seed=1, returned=made.trials * 3)
+    later = made.assign(seed=1, returned=made.trials * 3, trials=made.trials / 2)
     found = regret_results.costs(pd.concat([made, later]), "rule").iloc[0]
     expected = {"case": "c", "reading": 20 / 120, "lost trials": 10 / 120}
-    assert found.to_dict() == expected | {"left second phases": 30 / 120, "regret": 1}
+    expected |= {"left second phases": 30 / 120, "the last two": 35 / 120, "regret": 1}
+    assert found.to_dict() == expected
 
 
 def test_decisions_from_batches_are_laid_beside_exact_ones():
@@ -92,9 +94,12 @@ def test_validation_regret_is_shown_in_the_order_of_q():
             validation = [0.1, 0.1, 0.1, found]
             made = rows(1, 1, 1, 1, validation=validation).assign(case=case, q=q, seed=seed)
             parts.append(regret.with_regret(made))
-    table = regret_results.by_q(pd.concat(parts))
+    made = pd.concat(parts)
+    made.loc[made.rule == "none", "validation_regret"] = -1e-3
+    table = regret_results.by_q(made)
     assert table.case.tolist() == ["few", "many examples"] and table.Q.tolist() == [0.1, 20.0]
-    assert table.rule.tolist() == pytest.approx([math.log10(2)] * 2)
+    assert table.rule.tolist() == [0.3, 0.3], "log10 of 2"
+    assert not np.signbit(table.none).any(), "0, not −0"
     assert list(table) == ["Q", "case", "none", "rule"], "without fixed swaps, the best one first"
 
 
@@ -106,28 +111,65 @@ def test_rules_and_cases_are_in_words():
     assert list(cases.index) == list(regret.CASES)
     assert cases.loc["mlp-8 entropy"].to_dict() == {
         **{"problem": "digits mlp-8 cross-entropy", "examples": "all", "passes": 900},
-        **{"Adam's batch": "512", "Adam's rate": 0.01, "precision": "float32", "set aside": "yes"},
+        **{"batch": "512", "rate": 0.01, "precision": "float32", "set aside": "yes"},
     }
-    assert cases.loc["poisson", "Adam's batch"] == "all"
+    assert cases.loc["poisson", "batch"] == "all"
+
+
+def made_up_regrets(**second):
+    """A table of two cases; on the second one, regrets that differ from those on the first."""
+    columns = {"held_out": False, "seed": 0, "spent": 10, "reading": 0, "trials": 1, "returned": 2}
+    regrets = {"race": 0.3, "literal": 0.9, "smoothed": 0.5, "a third": 0.0, "none": 0.1}
+    parts = [
+        pd.DataFrame({"rule": list(of), "regret": list(of.values()), "case": case, **columns})
+        for case, of in {"a": regrets, "b": regrets | second}.items()
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(validation_regret=table.regret * 2)
+
+
+def tried(table):
+    return regret_results.does_it_have_to_try(regret_results.Kept(table, table, table, table))
 
 
 def test_who_tries_has_to_be_below_all_who_look():
-    columns = {"case": "c", "held_out": False, "seed": 0, "spent": 9, "reading": 0, "trials": 0}
-    columns["returned"] = 0
-    regrets = {"race": 0.3, "literal": 0.9, "smoothed": 0.5, "a third": 0.0, "none": 0.1}
-    table = pd.DataFrame({"rule": list(regrets), "regret": list(regrets.values()), **columns})
-    kept = regret_results.Kept(table, table, table, table)
-    said = regret_results.does_it_have_to_try(kept)
-    assert said.startswith("Yes: in its worst case the race has a regret of **0.30**.")
-    assert "*smoothed* has the lowest worst regret, **0.50**. Of the swaps" in said
-    said = regret_results.answer(30, {"literal": 25, "smoothed": 2}, kept)
-    assert "early on 25, and the smoothed one fires before a higher peak on 2; their" in said
-    assert "worst regrets are 0.9 and 0.5 orders" in said and said.endswith("of the passes.")
+    table = made_up_regrets()
+    said = tried(table)
+    assert said.startswith("Trying is better than looking: on the 2 problems of Table 8 the worst ")
+    assert (
+        "race is **0.30**, the lowest of the rules that look at norm or loss **0.50**, of" in said
+    )
     table.loc[table.rule == "literal", "regret"] = 0.2
-    said = regret_results.does_it_have_to_try(regret_results.Kept(table, table, table, table))
-    assert said.startswith("No: ")
+    assert tried(table).startswith("Trying is not better than looking")
     (name,) = [name for name in regret_results.parts(table) if name.startswith("worst, all")]
-    assert name == "worst, all (1)"
+    assert name == "worst, all (2)"
+
+
+@pytest.mark.parametrize(
+    ("second", "words", "counts"),
+    [
+        ({}, "not shown to be better there:", (0, 2)),
+        ({"a third": 0.4}, "not shown to be better there, except in the worst case:", (1, 1)),
+        ({"race": 0.004, "a third": 0.0}, "not shown to be better there:", (0, 1)),
+    ],
+)
+def test_who_tries_is_compared_with_a_share_that_does_not(second, words, counts):
+    said = tried(made_up_regrets(**second))
+    assert f"the race is {words} on the 2 problems of Table 7" in said
+    assert f"with the race on {counts[0]} problems, with *a third* on {counts[1]}, and" in said
+    assert said.endswith(
+        "take up to **30%** of the passes of a training, more than half on 0 problems."
+    )
+
+
+def test_the_answer_names_its_problems_and_the_validation_loss():
+    table = made_up_regrets(none=0.0, race=0.7)
+    kept = regret_results.Kept(table, table, table, table)
+    said = regret_results.answer(30, {"literal": 25, "smoothed": 2}, kept)
+    assert "early on 25, and the smoothed one fires before a higher peak on 2; on the 2" in said
+    assert "problems of Table 7 their worst regrets are 0.9 and 0.5 orders" in said
+    assert "is **0.20** of never switching and **1.40** of the race; no fixed swap is" in said
+    assert said.endswith("better than Adam alone on 1 of the 2 problems that have one.")
 
 
 # -- what a history has reached

@@ -118,6 +118,22 @@ def test_ends_are_of_the_final_weights_and_say_what_they_took(outcomes):
     assert found.loc[BOTH, "train loss"] == 0.25 and found.loc[CG, "val. acc."] == 0.5
 
 
+def test_validation_at_equal_passes_is_of_the_lowest_training_loss_by_then(outcomes):
+    measured = {
+        name: one._replace(
+            history=one.history.assign(validation_loss=one.history.train_loss * 2),
+            summary=one.summary
+            | dict.fromkeys(("train_accuracy", "validation_accuracy"), 0.5)
+            | dict.fromkeys(("train_loss", "validation_loss"), 0.25),
+        )
+        for name, one in outcomes.items()
+    }
+    found = strategies.ends_beside_cost(measured).set_index("strategy")
+    assert found["val. loss, equal passes"].tolist()[:3] == [0.4, 0.8, 0.2]
+    assert np.isnan(found["val. loss, equal passes"][CG]), "its first iteration took more"
+    assert found.seconds.tolist() == found.passes.tolist() == [12, 22, 10, 14]
+
+
 def test_equal_cost_is_what_adam_spent(outcomes):
     lowest = strategies.at_equal_cost(outcomes)
     assert lowest.epochs.tolist() == [0.2, 0.1, 0.1, 0.8]
@@ -137,8 +153,11 @@ def test_a_toy_with_a_way_back_is_beside_adam_alone():
     said = strategies.beside_alone(ends, "alone", ["one", "two"])
     assert said == (
         "With the way back all end where alone does for $C = 0.40$, $C = 0.60$. For $C = 0.50$ not "
-        "all do: their losses are 0.005 to 0.005, that of alone is 0.005."
+        "all do: they end with a loss of 0.005, alone with one of 0.005."
     )
+    ends.loc[(ends.C == 0.5) & (ends.strategy == "two"), "final loss"] = 0.001
+    said = strategies.beside_alone(ends, "alone", ["one", "two"])
+    assert said.endswith("they end with a loss of 0.001 and 0.005, alone with one of 0.005.")
     assert "for no $C$." in strategies.beside_alone(ends[ends.C == 0.5], "alone", ["one", "two"])
 
 

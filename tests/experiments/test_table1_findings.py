@@ -73,6 +73,8 @@ def test_at_equal_cost_both_have_what_adam_spent(chosen):
         spent += passes
         lowest = min(lowest, loss) if spent <= 180 else lowest
     assert found["at equal passes"][0] == lowest > found["Adam, then CG"][0]
+    there = history[history.train_loss == lowest].validation_loss
+    assert found["val. loss at equal passes"][0] == there.item()
 
 
 def test_what_was_not_run_says_so(table):
@@ -111,11 +113,11 @@ def begun(tmp_path):
         (folder / "config.json").write_text(json.dumps({"epochs": 5, "seed": 0}))
         if name:
             rows = [
-                (n, phase, 1 / n, 2 / n, 0.1 * n, 5.0 / n, 3 if phase == "adam" else 2)
+                (n, phase, 1 / n, 2 / n, 0.1 * n, 5.0 / n, 3 if phase == "adam" else 2, 360)
                 for n, phase in enumerate(phases, 1)
             ]
             columns = ["epoch", "phase", "train_loss", "validation_loss"]
-            columns += ["validation_accuracy", "grad_norm", "passes"]
+            columns += ["validation_accuracy", "grad_norm", "passes", "seconds"]
             pd.DataFrame(rows, columns=columns).to_csv(folder / name, index=False)
         return folder
 
@@ -130,10 +132,11 @@ def test_long_runs_are_shown_as_far_as_they_are(begun):
     assert (first.dataset, first.model, first.strategy) == ("mnist", "vit-mlp", "adam")
     assert second.history.phase.tolist() == ["adam", "adam", "second", "second", "second"]
     table = findings.how_far(found)
-    assert table.epochs.tolist() == ["3 of 5", "5 of 5"]
+    assert table.epochs.tolist() == ["3/5", "5/5"]
     assert table["train loss"].tolist() == pytest.approx([1 / 3, 1 / 5])
     paper = table1.paper_table().set_index(["dataset", "model", "strategy"]).train_loss
-    assert table["paper's, at the end"].tolist() == [
+    assert (table.passes.tolist(), table.hours.tolist()) == ([9, 12], [0.3, 0.5])
+    assert table["paper's train loss"].tolist() == [
         paper["mnist", "vit-mlp", strategy] for strategy in ("adam", "adam+cg")
     ]
     norms = findings.norms_of(second)
@@ -147,16 +150,33 @@ def test_long_runs_are_beside_adam_at_the_passes_of_the_shorter(begun):
     assert (row["strategy"], row["passes"]) == ("adam+cg-fixed", 9)
     assert (row["Adam's train loss"], row["train loss"]) == pytest.approx((1 / 3, 1 / 3))
     assert row["val. loss"] == pytest.approx(2 / 3)
+    assert row["hours"] == row["Adam's hours"] == pytest.approx(0.3)
     words = findings.long_in_words(pd.DataFrame([row | {"val. loss": 1 / 3}]))
     assert "**1.00** times Adam's training loss and **0.50** times its validation" in words
     assert "after 9 passes" in words and "no run" in findings.long_in_words(pd.DataFrame())
+
+
+def test_the_lowest_validation_loss_of_adam_is_that_of_any_epoch_by_then(begun):
+    adam, both = findings.long_runs(begun)
+    adam.history.loc[1, "validation_loss"] = 0.125
+    beside = findings.long_beside_adam([adam, both])
+    said = findings.adams_lowest_in_words(beside)
+    assert said.endswith("as low as **0.1250**, below that of both phases in 1 of 1")
+    assert beside["Adam's val. loss"].item() == pytest.approx(2 / 3)
+    assert findings.adams_lowest_in_words(pd.DataFrame()) == ""
+
+
+def test_what_is_the_same_in_all_rows_is_said_once():
+    rows = pd.DataFrame({"data set": ["mnist"] * 2, "network": ["a", "b"], "loss": [1.0, 1.0]})
+    table, words = findings.without_constants(rows)
+    assert (list(table), words) == (["network", "loss"], "Data set mnist")
 
 
 def test_without_its_adam_a_long_run_is_beside_nothing(begun):
     second = findings.long_runs(begun)[1:]
     assert findings.long_beside_adam(second).empty
     other = second[0]._replace(strategy="adam+default-fixed")
-    assert findings.how_far([other])["paper's, at the end"].isna().all()
+    assert findings.how_far([other])["paper's train loss"].isna().all()
 
 
 @pytest.mark.parametrize("content", ["[]", '{"epochs": null, "seed": 0}', "{"])

@@ -88,6 +88,14 @@ def test_a_logarithmic_axis_has_a_readable_number_of_plain_ticks(ax, low, high):
     assert all(float(text.get_text()) > 0 for text in inside)
 
 
+@pytest.mark.parametrize(("low", "high"), [(5.7e-4, 2.9e-3), (2.3e-3, 0.1), (0.0095, 0.9)])
+def test_more_digits_leave_no_wide_gap_at_the_ends(ax, low, high):
+    ax.set(yscale="log", ylim=(low, high))
+    style.plain_ticks(ax.yaxis, (1, 2, 3, 5, 7))
+    inside = [at for at in ax.get_yticks() if low <= at <= high]
+    assert min(inside) <= 1.4 * low and max(inside) >= high / 2
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(1, "1"), (0.001, "0.001"), (1000, "1000"), (1e-8, "$10^{-8}$"), (2e-8, r"$2\times10^{-8}$")],

@@ -277,6 +277,7 @@ def test_a_table_keeps_text_and_aligns_numbers_to_the_right(rows):
         (["0.5 (0.4 to 0.6)", "missed"], "right"),
         (["<1e-06 (all seeds)", "3e-06", "<2"], "right"),
         (["3", "never"], "right"),
+        (["0.002", "not\u00a0run"], "right"),
         (["2 of 3 seeds", "12 of 13 seeds"], "right"),
         (["4.2e-9 (60 s, 5,655 passes)"], "right"),
         (["0.5 times Adam's (0.4 to 0.6), lower"], "left"),

@@ -129,16 +129,29 @@ def between(
     return ratio(*(of.loc[shared].to_numpy() for of in values))
 
 
-def folds(compared: pd.DataFrame, by: Sequence[str], loss: str = "train_loss") -> dict[str, float]:
-    """For each of two or more columns, how many-fold its choice changes the ratio to Adam's loss.
+def folds(compared: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
+    """How many-fold the choice of one of some columns changes the ratio to Adam's training loss.
 
-    The largest quotient of two ratios of `compare` in rows that differ in this column alone, by
-    any budget.
+    A row for each of `BUDGETS`: `fold`, the largest quotient of two ratios of `compare` in rows
+    that differ in this column alone; `overlap`, whether all of their intervals do.
     """
-    names = [f"{loss}_{budget}_ratio" for budget in BUDGETS]
-    others = {column: [name for name in by if name != column] for column in by}
-    groups = {column: compared.groupby(rest)[names] for column, rest in others.items()}
-    return {name: float((of.max() / of.min()).max(axis=None)) for name, of in groups.items()}
+    groups = compared.groupby([name for name in by if name != column])
+    rows = {}
+    for budget in BUDGETS:
+        name = f"train_loss_{budget}_ratio"
+        fold = (groups[name].max() / groups[name].min()).max()
+        overlap = groups[f"{name}_low"].max().le(groups[f"{name}_high"].min()).all()
+        rows[budget] = {"fold": float(fold), "overlap": bool(overlap)}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def folds_in_words(found: pd.DataFrame) -> str:
+    """What `folds` found, as a phrase to follow "changes the ratio up to"."""
+    return ", ".join(
+        f"**{_number(row.fold)}-fold** at equal {row.Index}"
+        f" ({'the ranges overlap' if row.overlap else 'not all ranges overlap'})"
+        for row in found.itertuples()
+    )
 
 
 def variants(rows: pd.DataFrame, by: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -152,6 +153,23 @@ def turning_epoch(audits: pd.DataFrame, level: float = 1e-2) -> float:
     later = path.epoch[clearly_negative(path, level)]
     after = path.epoch if later.empty else path.epoch[path.epoch > later.max()]
     return float(after.min()) if len(after) else float("inf")
+
+
+def switches_beside(fired: pd.DataFrame, weak: pd.Series) -> pd.DataFrame:
+    """On how many trajectories each rule switches before negative curvature is weak, and after.
+
+    `fired` has a row for each trajectory and a column for each rule, the epoch of its switch,
+    missing where it never switches; `weak` the `turning_epoch`. Where that is inf, a switch is
+    counted as neither.
+    """
+    never = np.isinf(weak)
+    found = {
+        "before": fired[~never].lt(weak[~never], axis=0),
+        "after": fired[~never].ge(weak[~never], axis=0),
+        "curvature never weak": fired[never].notna(),
+        "never switches": fired.isna(),
+    }
+    return pd.DataFrame({name: of.sum() for name, of in found.items()})
 
 
 def _row(trainer: Trainer, checkpoint: Checkpoint, seed: int) -> dict[str, object]:

@@ -101,6 +101,19 @@ def ends(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def ends_beside_cost(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
+    """`ends` with the seconds, and the validation loss at the passes of Adam alone.
+
+    The latter is of the weights with the lowest training loss by then, see `at_equal_cost`.
+    """
+    budget = outcomes[ADAM].spent.passes.iloc[-1]
+    inside = [one.history[one.spent.passes <= budget] for one in outcomes.values()]
+    lowest = [of.sort_values("train_loss").validation_loss.head(1) for of in inside]
+    found = ends(outcomes)
+    found.insert(2, "seconds", [one.history.seconds.sum() for one in outcomes.values()])
+    return found.assign(**{"val. loss, equal passes": [of.min() for of in lowest]})
+
+
 def at_equal_cost(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     """The lowest training loss within the epochs, passes and seconds that Adam alone spent.
 
@@ -142,10 +155,10 @@ def beside_alone(ends: pd.DataFrame, alone: str, others: Sequence[str], apart: f
     said = [f"$C = {c:.2f}$" for c in x.index[same]]
     text = f"With the way back all end where {alone} does for {', '.join(said) or 'no $C$'}."
     for c in x.index[~same]:
-        lowest, highest = loss.loc[c, list(others)].agg(["min", "max"])
+        losses = dict.fromkeys(f"{of:.2g}" for of in loss.loc[c, list(others)].sort_values())
         text += (
-            f" For $C = {c:.2f}$ not all do: their losses are {lowest:.2g} to {highest:.2g}, that "
-            f"of {alone} is {loss.loc[c, alone]:.2g}."
+            f" For $C = {c:.2f}$ not all do: they end with a loss of {' and '.join(losses)}, "
+            f"{alone} with one of {loss.loc[c, alone]:.2g}."
         )
     return text
 

@@ -62,7 +62,7 @@ def at_equal_cost(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
 
     A row for each pair of finished runs: columns data set, network, seed; the loss of "Adam", of
     "Adam, then CG", and its losses "at equal passes" and "at equal seconds", what its switch reads
-    charged; the passes of both.
+    charged; the validation losses of Adam and at equal passes, of the same weights; the passes.
     """
     rows = []
     for config in chosen:
@@ -70,15 +70,15 @@ def at_equal_cost(chosen: Sequence[RunConfig], out: Path) -> pd.DataFrame:
         if len(histories) == len(table1.STRATEGIES):
             adam, both = histories
             spent = reached.charged(both, config)
-            lowest = {
-                f"at equal {cost}": both.train_loss[spent[cost] <= adam[cost].sum()].min()
-                for cost in spent
-            }
+            inside = {cost: both[spent[cost] <= adam[cost].sum()] for cost in spent}
+            best = [of.loc[of.train_loss.idxmin()] for of in (adam, inside["passes"])]
             rows.append(
                 {"data set": config.problem.dataset, "network": config.problem.model}
                 | {"seed": config.seed, "Adam": adam.train_loss.min()}
                 | {"Adam, then CG": both.train_loss.min()}
-                | lowest
+                | {f"at equal {cost}": of.train_loss.min() for cost, of in inside.items()}
+                | {"Adam's val. loss": best[0].validation_loss}
+                | {"val. loss at equal passes": best[1].validation_loss}
                 | {"passes of Adam": adam.passes.sum(), "passes of both": both.passes.sum()}
             )
     return pd.DataFrame(rows)
@@ -145,11 +145,11 @@ def how_far(found: Sequence[Long]) -> pd.DataFrame:
         printed = paper.loc[key] if key in paper.index else {}
         rows.append(
             {"data set": one.dataset, "network": one.model, "strategy": one.strategy}
-            | {"epochs": f"{len(one.history)} of {one.epochs}", "train loss": last.train_loss}
-            | {"paper's, at the end": printed.get("train_loss")}
-            | {"val. loss": last.validation_loss}
-            | {"val. acc.": last.validation_accuracy}
-            | {"paper's, at the end ": printed.get("validation_accuracy")}
+            | {"seed": one.seed, "epochs": f"{len(one.history)}/{one.epochs}"}
+            | {"passes": one.history.passes.sum(), "hours": one.history.seconds.sum() / 3600}
+            | {"train loss": last.train_loss, "paper's train loss": printed.get("train_loss")}
+            | {"val. loss": last.validation_loss, "val. acc.": last.validation_accuracy}
+            | {"paper's val. acc.": printed.get("validation_accuracy")}
         )
     return pd.DataFrame(rows)
 
@@ -157,7 +157,8 @@ def how_far(found: Sequence[Long]) -> pd.DataFrame:
 def long_beside_adam(found: Sequence[Long]) -> pd.DataFrame:
     """Long runs of both phases beside Adam alone from the same seed, at the passes of the shorter.
 
-    A row for each: the weights with the lowest training loss by then, of both.
+    A row for each: the weights with the lowest training loss by then, of both; and the lowest
+    validation loss that Adam alone has had by then.
     """
     alone = {one[:2] + (one.seed,): one for one in found if one.strategy == "adam"}
     rows = []
@@ -168,13 +169,14 @@ def long_beside_adam(found: Sequence[Long]) -> pd.DataFrame:
         pair = {"": one.history, "Adam's ": adam.history}
         passes = min(int(history.passes.sum()) for history in pair.values())
         row = {"data set": one.dataset, "network": one.model, "strategy": one.strategy}
-        row["passes"] = passes
+        row |= {"seed": one.seed, "passes": passes}
         for whose, history in pair.items():
             inside = history[history.passes.cumsum() <= passes]
             lowest = inside.loc[inside.train_loss.idxmin()]
+            row |= {f"{whose}hours": inside.seconds.sum() / 3600}
             row |= {f"{whose}train loss": lowest.train_loss}
             row |= {f"{whose}val. loss": lowest.validation_loss}
-        rows.append(row)
+        rows.append(row | {"Adam's lowest val. loss": inside.validation_loss.min()})
     return pd.DataFrame(rows)
 
 
@@ -191,6 +193,25 @@ def long_in_words(beside: pd.DataFrame) -> str:
             "passes"
         )
     return "; ".join(said) or "no run of both phases has begun"
+
+
+def adams_lowest_in_words(beside: pd.DataFrame) -> str:
+    """Whether Adam alone had a lower validation loss before, `long_beside_adam`; "" for no run."""
+    if beside.empty:
+        return ""
+    lowest = beside["Adam's lowest val. loss"]
+    return (
+        f"By then Adam alone has had a validation loss as low as **{lowest.min():.4f}**, below "
+        f"that of both phases in {(lowest < beside['val. loss']).sum()} of {len(beside)}"
+    )
+
+
+def without_constants(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A table without data set, network or seed where that is always the same; that in words."""
+    names = [name for name in ("data set", "network", "seed") if name in table]
+    same = [name for name in names if table[name].nunique() == 1]
+    words = ", ".join(f"{name} {table[name].iloc[0]}" for name in same)
+    return unbroken(table.drop(columns=same)), words[:1].upper() + words[1:]
 
 
 def norms_of(found: Long) -> pd.DataFrame:

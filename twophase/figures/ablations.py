@@ -10,7 +10,7 @@ from twophase.experiments.ablation import BUDGETS
 from twophase.figures.style import GREY, MARKERS, line_style, plain_ticks
 
 # Shares of the distance between two values, so that intervals of several lines do not overlap.
-_SPREAD = 0.12
+_SPREAD = 0.05
 
 
 def intervals(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) -> Axes:
@@ -69,7 +69,7 @@ def losses_and_ratios(axes: Sequence[Axes], compared: pd.DataFrame, x: str) -> N
     relative = {}
     for budget in BUDGETS:
         name = f"train_loss_{budget}"
-        losses[f"then second phase, equal {budget}"] = _renamed(compared, x, name)
+        losses[f"both phases, equal {budget}"] = _renamed(compared, x, name)
         relative[f"equal {budget}"] = _renamed(compared, x, f"{name}_ratio")
     intervals(axes[0], losses, x, "value").set_ylabel("training loss (mean squared error)")
     ratios(axes[1], relative, x, "value").set_ylabel("training loss / Adam's")

@@ -69,4 +69,5 @@ def spectrum_over_epochs(ax: Axes, spectra: Mapping[int, np.ndarray]) -> Axes:
         ax.scatter(epochs[chosen], values[chosen], s=6, color=color, marker=marker, label=label)
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.set_yscale("symlog", linthresh=1e-4)
+    ax.set_ylim(top=3 * values.max())
     return ax

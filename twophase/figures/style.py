@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import seaborn as sns
@@ -92,19 +93,19 @@ def readable_on(colour: tuple[float, ...]) -> str:
     return "black" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "white"
 
 
-def plain_ticks(axis: Axis) -> None:
+def plain_ticks(axis: Axis, digits: tuple[int, ...] = (1, 2, 5)) -> None:
     """Some, but not too many, plain numbers on a logarithmic axis, however short or long it is.
 
     They have 1 among them, the line of what is equal, where the axis has it. Very small and
-    very large ones are powers of ten.
+    very large ones are powers of ten. Within two decades they begin with these `digits`.
     """
     low, high = axis.get_view_interval()
-    if high < 7 * low:
-        # steps that divide 1
+    gap = max(after / before for before, after in pairwise((*digits, 10)))
+    if high < gap**2 * low:  # there could be fewer than two: steps that divide 1
         axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(NullLocator())
     elif high < 1000 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1, 3)))
+        axis.set_major_locator(LogLocator(subs=digits if high < 100 * low else (1, 3)))
     else:
         every = math.ceil(math.log10(high / low) / 7)
         axis.set_major_locator(FixedLocator([10.0 ** (every * n) for n in range(-20, 21)]))

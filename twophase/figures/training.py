@@ -30,6 +30,8 @@ from twophase.record import ADAM, SECOND, TRIAL
 
 # of the range of the numbered steps: closer numbers of trials would overlap
 _NEAR = 0.06
+# of the ticks of losses that fall by less than two decades, so that the lowest has one near it
+_DIGITS = (1, 2, 3, 5, 7)
 PHASE_STYLES = {
     ADAM: {"color": BLUE, "linestyle": "-"},
     TRIAL: {"color": COLORS[2], "linestyle": ":"},
@@ -133,7 +135,7 @@ def loss_over_costs(
             for label, (name, rows) in parts.items()
         }
         convergence(ax, curves, xlabel, f"training loss ({loss})", colors).set_xlim(left=0)
-        plain_ticks(ax.yaxis)
+        plain_ticks(ax.yaxis, _DIGITS)
     axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(parts))
     return axes
 
@@ -153,7 +155,7 @@ def losses_over_passes(axes: Sequence[Axes], histories: Mapping[str, pd.DataFram
             ax.plot(history.passes.cumsum()[shown], history[column][shown], label=name, **look)
         ylabel = f"{words} (mean squared error)"
         ax.set(xlabel="passes over the training set", ylabel=ylabel, yscale="log")
-        plain_ticks(ax.yaxis)
+        plain_ticks(ax.yaxis, _DIGITS)
 
 
 def first_images(axes: Sequence[Axes], data: Dataset) -> None:
@@ -175,21 +177,23 @@ def line_search_trials(
     """Draw the loss along a line above the lowest trial, and the trials of a search.
 
     `loss` maps steps [n] to losses [n]; `trials` are as they were tried, and those whose numbers,
-    from 1, are in `numbered` get them above them; not all would fit.
+    from 1, are in `numbered` get them beside them; not all would fit.
     """
     steps, losses = np.array([(trial.step, trial.value) for trial in trials]).T
     above = losses - losses.min()
     grid = torch.linspace(0, 1.05 * steps.max(), 1000, dtype=torch.float64)
     ax.plot(grid, loss(grid) - losses.min(), color=GREY, ls="-", label="loss along the line")
     ax.plot(steps, above, "o", color=VERMILION, ms=5, ls="none", label="trial: a forward pass")
-    row, last = 0, -np.inf
+    row, last, lowest = 0, -np.inf, steps[losses.argmin()]
     place = {"textcoords": "offset points", "ha": "center"}
     link = {"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkB": 4}
     shown = sorted((steps[n - 1], n) for n in numbered if n <= len(steps))
     for step, number in shown:
         # only what would overlap its neighbour goes higher
         row = row + 1 if step - last < _NEAR * (shown[-1][0] - shown[0][0]) else 0
-        last, offset = step, (0, 7 + 15 * row)
+        # to the side that leads away from the lowest trial, and off the curve
+        last, side = step, np.sign(step - lowest)
+        offset = (14 * side, 7 + 15 * row) if row else (9 * side, -11 if side else 7)
         at = step, above[number - 1]
         ax.annotate(str(number), at, offset, arrowprops=link if row else None, **place)
     ax.set(xlabel="step $t$ along the direction", ylabel="loss above the lowest trial")
@@ -260,5 +264,5 @@ def over_passes(ax: Axes, histories: Mapping[str, pd.DataFrame]) -> Axes:
         color = line_style(index)["color"]
         ax.plot(passes[back], losses[back], color=color, zorder=3, **look)
     ax.plot([], [], color="white", label="back to Adam", **look)
-    ax.legend(loc="upper right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return ax

@@ -197,4 +197,8 @@ def _alignment(column: pd.Series) -> str:
     """Numbers stand to the right, also with a range or a unit, but not sentences that begin so."""
     plain = column.str.replace(r"<[^>]+>", "", regex=True).map(html.unescape)
     number = plain.str.match(r"[-−+<>≈]?\s?\d") & (plain.str.count(r"[^\W\d]{2,}") <= _FEW_WORDS)
-    return "right" if (number | plain.str.match(r"(?:–|nan|−?inf|missed|never)$")).all() else "left"
+    return (
+        "right"
+        if (number | plain.str.match(r"(?:–|nan|−?inf|missed|never|not.run)$")).all()
+        else "left"
+    )
