@@ -402,7 +402,7 @@ def _overfitted(found: Pattern, counted: pd.DataFrame) -> list[str]:
     if not before.any():
         return []
     epochs, middle = lowest.epoch[before], ratio[before].median()
-    below = counted.validation_loss < counted.seed.map(ratio).fillna(1)
+    below = counted.validation_loss < counted.seed.map(ratio)
     every = below.groupby(counted.strategy).all()
     when = " to ".join(map(str, dict.fromkeys((epochs.min(), epochs.max()))))
     how = "overfitted" if middle < MORE else "slightly overfitted"
