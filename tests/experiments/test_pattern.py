@@ -240,10 +240,10 @@ def test_convexity_is_counted_by_place():
     assert said.startswith("**No.** The loss is clearly non-convex, ")
     assert "where Adam ends on **1 of 2** seeds (median of λmin/λmax: −0.5)." in said
     found = made_up(LOSSES, smallest=(-1e-3, -1e-4))
-    assert pattern.how_convex(found).startswith("**Not clearly non-convex in any of the places.** ")
+    assert pattern.how_convex(found).startswith("**At all places no seed is clearly non-convex.** ")
     more = pd.concat([found.audits, found.audits.assign(at=RACE, smallest=-1.0)])
     both = pattern.how_convex(found._replace(audits=more.reset_index(drop=True)))
-    assert both.startswith("**Not clearly non-convex only where Adam ends.** ")
+    assert both.startswith("**Only where Adam ends no seed is clearly non-convex.** ")
     assert both.endswith(
         "λmin is negative in **2 of 2** audits there, and the negative eigenvalues are up to 0.1 "
         "of the sum of all |λ|."

@@ -470,9 +470,9 @@ def how_convex(found: Pattern, level: float = 1e-2) -> str:
             calm[where] = audits
         middle = f"{ratio:.2g}".replace("-", "\N{MINUS SIGN}")
         said.append(f"{where} on {_of(negative)} seeds (median of λmin/λmax: {middle})")
-    where = "in any of the places" if len(calm) == len(said) else f"only {' and '.join(calm)}"
+    where = "At all places" if len(calm) == len(said) else f"Only {' and '.join(calm)}"
     text = (
-        f"**{f'Not clearly non-convex {where}' if calm else 'No'}.** The loss is clearly "
+        f"**{f'{where} no seed is clearly non-convex' if calm else 'No'}.** The loss is clearly "
         f"non-convex, which is to say that λmin is below \N{MINUS SIGN}{level:g} times the largest "
         f"|λ|, {'; '.join(said)}."
     )
@@ -480,7 +480,7 @@ def how_convex(found: Pattern, level: float = 1e-2) -> str:
         return text
     audits = pd.concat(calm.values())
     return (
-        f"{text} Where it is not, it is not shown to be convex: λmin is negative in "
+        f"{text} Where it is not clearly so, it is not shown to be convex: λmin is negative in "
         f"{_of(audits.smallest < 0)} audits there, and the negative eigenvalues are up to "
         f"{audits.negative_share.max():.2g} of the sum of all |λ|."
     )
