@@ -177,8 +177,12 @@ def test_accuracies_are_beside_those_of_guessing():
 
 
 def test_the_learning_rate_is_said_to_be_untuned():
-    said = pattern.rate_in_words(AdamSettings(0.02))
-    assert said.startswith("Adam's learning rate is 0.02 here and 0.001, torch's default, in the ")
+    for rate, words in (
+        (0.02, "the kept runs, 0.02 in these."),
+        (1e-3, "these and the kept runs."),
+    ):
+        said = pattern.rate_in_words(AdamSettings(rate))
+        assert said.startswith(f"Adam's learning rate is 0.001, torch's default, in {words} It was")
 
 
 def test_medians_are_over_the_seeds():

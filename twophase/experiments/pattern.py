@@ -488,10 +488,13 @@ def how_convex(found: Pattern, level: float = 1e-2) -> str:
 
 def rate_in_words(adam: AdamSettings) -> str:
     """A sentence on Adam's learning rate in a notebook's own runs and in `KEPT` ones."""
-    kept = AdamSettings().learning_rate
+    here, kept = adam.learning_rate, AdamSettings().learning_rate
+    where = "these and the kept runs"
+    if here != kept:
+        where = f"the kept runs, {here:g} in these"
     return (
-        f"Adam's learning rate is {adam.learning_rate:g} here and {kept:g}, torch's default, in "
-        "the kept runs. It was not tuned: a tuned Adam may end lower."
+        f"Adam's learning rate is {kept:g}, torch's default, in {where}. It was not tuned: a tuned "
+        "Adam may end lower."
     )
 
 

@@ -236,18 +236,17 @@ def on_paper(
 
 def to_read(paper: pd.DataFrame) -> pd.DataFrame:
     """What `on_paper` found with units, a range where passes have one, and words for `fits`."""
-    balance = [f"{examples:,.0f}" if examples > 0 else "–" for examples in paper.balance]
+    balance = [about(examples) if examples > 0 else "–" for examples in paper.balance]
     return pd.DataFrame(
         {
             "kind": paper.kind,
             "computing, s": paper.computing.map(_plain),
             "exchange, s": paper.exchange.map(_plain),
-            "exchange / computing": paper.exchange / paper.computing,
             "memory, GB": (paper.memory / 1e9).map("{:.0f}".format),
             "fits": paper.fits.map({True: "yes", False: "no"}),
             "balance, examples": balance,
             "computing / Adam's": [epochs_text(row) for row in paper.itertuples()],
-            "both / Adam's": paper.over_adam,
+            "both / Adam's": paper.over_adam.map(_plain),
         }
     )
 
@@ -255,6 +254,11 @@ def to_read(paper: pd.DataFrame) -> pd.DataFrame:
 def epochs_text(row: Any, iterations: int = 1) -> str:
     """Some iterations of a row of `on_paper` in epochs of Adam by computing alone, with a range."""
     return " to ".join(dict.fromkeys(_plain(iterations * of) for of in (row.fewest, row.most)))
+
+
+def about(number: float) -> str:
+    """A large number to two digits."""
+    return f"{float(f'{number:.2g}'):,.0f}"
 
 
 def _plain(number: float) -> str:
