@@ -44,14 +44,16 @@ def test_phases_are_counted_by_q():
 
 def test_settings_are_in_the_order_of_q():
     swapped = MADE_UP.assign(seed=1, loss=3 * MADE_UP.loss)
-    found = generalisation.by_setting(pd.concat([swapped, MADE_UP]))
+    both = pd.concat([swapped, MADE_UP])
+    found = generalisation.by_setting(both, "loss")
     assert found.Q.tolist() == ["0.5", "20"]
-    assert found["training, swap"].tolist() == ["0.002", "0.02"]
-    assert found["validation, Adam"].tolist() == ["0.05", "0.03"]
-    assert found["validation, race"].tolist() == ["0.04", "0.031"]
+    assert found[SWAP].tolist() == ["0.002", "0.02"]
+    validated = generalisation.by_setting(both, "validation_loss")
+    assert validated[ADAM].tolist() == ["0.05", "0.03"]
+    assert validated[RACE].tolist() == ["0.04", "0.031"]
     assert found["network and examples"].tolist() == ["m, 1 d"] * 2
-    exact = generalisation.by_setting(MADE_UP.assign(loss=1e-45))
-    assert exact["training, Adam"].tolist() == ["<1e-30"] * 2
+    exact = generalisation.by_setting(MADE_UP.assign(loss=1e-45), "loss")
+    assert exact[ADAM].tolist() == ["<1e-30"] * 2
 
 
 def test_gaps_and_losses_are_told_by_q():

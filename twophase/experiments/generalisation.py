@@ -127,20 +127,13 @@ def beside_adam(table: pd.DataFrame) -> pd.DataFrame:
     return (others / alone).reset_index()
 
 
-def by_setting(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians over the seeds to read, a row for each network and subset in the order of Q."""
-    wide = table.pivot_table(["loss", "validation_loss"], SETTING[:-1], "strategy", "median")
-    wide = wide.sort_index(level="q")
+def by_setting(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Medians of a loss over the seeds, to read; a row for each network and subset, by Q."""
+    wide = table.pivot_table(column, SETTING[:-1], "strategy", "median").sort_index(level="q")
     names = [f"{model}, {n:,} {dataset}" for dataset, model, n, _ in wide.index]
-    found = {
-        "network and examples": names,
-        "Q": [f"{q:.3g}" for q in wide.index.get_level_values("q")],
-    }
-    for column, words in (("loss", "training"), ("validation_loss", "validation")):
-        for strategy in STRATEGIES:
-            label = f"{words}, {strategy.split()[0]}"
-            found[label] = [_loss_text(loss) for loss in wide[column][strategy]]
-    return pd.DataFrame(found)
+    q = [f"{q:.3g}" for q in wide.index.get_level_values("q")]
+    losses = {name: [_loss_text(loss) for loss in wide[name]] for name in STRATEGIES}
+    return pd.DataFrame({"network and examples": names, "Q": q} | losses)
 
 
 def _loss_text(loss: float) -> str:
