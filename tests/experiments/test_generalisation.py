@@ -44,10 +44,47 @@ def test_phases_are_counted_by_q():
 
 def test_settings_are_in_the_order_of_q():
     swapped = MADE_UP.assign(seed=1, loss=3 * MADE_UP.loss)
-    found = generalisation.by_setting(pd.concat([swapped, MADE_UP]))
-    assert found.Q.tolist() == [0.5, 20.0]
-    assert found[f"training, {SWAP}"].tolist() == pytest.approx([0.002, 0.02])
-    assert found[f"validation, {ADAM}"].tolist() == pytest.approx([0.05, 0.03])
+    both = pd.concat([swapped, MADE_UP])
+    found = generalisation.by_setting(both, "loss")
+    assert found.Q.tolist() == ["0.5", "20"]
+    assert found[SWAP].tolist() == ["0.002", "0.02"]
+    validated = generalisation.by_setting(both, "validation_loss")
+    assert validated[ADAM].tolist() == ["0.05", "0.03"]
+    assert validated[RACE].tolist() == ["0.04", "0.031"]
+    assert found["network and examples"].tolist() == ["m, 1 d"] * 2
+    exact = generalisation.by_setting(MADE_UP.assign(loss=1e-45), "loss")
+    assert exact[ADAM].tolist() == ["<1e-30"] * 2
+
+
+def test_gaps_and_losses_are_told_by_q():
+    swapped, raced = (
+        {
+            row["Q"]: row
+            for row in generalisation.by_q(MADE_UP).to_dict("records")
+            if row["strategy"] == name
+        }
+        for name in (SWAP, RACE)
+    )
+    assert swapped["below 1"] == {
+        **{"Q": "below 1", "strategy": SWAP, "median gap": "0.059", "gap above Adam's": "1 of 1"},
+        **{"training loss: median": "0.001", "highest": "0.001", "training loss below": "1 of 1"},
+        **{"validation loss below": "0 of 1"},
+    }
+    assert raced["of 10 or more"]["gap above Adam's"] == "0 of 1"
+    narrower = MADE_UP.replace({"validation_loss": {0.02: 0.019}})
+    said = generalisation.widened_in_words(narrower)
+    assert said.startswith("It depends: at equal passes the gap is larger than Adam's by *swap at ")
+    assert "in **1 of 2** trainings (median of the ratio: 1.2), by *race* in **0 of 2**" in said
+    wider = MADE_UP.assign(validation_loss=MADE_UP.validation_loss + (MADE_UP.strategy != ADAM))
+    assert generalisation.widened_in_words(wider).startswith("It widens it: ")
+
+
+def test_fits_are_told_where_q_is_below_1():
+    said = generalisation.fits_in_words(MADE_UP)
+    assert f"*{SWAP}* comes to 0.001 in the median and 0.001 at worst, 0.1 times Adam's" in said
+    assert (
+        f"*{RACE}* comes to 0.02 in the median and 0.02 at worst, 2 times Adam's at worst" in said
+    )
 
 
 def test_sizes_cover_q_from_a_tenth_to_a_hundred():

@@ -9,7 +9,11 @@ from matplotlib import pyplot as plt
 
 from twophase.errors import InputError
 from twophase.experiments import scale
+from twophase.experiments.files import committed_table
 from twophase.figures import scale as figures
+
+# parameters and examples of what is measured here
+SMALL = 300, 20
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def test_exponents_are_those_of_a_power_law():
 
 def test_on_paper_an_epoch_of_adam_exchanges_a_vector_for_each_batch(measured):
     cluster = scale.Cluster(devices=2, operations=1e12, bandwidth=1e9, memory=1e9)
-    found = scale.on_paper(measured, 1e6, 10_000, cluster, batch=1000).set_index("kind")
+    found = scale.on_paper(measured, 1e6, 10_000, cluster, 1000, SMALL).set_index("kind")
     adam, golden = found.loc[scale.ADAM], found.loc["CG, golden section"]
     assert adam.computing == pytest.approx(6 * 1e6 * 10_000 / 2e12)
     assert adam.exchange == pytest.approx(10 * 1e6 * 4 / 1e9)
@@ -61,24 +65,51 @@ def test_on_paper_an_epoch_of_adam_exchanges_a_vector_for_each_batch(measured):
     assert adam.over_adam == 1 and adam.fits and golden.fits
     vectors = scale.vectors(measured).set_index("kind").vectors
     assert golden.memory == pytest.approx((1 + vectors["CG, golden section"]) * 4e6)
-    assert not scale.on_paper(measured, 1e9, 10, cluster).fits.any()
+    assert not scale.on_paper(measured, 1e9, 10, cluster, large=SMALL).fits.any()
 
 
-def test_on_paper_each_kind_is_as_at_its_own_largest_network(measured):
-    """Also one that was too slow for the largest of all."""
+def test_on_paper_each_kind_is_as_in_its_own_large_cells(measured):
+    """Also one that was too slow for the largest of all; memory is that of its largest network."""
     slow, large = measured.kind == scale.GAUSS_NEWTON, measured.parameters.max()
     table = measured[~slow | (measured.parameters < large)]
     cluster = scale.Cluster()
-    found = scale.on_paper(table, 1e9, 1e6, cluster).set_index("kind")
+    few = 0, table.examples.max()
+    found = scale.on_paper(table, 1e9, 1e6, cluster, large=few).set_index("kind")
     assert list(found.index) == list(scale.KINDS)
+    held = scale.vectors(table).set_index("kind").vectors
     for kind, row in found.iterrows():
-        cells = table[(table.kind == kind) & (table.parameters == row.measured)]
-        assert row.measured == (table.parameters.min() if kind == scale.GAUSS_NEWTON else large)
-        assert row.passes == cells.passes.median()
+        cells = table[(table.kind == kind) & (table.examples == few[1])].passes
+        assert row.passes == cells.median()
+        assert (3 * row.fewest, 3 * row.most) == pytest.approx((cells.min(), cells.max()))
+        assert row.memory == pytest.approx((1 + held[kind]) * 4e9)
     assert math.isnan(found.balance[scale.ADAM])
     kind = "CG, golden section"
-    equal = scale.on_paper(table, 1e9, found.balance[kind], cluster).set_index("kind").loc[kind]
+    equal = scale.on_paper(table, 1e9, found.balance[kind], cluster, large=few)
+    equal = equal.set_index("kind").loc[kind]
     assert equal.exchange == pytest.approx(equal.computing)
+
+
+def test_the_table_on_paper_has_units_and_ranges():
+    """Passes of the kept measurements, of at least 50,000 parameters and 1,000 examples."""
+    kept = committed_table("reports/reference/scale/scale.csv")
+    paper = scale.on_paper(kept, 1e9, 1e9, scale.Cluster())
+    shown = scale.to_read(paper).set_index("kind")
+    assert list(shown["computing / Adam's"]) == ["1", "4.33 to 5.83", "1", "68.8 to 131"]
+    assert list(shown["fits"]) == ["yes", "yes", "yes", "no"]
+    adam, golden = shown.loc[scale.ADAM], shown.loc["CG, golden section"]
+    assert (adam["computing, s"], adam["memory, GB"], adam["balance, examples"]) == (
+        "469",
+        "24",
+        "–",
+    )
+    row = paper[paper.kind == "CG, golden section"].iloc[0]
+    assert golden["computing, s"] == f"{row.computing:,.0f}" and row.computing > 1000
+    assert golden["balance, examples"] == "250,000" and 245_000 < row.balance < 255_000
+    assert scale.epochs_text(row, 30) == "130 to 175"
+    assert [scale.label(kind) for kind in scale.KINDS] == [
+        *("Adam (an epoch)", "CG (golden section)", "limited memory (2 steps)"),
+        "Levenberg–Marquardt",
+    ]
 
 
 def test_the_figure_has_a_mark_for_each_row(measured):
@@ -102,4 +133,5 @@ def test_what_cannot_be_measured_is_one_line(measured):
     with pytest.raises(InputError, match="^devices: 0"):
         scale.Cluster(devices=0)
     with pytest.raises(InputError, match="^table: .* use one with 'Adam, an epoch', too"):
-        scale.on_paper(measured[measured.kind != scale.ADAM], 1e9, 1e9, scale.Cluster())
+        others = measured[measured.kind != scale.ADAM]
+        scale.on_paper(others, 1e9, 1e9, scale.Cluster(), large=SMALL)

@@ -144,6 +144,13 @@ def test_equal_cost_is_what_adam_spent(outcomes):
         "Its training loss is at equal epochs 0.5 times Adam's, lower; at equal passes 2 times "
         "Adam's, higher; at equal seconds 2 times Adam's, higher"
     )
+    assert strategies.beside_adam(outcomes, WITH_DEFAULT) == (
+        "Its training loss is at equal passes 0.5 times Adam's, lower; at equal seconds 0.5 times "
+        "Adam's, lower"
+    )
+    converged = outcomes[WITH_DEFAULT]._replace(summary={"swap_epoch": 2, "status": "converged"})
+    said = strategies.beside_adam(outcomes | {WITH_DEFAULT: converged}, WITH_DEFAULT)
+    assert "at equal epochs 0.5 times" in said
     assert "no swap" in strategies.beside_adam(outcomes, ADAM)
 
 
@@ -174,6 +181,10 @@ TOYS = {
         ([2, 1, 3, 2.5, 2.6], "falls in 1 of the 2 epochs up to the largest value and rises in 1 "),
         ([2, 1, 3, 2.5, 2.6], "of the 2 epochs after it."),
         ([2, 1, 3, 2.5, 2.6], "switches after epoch **2**, 1 epoch before the largest value."),
+        (
+            [2, 3, 2],
+            "falls in 0 of the 1 epoch up to the largest value and rises in 0 of the 1 epoch ",
+        ),
         ([2, 3, 2], "switches after epoch **3**, 1 epoch after the largest value."),
         ([1, 2, 4, 3.9, 3.8, 3], "switches after epoch **6**, 3 epochs after the largest value."),
         ([1, 2, 4], "`GradientNormPeak(factor=0.9)` never switches."),

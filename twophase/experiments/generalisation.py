@@ -22,7 +22,10 @@ from twophase.problems.problem import ImageProblem
 
 ADAM, SWAP, RACE = "Adam alone", "swap at three tenths", "race"
 STRATEGIES = (ADAM, SWAP, RACE)
-# Digits that a network is trained on, and images of MNIST; Q from 0.1 to 100 in all.
+SETTING = ["dataset", "model", "examples", "q", "seed"]
+# Losses below are 0 but for rounding: outputs are in float32.
+LEAST = 1e-30
+# Digits that a network is trained on, and images of MNIST; Q from 0.003 to 100 in all.
 SIZES = {
     "digits": {
         "mlp-4": (4, 16, 64, 256, 1024),
@@ -118,22 +121,73 @@ def gap_in_words(table: pd.DataFrame) -> str:
 
 def beside_adam(table: pd.DataFrame) -> pd.DataFrame:
     """Losses over those of Adam alone, a row for each problem, seed and other strategy."""
-    index = ["dataset", "model", "examples", "q", "seed"]
     losses = ["loss", "validation_loss"]
-    alone = table[table.strategy == ADAM].set_index(index)[losses]
-    others = table[table.strategy != ADAM].set_index([*index, "strategy"])[losses]
+    alone = table[table.strategy == ADAM].set_index(SETTING)[losses]
+    others = table[table.strategy != ADAM].set_index([*SETTING, "strategy"])[losses]
     return (others / alone).reset_index()
 
 
-def by_setting(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians over the seeds, a row for each network and subset in the order of Q."""
-    key = ["dataset", "model", "examples", "q"]
-    losses = ["loss", "validation_loss"]
-    rows = table[table.strategy.isin([ADAM, SWAP])]
-    wide = rows.pivot_table(losses, key, "strategy", "median")[losses]
-    names = {"loss": "training", "validation_loss": "validation"}
-    wide.columns = [f"{names[of]}, {strategy}" for of, strategy in wide.columns]
-    return wide.reset_index().rename(columns={"q": "Q"}).sort_values("Q", ignore_index=True)
+def by_setting(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Medians of a loss over the seeds, to read; a row for each network and subset, by Q."""
+    wide = table.pivot_table(column, SETTING[:-1], "strategy", "median").sort_index(level="q")
+    names = [f"{model}, {n:,} {dataset}" for dataset, model, n, _ in wide.index]
+    q = [f"{q:.3g}" for q in wide.index.get_level_values("q")]
+    losses = {name: [_loss_text(loss) for loss in wide[name]] for name in STRATEGIES}
+    return pd.DataFrame({"network and examples": names, "Q": q} | losses)
+
+
+def _loss_text(loss: float) -> str:
+    return f"<{LEAST:.0e}" if loss < LEAST else f"{loss:.3g}"
+
+
+def by_q(table: pd.DataFrame) -> pd.DataFrame:
+    """To read: for each range of Q and strategy its gaps and losses, and counts beside Adam."""
+    found, rows = with_gap(table).set_index(SETTING), []
+    alone = found[found.strategy == ADAM]
+    for name, chosen in _by_q(found.index.get_level_values("q").to_series(found.index)).items():
+        for strategy in STRATEGIES:
+            of = found[chosen & (found.strategy == strategy)]
+            adam = alone.loc[of.index]
+            beside = {
+                "gap above Adam's": of.gap > adam.gap,
+                "training loss below": of.loss < adam.loss,
+                "validation loss below": of.validation_loss < adam.validation_loss,
+            }
+            row = {"Q": name, "strategy": strategy, "median gap": f"{of.gap.median():.3g}"}
+            row |= {"training loss: median": _loss_text(of.loss.median())}
+            row |= {"highest": _loss_text(of.loss.max())}
+            counts = {words: f"{true.sum()} of {len(of)}" for words, true in beside.items()}
+            rows.append(row | (dict.fromkeys(counts, "–") if strategy == ADAM else counts))
+    return pd.DataFrame(rows)
+
+
+def widened_in_words(table: pd.DataFrame) -> str:
+    """How often the gap is larger than Adam's where both phases train, and by what factor."""
+    gaps = with_gap(table).pivot(index=SETTING, columns="strategy", values="gap")
+    wider = {name: gaps[name] > gaps[ADAM] for name in (SWAP, RACE)}
+    said = [
+        f"by *{name}* in **{true.sum()} of {len(true)}** trainings (median of the ratio: "
+        f"{(gaps[name] / gaps[ADAM]).median():.2g})"
+        for name, true in wider.items()
+    ]
+    share = pd.concat(wider.values()).mean()
+    plain = (
+        "It widens it" if share > 0.9 else "It does not widen it" if share < 0.1 else "It depends"
+    )
+    return f"{plain}: at equal passes the gap is larger than Adam's {', '.join(said)}."
+
+
+def fits_in_words(table: pd.DataFrame) -> str:
+    """How exactly both phases fit the examples where Q is below 1."""
+    below = table[table.q < 1]
+    ratios = beside_adam(below).groupby("strategy").loss.max()
+    losses = below.groupby("strategy").loss
+    said = [
+        f"*{name}* comes to {_loss_text(losses.median()[name])} in the median and "
+        f"{_loss_text(losses.max()[name])} at worst, {ratios[name]:.2g} times Adam's at worst"
+        for name in (SWAP, RACE)
+    ]
+    return f"Training losses where Q is below 1: {'; '.join(said)}."
 
 
 def phases_in_words(table: pd.DataFrame) -> str:

@@ -11,18 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.errors import InputError, check_integer
-from twophase.experiments import branches, reached, runs, traces
+from twophase.experiments import branches, profiles, reached, runs, traces
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.convexity_audit import clearly_negative
 from twophase.experiments.executors import ALONE as ONE_BY_ONE
 from twophase.experiments.executors import Executor
 from twophase.experiments.files import committed_table, write_atomically
 from twophase.experiments.hessian import Hessian
+from twophase.experiments.methods import METHODS
 from twophase.experiments.statistics import ratio_text
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import Problem
@@ -68,6 +70,8 @@ COSTS = {
 NEVER = "never"
 # A peak after this share of the epochs is not left behind.
 LATE = 0.9
+# Adam is slightly overfitted, or more, where its lowest validation loss is below this of its last.
+SLIGHTLY, MORE = 0.99, 0.9
 
 
 class Pattern(NamedTuple):
@@ -204,7 +208,7 @@ def overview(found: Mapping[str, Pattern]) -> pd.DataFrame:
     negative eigenvalue where Adam ends; then losses in the end, training and validation, in units
     of those of Adam alone at equal passes, medians over the seeds; or who never switched.
     """
-    shown = {RACE: "race", DEFAULT_AT_SHARE: "default second phase", CG: "CG"}
+    shown = RACE, DEFAULT_AT_SHARE, CG
     rows = []
     for name, one in found.items():
         seeds, hills = one.ends.seed.nunique(), peaks(one).hills
@@ -215,8 +219,8 @@ def overview(found: Mapping[str, Pattern]) -> pd.DataFrame:
         middle, switched = by[[*LOSSES]].median(), by.switched.any()
         for column, words in LOSSES.items():
             ratios = {
-                label: ratio_text(middle[column][strategy]) if switched[strategy] else NEVER
-                for strategy, label in shown.items()
+                strategy: ratio_text(middle[column][strategy]) if switched[strategy] else NEVER
+                for strategy in shown
             }
             rows.append(row | {"loss": words.removesuffix(" loss")} | ratios)
     return pd.DataFrame(rows)
@@ -342,6 +346,19 @@ def _epochs(fired: pd.Series) -> str:
     )
 
 
+def adams_lowest(found: Pattern) -> pd.DataFrame:
+    """The lowest validation loss of Adam alone that is known, and its epoch; the index is the seed.
+
+    Known are that of its last weights, and those of strategies that never switched, if the training
+    loss says that their weights, too, are on Adam's way, and after which epoch.
+    """
+    never = found.ends[found.ends.swap_epoch.isna()].drop(columns="epoch")
+    same = never.merge(found.traces[["seed", "epoch", "loss"]], on="seed", suffixes=("", "_seen"))
+    same = same[np.isclose(same.loss, same.loss_seen, rtol=1e-5, atol=0)]
+    lowest = same.loc[same.groupby("seed").validation_loss.idxmin()]
+    return lowest.set_index("seed")[["epoch", "validation_loss"]]
+
+
 def who_is_ahead(found: Pattern) -> str:
     """In words: which strategies end below Adam alone, in training and in validation loss.
 
@@ -351,11 +368,13 @@ def who_is_ahead(found: Pattern) -> str:
     ratios = beside_adam(found)
     counted = ratios[ratios.switched]
     fair = {"loss": counted, "validation_loss": counted[counted.strategy != BY_VALIDATION]}
-    said = [_below(fair[column], column) for column in LOSSES if column in ratios]
-    said.append(
-        "In parts of Adam's at equal passes, medians over the seeds on which they switched; in "
-        "brackets, on how many of these they are below."
-    )
+    said = [
+        "Losses in the end are in parts of those of Adam alone at equal passes, not seconds: "
+        "medians over the seeds on which a strategy switched, in brackets on how many it is below."
+    ]
+    said += [_below(fair[column], column) for column in LOSSES if column in ratios]
+    if "validation_loss" in ratios:
+        said += _overfitted(found, fair["validation_loss"])
     never = ~ratios.groupby("strategy", sort=False).switched.any()
     if never.any():
         names = ", ".join(f"*{name}*" for name in never.index[never])
@@ -368,9 +387,31 @@ def who_is_ahead(found: Pattern) -> str:
         said.append(
             "Validation losses are those of the last weights. "
             f"*{BY_VALIDATION}* keeps those at which its own is lowest, and so comes to "
-            f"{ratio_text(kept.validation_loss.median())} of Adam's; it is not counted there."
+            f"{ratio_text(kept.validation_loss.median())} of Adam's last; it is not counted there, "
+            "since Adam alone keeps its last ones."
         )
     return " ".join(said)
+
+
+def _overfitted(found: Pattern, counted: pd.DataFrame) -> list[str]:
+    """Where Adam had a lower validation loss before its end, and who is below that; or nothing."""
+    lowest = adams_lowest(found)
+    last = found.ends[found.ends.strategy == ALONE].set_index("seed").validation_loss
+    ratio = lowest.validation_loss / last.loc[lowest.index]
+    before = ratio < SLIGHTLY
+    if not before.any():
+        return []
+    epochs, middle = lowest.epoch[before], ratio[before].median()
+    below = counted.validation_loss < counted.seed.map(ratio)
+    every = below.groupby(counted.strategy).all()
+    when = " to ".join(map(str, dict.fromkeys((epochs.min(), epochs.max()))))
+    how = "overfitted" if middle < MORE else "slightly overfitted"
+    return [
+        f"But **the last weights of Adam are {how}** on {_of(before)} seeds: after epoch {when} it "
+        f"had {ratio_text(middle)} of its last validation loss (median of the lowest that is "
+        "known), so that whoever has trained less looks better beside them. Below this loss of "
+        f"Adam's {_of(every)} strategies that switched end on every seed."
+    ]
 
 
 def _below(ratios: pd.DataFrame, column: str) -> str:
@@ -383,6 +424,28 @@ def _below(ratios: pd.DataFrame, column: str) -> str:
     ]
     ahead = f"{_of(below == seeds)} strategies that switched end below Adam alone on every seed"
     return f"In {LOSSES[column]} {ahead}: {'; '.join(text)}."
+
+
+def in_validation(curves: pd.DataFrame, passes: int) -> pd.DataFrame:
+    """`profiles.validation_ends` of curves of one setting, a row for each method, to read."""
+    names = {"end": "validation loss", "lowest": "lowest on the way", "accuracy": "accuracy"}
+    names["ratio"] = "passes / Adam's"
+    ends = profiles.validation_ends(curves, passes).dropna(axis="columns", how="all")
+    ends["ratio"] = ends.ratio.astype(object).where(np.isfinite(ends.ratio), "missed")
+    ends["method"] = [METHODS[name].label for name in ends.method]
+    return ends[["method", *(name for name in names if name in ends)]].rename(columns=names)
+
+
+def beside_guessing(validated: pd.DataFrame, classes: int) -> str:
+    """A sentence on how far the accuracies of `in_validation` are from those of guessing."""
+    low, high = validated.accuracy.min(), validated.accuracy.max()
+    ahead = "who is ahead may be chance"
+    if high < 2 / classes:
+        ahead = "nothing has learned to generalise here, and who is ahead is chance"
+    return (
+        f"Validation accuracies are {low:.2f} to {high:.2f}, and guessing among {classes} classes "
+        f"has {1 / classes:.2f}: {ahead}."
+    )
 
 
 def curvature(found: Pattern) -> pd.DataFrame:
@@ -398,19 +461,40 @@ def curvature(found: Pattern) -> pd.DataFrame:
 
 def how_convex(found: Pattern, level: float = 1e-2) -> str:
     """In words: on how many seeds the loss is clearly non-convex at each swap and in the end."""
-    said, places = [], {}
+    said, calm = [], {}
     for at, audits in found.audits.groupby("at", sort=False):
         negative = clearly_negative(audits, level)
         ratio = (audits.smallest / audits[["smallest", "largest"]].abs().max(axis=1)).median()
         where = "where Adam ends" if at == "end" else f"where *{at}* switches"
-        places[where] = not negative.any()
+        if not negative.any():
+            calm[where] = audits
         middle = f"{ratio:.2g}".replace("-", "\N{MINUS SIGN}")
         said.append(f"{where} on {_of(negative)} seeds (median of λmin/λmax: {middle})")
-    convex = " and ".join(where for where, true in places.items() if true)
-    plain = "Yes, as far as eigenvalues tell" if all(places.values()) else f"Only {convex}"
+    where = "At all places" if len(calm) == len(said) else f"Only {' and '.join(calm)}"
+    text = (
+        f"**{f'{where} no seed is clearly non-convex' if calm else 'No'}.** The loss is clearly "
+        f"non-convex, which is to say that λmin is below \N{MINUS SIGN}{level:g} times the largest "
+        f"|λ|, {'; '.join(said)}."
+    )
+    if not calm:
+        return text
+    audits = pd.concat(calm.values())
     return (
-        f"**{plain if convex else 'No'}.** The loss is clearly non-convex, which is to say that "
-        f"λmin is below \N{MINUS SIGN}{level:g} times the largest |λ|, {'; '.join(said)}."
+        f"{text} Where it is not clearly so, it is not shown to be convex: λmin is negative in "
+        f"{_of(audits.smallest < 0)} audits there, and the negative eigenvalues are up to "
+        f"{audits.negative_share.max():.2g} of the sum of all |λ|."
+    )
+
+
+def rate_in_words(adam: AdamSettings) -> str:
+    """A sentence on Adam's learning rate in a notebook's own runs and in `KEPT` ones."""
+    here, kept = adam.learning_rate, AdamSettings().learning_rate
+    where = "these and the kept runs"
+    if here != kept:
+        where = f"the kept runs, {here:g} in these"
+    return (
+        f"Adam's learning rate is {kept:g}, torch's default, in {where}. It was not tuned: a tuned "
+        "Adam may end lower."
     )
 
 

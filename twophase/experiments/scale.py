@@ -42,6 +42,9 @@ KINDS = dict(zip((ADAM, *PHASES), (1, 5, 2, 50), strict=True))
 # Iterations that are made, of which the first, with what is made once, is not timed.
 ITERATIONS = 3
 BYTES = 4  # of a number
+# Parameters and examples from which on passes tell what those of more will be: below them
+# Levenberg–Marquardt builds its matrices.
+LARGE = 50_000, 1000
 
 
 @dataclass(frozen=True)
@@ -183,26 +186,34 @@ def vectors(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def on_paper(
-    table: pd.DataFrame, parameters: float, examples: float, cluster: Cluster, batch: int = 2**16
+    table: pd.DataFrame,
+    parameters: float,
+    examples: float,
+    cluster: Cluster,
+    batch: int = 2**16,
+    large: tuple[float, float] = LARGE,
 ) -> pd.DataFrame:
     """An epoch and an iteration on a cluster: seconds of computing and of exchange, memory, ratio.
 
-    Passes and vectors are those measured at the largest P of each kind, `measured`. Seconds are
-    those of 6 P K operations a gradient, not of the fitted `exponents`: these are of one core, and
-    below 1 where it is not busy with small products, or above it with few examples, where vectors
-    take longer than passes; neither is so for a large network and many examples.
+    `passes` are the median of those measured with at least `large` parameters and examples,
+    `fewest` and `most` their range in gradients, of 3 passes each; vectors are those at the largest
+    P of each kind. Seconds are those of 6 P K operations a gradient, not of the fitted `exponents`:
+    these are of one core, and below 1 where it is not busy with small products, or above it with
+    few examples, where vectors take longer than passes; neither is so for a large network and many
+    examples.
     Each evaluation of the second phase has one all-reduce (of a loss alone it is a few bytes), an
     epoch of Adam one for each of its mini-batches. `memory` are the bytes of a device that holds
     all vectors, the model and Adam's moments where they are used; `fits` says whether it has them.
-    `computing_over_adam` and `over_adam` are in epochs of Adam, without and with the exchange,
-    which is not hidden behind the computing; `balance` are the examples at which an iteration's
-    exchange takes as long as its computing (an epoch of Adam has none: both grow with them).
+    `over_adam` is the time in epochs of Adam with the exchange, which is not hidden behind the
+    computing (without it, it is the number of gradients); `balance` are the examples at which an
+    iteration's exchange takes as long as its computing (an epoch of Adam has none: both grow with
+    them).
     """
     held = vectors(table).set_index("kind").vectors
+    seen = table[(table.parameters >= large[0]) & (table.examples >= large[1])]
     rows = []
-    for kind, cells in table.groupby("kind", sort=False):
-        measured = cells.parameters.max()
-        passes = cells.passes[cells.parameters == measured].median()
+    for kind, cells in seen.groupby("kind", sort=False):
+        passes, fewest, most = cells.passes.agg(["median", "min", "max"])
         gradients = math.ceil(examples / batch) if kind == ADAM else _gradients(kind, passes)
         size = BYTES if kind == ADAM else 8  # sums of the second phase are in float64
         compute = passes / 3 * cluster.pass_seconds(parameters, examples)
@@ -210,16 +221,58 @@ def on_paper(
         memory = (1 + held[kind]) * BYTES * parameters
         fits, balance = memory <= cluster.memory, examples * exchange / compute
         balance = math.nan if kind == ADAM else balance
-        rows.append((kind, measured, passes, compute, exchange, memory, fits, balance))
-    names = ["kind", "measured", "passes", "computing", "exchange", "memory", "fits", "balance"]
+        row = fewest / 3, most / 3, compute, exchange, memory, fits, balance
+        rows.append((kind, passes, *row))
+    names = ["kind", "passes", "fewest", "most", "computing", "exchange", "memory", "fits"]
+    names.append("balance")
     found = pd.DataFrame(rows, columns=names)
-    if ADAM not in held:
-        raise InputError("table", f"one of {', '.join(held.index)}", f"one with {ADAM!r}, too")
+    if ADAM not in set(found.kind):
+        raise InputError("table", f"one of {', '.join(found.kind)}", f"one with {ADAM!r}, too")
     adam = found[found.kind == ADAM].iloc[0]
     return found.assign(
-        computing_over_adam=found.computing / adam.computing,
-        over_adam=(found.computing + found.exchange) / (adam.computing + adam.exchange),
+        over_adam=(found.computing + found.exchange) / (adam.computing + adam.exchange)
     )
+
+
+def to_read(paper: pd.DataFrame) -> pd.DataFrame:
+    """What `on_paper` found with units, a range where passes have one, and words for `fits`."""
+    balance = [about(examples) if examples > 0 else "–" for examples in paper.balance]
+    return pd.DataFrame(
+        {
+            "kind": paper.kind,
+            "computing, s": paper.computing.map(_plain),
+            "exchange, s": paper.exchange.map(_plain),
+            "memory, GB": (paper.memory / 1e9).map("{:.0f}".format),
+            "fits": paper.fits.map({True: "yes", False: "no"}),
+            "balance, examples": balance,
+            "computing / Adam's": [epochs_text(row) for row in paper.itertuples()],
+            "both / Adam's": paper.over_adam.map(_plain),
+        }
+    )
+
+
+def epochs_text(row: Any, iterations: int = 1) -> str:
+    """Some iterations of a row of `on_paper` in epochs of Adam by computing alone, with a range."""
+    return " to ".join(dict.fromkeys(_plain(iterations * of) for of in (row.fewest, row.most)))
+
+
+def about(number: float) -> str:
+    """A large number to two digits."""
+    return f"{float(f'{number:.2g}'):,.0f}"
+
+
+def _plain(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def label(kind: str) -> str:
+    """The name of a kind for a list in a sentence, without a comma.
+
+    >>> label("CG, golden section")
+    'CG (golden section)'
+    """
+    name, _, rest = kind.partition(", ")
+    return f"{name} ({rest})" if rest else name
 
 
 def _gradients(kind: str, passes: float) -> float:

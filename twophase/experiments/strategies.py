@@ -133,10 +133,16 @@ def at_equal_cost(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
 
 
 def beside_adam(outcomes: Mapping[str, Outcome], name: str) -> str:
-    """A sentence on how low a strategy that begins with Adam comes, beside Adam at equal cost."""
-    if outcomes[name].summary["swap_epoch"] is None:
+    """A sentence on how low a strategy that begins with Adam comes, beside Adam at equal cost.
+
+    Not at equal epochs where its passes were spent before it had as many as Adam.
+    """
+    history, summary, _ = outcomes[name]
+    if summary["swap_epoch"] is None:
         return "There was no swap, so that this is the run of Adam alone"
     lowest = at_equal_cost(outcomes)
+    if len(history) < len(outcomes[ADAM].history) and summary["status"] == "completed":
+        lowest = lowest.drop(columns="epochs")
     parts = []
     for cost, ratio in (lowest.loc[name] / lowest.loc[ADAM]).items():
         word = "lower" if ratio < 1 else "higher" if ratio > 1 else "equal"
@@ -172,7 +178,7 @@ def norm_in_words(history: pd.DataFrame, rule: SwitchRule) -> str:
     change = norms.diff()
     early, late = change[1 : top + 1], change[top + 1 :]
     zigzag = [
-        f"{word} in {count} of the {len(epochs)} epochs {where}"
+        f"{word} in {count} of the {len(epochs)} epoch{'s' * (len(epochs) > 1)} {where}"
         for word, count, epochs, where in (
             ("falls", (early < 0).sum(), early, "up to the largest value"),
             ("rises", (late > 0).sum(), late, "after it"),

@@ -9,9 +9,9 @@ from twophase.experiments.generalisation import ADAM, STRATEGIES, beside_adam, w
 from twophase.experiments.pattern import LOSSES
 from twophase.figures.style import COLORS, GREY, MARKERS
 
-_STRATEGIES = COLORS[0], COLORS[4], COLORS[2]
+_LOOKS = dict(zip(STRATEGIES, (COLORS[0], COLORS[4], COLORS[2]), strict=True))
 # neighbours at one Q, side by side
-_APART = 1.12
+APART = 1.12
 
 
 def over_q(axes: Sequence[Axes], table: pd.DataFrame, strategy: str) -> Sequence[Axes]:
@@ -20,13 +20,10 @@ def over_q(axes: Sequence[Axes], table: pd.DataFrame, strategy: str) -> Sequence
     `table` is of `generalisation.run`. A mark is a training; on both axes Q is logarithmic.
     """
     left, right = axes
-    found, looks = (
-        with_gap(table),
-        dict(zip(STRATEGIES, (COLORS[0], COLORS[4], COLORS[2]), strict=True)),
-    )
-    for index, (name, color) in enumerate(looks.items()):
+    found = with_gap(table)
+    for index, (name, color) in enumerate(_LOOKS.items()):
         rows = found[found.strategy == name]
-        _marks(left, rows.q * _APART ** (index - 1), rows.gap, index, color, name)
+        _marks(left, rows.q * APART ** (index - 1), rows.gap, index, color, name)
     left.axhline(0, color=GREY, linestyle="-", linewidth=0.8)
     left.set(xscale="log", ylabel="validation loss − training loss")
     ratios = beside_adam(table).query("strategy == @strategy")

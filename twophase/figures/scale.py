@@ -19,7 +19,8 @@ def over_work(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
     for index, kind in enumerate(KINDS):
         rows = table[table.kind == kind]
         look = {"color": COLORS[index], "marker": MARKERS[index], "linestyle": "none"}
-        look |= {"markeredgecolor": "white", "markeredgewidth": 0.5, "markersize": 7}
+        # hollow, and of their own size: none hides another
+        look |= {"markerfacecolor": "none", "markeredgewidth": 1.5, "markersize": 6 + 2 * index}
         left.plot(rows.parameters * rows.examples, rows.seconds, label=kind, **look)
         right.plot(rows.parameters, held[rows.index], **look)
     left.set(xscale="log", yscale="log", ylabel="seconds, an epoch or iteration")
