@@ -1,7 +1,6 @@
 """Ideas for the second phase beside a rival, from kept curves: who is lower, and who is sooner."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,22 +20,16 @@ def pairs(
     `levels`, the passes to it in parts of the rival's, inf for a miss. Kept points can be far
     apart: between them ln L is a straight line over the passes.
     """
-    return pd.DataFrame(_pairs(curves, rival, passes, levels))
-
-
-def _pairs(
-    curves: pd.DataFrame, rival: str, passes: float, levels: Sequence[float]
-) -> Iterator[dict[str, Any]]:
+    rows = []
     for _, of in curves.groupby(START, sort=False):
         runs = dict(list(of.groupby("method", sort=False)))
         other = runs.pop(rival)
         for method, run in runs.items():
             end = min(passes, run.passes.max(), other.passes.max())
-            row: dict[Any, Any] = {
-                "method": method,
-                "ratio": loss_after(run, end) / loss_after(other, end),
-            }
-            yield row | {loss: passes_to(run, loss) / passes_to(other, loss) for loss in levels}
+            row = {"method": method, "ratio": loss_after(run, end) / loss_after(other, end)}
+            costs = {loss: passes_to(run, loss) / passes_to(other, loss) for loss in levels}
+            rows.append({**row, **costs})
+    return pd.DataFrame(rows)
 
 
 def loss_after(run: pd.DataFrame, passes: float) -> float:
