@@ -178,10 +178,25 @@ def test_tables_have_medians_misses_and_growth():
     })  # fmt: skip
     words = results.to_medians(table)
     assert words.loc[("p", "own")].tolist() == ["20", "2,000, 1 of 3 missed"]
-    assert words.loc[("p", "other")].tolist() == ["missed by 2 of 3", "missed by 3 of 3"]
+    assert words.loc[("p", "other")].tolist() == ["2 of 3 missed", "3 of 3 missed"]
     grown = results.growth(table).set_index("method")
     assert grown.factor["own"] == pytest.approx(10) and math.isnan(grown.factor["other"])
-    assert grown["found up to"].to_dict() == {"own": "3", "other": "none"}
+    assert grown["largest n found"].to_dict() == {"own": "3", "other": "none"}
+    assert grown.points.to_dict() == {"own": 2, "other": 0}
+    gap = table_of({("own", n): [cost] for n, cost in ((1, 5), (2, math.inf), (3, 7))})
+    assert results.growth(gap)["largest n found"].tolist() == ["3, not 2"]
+
+
+def test_rows_are_in_the_order_of_the_methods():
+    rows = pd.DataFrame({
+        "problem": ["conflict", "planted", "planted", "planted"],
+        "method": ["Adam alone", "DIRECT", "Adam, then second phase", "Adam, then second phase"],
+        "parameters": [1, 1, 2, 1],
+    })  # fmt: skip
+    found = results.in_order(rows)
+    assert found.problem.tolist() == ["planted"] * 3 + ["conflict"]
+    assert found.method.tolist()[:3] == ["Adam, then second phase"] * 2 + ["DIRECT"]
+    assert found.parameters.tolist() == [2, 1, 1, 1]
 
 
 def test_the_verdict_names_who_is_first_and_where_two_phases_are():
@@ -205,9 +220,12 @@ def test_the_claim_is_put_in_numbers():
 
     met = ends([End.GLOBAL, End.GLOBAL, End.SPURIOUS, End.SADDLE])
     text = results.claim(met)
-    assert "**they are met**: 25% in spurious minima and 25.0% at saddle points" in text
-    assert "0% of the ends with 1 parameter, 50% with 2" in text
+    assert "**they are met**: 1 in spurious minima and 1 at saddle points; 2 in the global" in text
+    assert "Spurious minima: 0 of 2 ends with 1 parameter, 1 of 2 with 2." in text
     assert "**none are met**" in results.claim(ends([End.GLOBAL, End.GLOBAL, End.FLAT, End.MOVING]))
     shown = results.to_shares(met).set_index("parameters")
-    assert shown["spurious minimum"].tolist() == ["0%", "50%"]
+    assert shown["spurious minimum"].tolist() == ["0 of 2", "1 of 2"]
     assert shown["spurious losses a draw"].tolist() == ["–", "1.0"]
+    words = results.drawn(pd.concat([met, met.assign(method="other")]))
+    assert "1 drawn problem for" in words and "2 starts each, the same for all 2 methods" in words
+    assert "2 drawn problems for" in results.drawn(pd.concat([met, met.assign(seed=1)]))

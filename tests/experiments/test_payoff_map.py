@@ -55,6 +55,17 @@ def test_a_cell_may_be_in_seconds(curves):
     assert seconds.tolist() == pytest.approx((10 * passes).tolist())
 
 
+def test_the_losses_behind_a_map_are_medians_over_the_seeds(curves):
+    seen = curves.assign(validation_loss=2 * curves.loss, accuracy=0.5)
+    found = payoff_map.losses(seen, 6, 64)
+    assert list(found.index) == [("8", 2), ("8", 9), ("2", 9)]
+    columns = ["training, Adam", "training, second", "validation, Adam", "validation, second"]
+    assert list(found) == columns
+    # after 6 passes; of three seeds 0.2, 0.3 and 0.2
+    assert found.loc[("2", 9)].tolist() == pytest.approx([0.4, 0.2, 0.8, 0.4])
+    assert found.loc[("8", 9)].tolist() == pytest.approx([0.4, 0.8, 0.8, 1.6])
+
+
 def test_validation_is_beside_adams_run_by_run(curves):
     second = curves.method.eq("default")
     seen = curves.assign(accuracy=0.5, validation_loss=np.where(second, 2.0, 4.0))
@@ -205,5 +216,5 @@ def test_variants_are_measured_by_torchs_lowest_loss_on_the_same_seed(smooth):
     (row,) = payoff_map.beside_torch(tried, smooth).to_dict("records")
     assert row == {
         **{"problem": "poisson", "second phase": "tight", "loss": pytest.approx(0.15)},
-        "loss / torch's": "1.25 (0.50 to 2.00)",
+        **{"loss / torch's": "1.25 (0.50 to 2.00)", "seconds": pytest.approx(6)},
     }

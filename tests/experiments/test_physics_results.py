@@ -52,6 +52,12 @@ def test_the_winner_is_who_is_lowest_in_the_time_that_all_had(results):
     assert alone.values.tolist() == [["a", "2", "other", "2.0e-05", "–", "–"]]
 
 
+def test_losses_are_compared_in_the_seconds_that_all_had(results):
+    seconds, words = physics_results.in_shared_seconds(results.curves[results.curves.seed == 0])
+    # ours ends after 0.6 s, the peer after 0.8 s, of which it has had three points by then
+    assert seconds == pytest.approx(0.6) and words == "1.0e-06, ours; 3.2e-02, peer"
+
+
 def test_losses_are_compared_within_the_passes_that_both_made(results):
     pairs = physics_results.at_equal_passes(results, "ours", "peer")
     first, second = pairs.itertuples(index=False)

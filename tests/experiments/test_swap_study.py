@@ -51,6 +51,7 @@ def test_branches_are_whole_runs():
         for column in ("epoch", "phase", "train_loss", "validation_loss"):
             assert rows[column].tolist() == result.history[column].tolist()
         assert rows.epoch[rows.kept].tolist() == [result.final.epoch]
+    assert table.groupby("swap").seconds.apply(lambda of: (of.diff().iloc[1:] > 0).all()).all()
     by_adam = table[(table.swap == "10") & (table.phase == "adam")]
     assert by_adam.passes.tolist() == [3 * n for n in range(1, 11)]
 
@@ -73,11 +74,23 @@ def test_a_sum_of_squares_has_no_data():
         line = nn.Linear(1, 1).double()
         return tp.LeastSquares(line, [tp.Term(lambda model, points: model(points) - 3 * points, x)])
 
-    table = study(Training(problem, adam=tp.AdamSettings(batch_size=None)), 60, (2,))
+    @torch.no_grad()
+    def error(line):
+        return abs(line.weight.item() - 3)
+
+    adam = tp.AdamSettings(batch_size=None)
+    assert list(ends(study(Training(problem, adam=adam), 60, (2,)))) == [
+        "train_loss", "passes", "seconds"
+    ]  # fmt: skip
+    table = study(Training(problem, adam=adam, error=error), 60, (2,))
     found = ends(table)
-    assert list(found) == ["passes", "train_loss"]
+    assert list(found) == ["train_loss", "passes", "seconds", "error"]
+    # of the weights that each branch keeps: the equation holds where the loss is 0
+    assert found.error["2"] < 1e-9 < 1 < found.error[NEVER]
+    assert "error of the solution" in to_ends(table)
     assert found.train_loss["2"] < 1e-20 < found.train_loss[NEVER]
-    assert "**It pays in training loss**: after a swap at epoch 2" in verdict(table)
+    assert verdict(table).startswith("**It pays in training loss**: the swap at epoch 2 ends at ")
+    assert "validation" not in verdict(table)
 
 
 def test_swaps_beyond_the_end_are_one_line():
@@ -96,7 +109,7 @@ def table_of(ends_of):
     ]
     columns = ["swap", "epoch", "train_loss", "validation_loss", "kept"]
     return pd.DataFrame(rows, columns=columns).assign(
-        phase="adam", passes=6, validation_accuracy=None
+        phase="adam", passes=6, seconds=1.0, validation_accuracy=None
     )
 
 
@@ -107,13 +120,20 @@ def test_the_verdict_says_who_is_lowest_in_both_losses():
         BY_ITSELF: [(1.0, 1.0), (0.2, 0.7)],
     })  # fmt: skip
     text = verdict(both)
-    assert "after a swap at epoch 1" in text and "1.00e-01, Adam's at 5.00e-01" in text
-    assert "Its validation loss then is 9.00e-01, Adam's 6.00e-01." in text
-    assert "ends below Adam, at 2.00e-01" in text
-    assert "is that of **Adam alone**" in text and 'keep="validation"' in text
+    assert text.startswith(
+        "**It pays in training loss, not in validation loss**: the swap at epoch 1 ends at "
+        "1.00e-01, Adam going on at 5.00e-01, at the same passes; its validation loss there is "
+        "9.00e-01, Adam's 6.00e-01."
+    )
+    assert "ends below Adam, at 2.00e-01; its own validation loss is 7.00e-01." in text
+    assert "is that of **Adam alone**: the best of 2 branches" in text
+    assert '`fit(..., second=None, keep="validation")`' in text and text.endswith("one seed.")
     assert list(to_ends(both)) == [
-        "passes", "training loss", "validation loss", "lowest validation loss"
+        "training loss", "validation loss", "passes", "seconds", "lowest validation loss"
     ]  # fmt: skip
+    both.loc[both.swap.eq("1"), "validation_loss"] = [0.5, 0.55]
+    assert verdict(both).startswith("**It pays in both losses**")
+    assert '`fit(..., switch=1, fallback=None, keep="validation")`' in verdict(both)
     worse = table_of({
         NEVER: [(1.0, 1.0), (0.1, 0.6)],
         "1": [(1.0, 1.0), (0.5, 0.59)],

@@ -10,7 +10,7 @@ from twophase.experiments.global_search_results import End
 from twophase.figures.global_search import LOOKS, end_shares, evaluations_over_parameters
 
 
-def test_lines_are_medians_and_crosses_are_misses():
+def test_lines_are_medians_and_open_marks_are_misses():
     rows = [
         {"problem": "p", "method": name, "parameters": size, "seed": seed, "evaluations": count}
         for name, counts in {"found": {1: [10, 30, 20], 3: [90, 80, math.inf]},
@@ -19,17 +19,16 @@ def test_lines_are_medians_and_crosses_are_misses():
     ]  # fmt: skip
     ax = Figure().subplots()
     evaluations_over_parameters(ax, pd.DataFrame(rows), ["found", "lost", "not run"])
-    lines = {line.get_label(): line for line in ax.lines if line.get_marker() != "x"}
+    open_marks = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    lines = {line.get_label(): line for line in ax.lines if line not in open_marks}
     assert list(lines) == ["found", "lost"]
     assert list(lines["found"].get_ydata()) == [20, 90]
     assert lines["lost"].get_ydata()[0] == 6 and math.isnan(lines["lost"].get_ydata()[1])
-    crosses = [list(line.get_xdata()) for line in ax.lines if line.get_marker() == "x"]
-    assert crosses == [[], [3]]
-    heights = {
-        line.get_ydata()[0]
-        for line in ax.lines
-        if line.get_marker() == "x" and len(line.get_xdata())
-    }
+    assert [list(line.get_xdata()) for line in open_marks] == [[], [3]]
+    # each method has its own mark, the same for what it finds and what it misses
+    marks = [line.get_marker() for line in open_marks]
+    assert marks == [line.get_marker() for line in lines.values()] and len(set(marks)) == 2
+    heights = {line.get_ydata()[0] for line in open_marks if len(line.get_xdata())}
     assert min(heights) > 1 and ax.get_yscale() == "log"
     assert ax.get_xlabel() and ax.get_ylabel()
 

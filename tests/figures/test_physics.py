@@ -19,6 +19,6 @@ def test_a_line_for_each_method_over_passes_and_seconds():
         x, y = lines[methods[2]].get_data()
         assert list(x) == list(of[cost]) and list(y) == list(of.error.cummin())
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    looks = {(line.get_color(), str(line.get_linestyle())) for line in axes[0].get_lines()}
+    looks = {(str(look["linestyle"]), look.get("linewidth")) for look in physics.STYLES.values()}
     assert len(looks) == len(methods)
     plt.close(fig)

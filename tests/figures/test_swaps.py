@@ -20,7 +20,7 @@ def branches(validation=True):
             rows.append((name, epoch, phase, loss, 2 * loss if validation else None, 3 * epoch))
     columns = ["swap", "epoch", "phase", "train_loss", "validation_loss", "passes"]
     table = pd.DataFrame(rows, columns=columns)
-    return table.assign(kept=table.epoch == 6, validation_accuracy=None)
+    return table.assign(kept=table.epoch == 6, validation_accuracy=None, seconds=1.0)
 
 
 def test_curves_marks_and_ends_are_the_tables():
@@ -28,14 +28,17 @@ def test_curves_marks_and_ends_are_the_tables():
     swap_points(axes, branches())
     left, right = axes
     labels = [line.get_label() for line in left.lines if not line.get_label().startswith("_")]
-    assert labels == ["Adam alone", "swap at 2", "swap at 4", "by the race"]
-    marks = [line for line in left.lines if line.get_marker() == "D"]
+    assert labels == ["Adam alone", "swap at 2", "swap at 4", "by the race", "swap"]
+    marks = [line for line in left.lines if line.get_marker() == "D" and len(line.get_xdata())]
     assert [(m.get_xdata()[0], m.get_ydata()[0]) for m in marks] == [(6, 1 / 2), (12, 1 / 4)]
     ends = {line.get_label(): line for line in right.lines}
     assert list(ends["training loss"].get_ydata()) == [0.01, 0.02]
     assert list(ends["validation loss"].get_ydata()) == [0.02, 0.04]
     assert list(ends["training loss"].get_xdata()) == [2, 4]
-    assert {"Adam alone", "by the race"} <= set(ends)
+    assert set(ends["training loss, Adam alone"].get_ydata()) == {0.5}
+    assert list(ends["validation loss, by the race"].get_ydata()) == [0.06]
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in ends.values()}
+    assert len(looks) == len(ends) == 6
     for ax in axes:
         assert ax.get_xlabel() and ax.get_ylabel() and ax.get_legend()
     plt.close("all")
@@ -45,4 +48,15 @@ def test_without_validation_there_is_one_line_of_ends():
     _, axes = plt.subplots(1, 2)
     swap_points(axes, branches(validation=False))
     assert "validation loss" not in [line.get_label() for line in axes[1].lines]
+    plt.close("all")
+
+
+def test_the_race_looks_the_same_however_many_swaps_there_are():
+    looks = []
+    for table in (branches(), branches().query("swap != '4'")):
+        _, axes = plt.subplots(1, 2)
+        swap_points(axes, table)
+        (race,) = (line for line in axes[0].lines if line.get_label() == "by the race")
+        looks.append((race.get_color(), str(race.get_linestyle())))
+    assert looks[0] == looks[1]
     plt.close("all")

@@ -72,6 +72,12 @@ def searches(
             }
 
 
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows in the order of the problems and of `METHODS`, whichever was run first."""
+    rank = {name: place for place, name in enumerate([*PROBLEMS, *METHODS])}
+    return table.sort_values(["problem", "method"], key=lambda of: of.map(rank), kind="stable")
+
+
 def medians(table: pd.DataFrame, column: str = "evaluations") -> pd.DataFrame:
     """Median evaluations over the seeds by problem, method and parameters; inf: most missed."""
     by = ["problem", "method", "parameters"]
@@ -84,7 +90,7 @@ def to_medians(table: pd.DataFrame, column: str = "evaluations") -> pd.DataFrame
     def words(found: pd.Series) -> str:
         missed, median = int(np.isinf(found).sum()), found.median()
         if np.isinf(median):
-            return f"missed by {missed} of {len(found)}"
+            return f"{missed} of {len(found)} missed"
         return f"{median:,.0f}" + (f", {missed} of {len(found)} missed" if missed else "")
 
     by = ["problem", "method", "parameters"]
@@ -95,7 +101,8 @@ def to_medians(table: pd.DataFrame, column: str = "evaluations") -> pd.DataFrame
 def growth(table: pd.DataFrame) -> pd.DataFrame:
     """How the evaluations grow: the factor for a parameter more, by a line through log medians.
 
-    `found up to` is the largest number of parameters at which most seeds find the minimum.
+    `largest n found` is the largest number of parameters at which most seeds find the minimum,
+    with the smaller ones at which most miss; `points` is how many numbers the line goes through.
     """
     rows = []
     for (problem, method), found in medians(table).iterrows():
@@ -105,7 +112,10 @@ def growth(table: pd.DataFrame) -> pd.DataFrame:
             sizes = there.index.to_numpy(dtype=float)
             factor = float(np.exp(np.polyfit(sizes, np.log(there.to_numpy()), 1)[0]))
         most = str(there.index.max()) if len(there) else "none"
-        rows.append({"problem": problem, "method": method, "found up to": most, "factor": factor})
+        gaps = [n for n in found.index[np.isinf(found)] if n < there.index.max()]
+        most += f", not {' and '.join(map(str, gaps))}" if gaps else ""
+        row = {"problem": problem, "method": method, "largest n found": most}
+        rows.append(row | {"points": len(there), "factor": factor})
     return pd.DataFrame(rows)
 
 
@@ -214,18 +224,17 @@ def shares(
 
 
 def to_shares(table: pd.DataFrame) -> pd.DataFrame:
-    """`shares` in per cent, with what the spurious minima are: losses a draw, and how high."""
+    """`shares` as counts, with what the spurious minima are: losses a draw, and how high."""
 
     def describe(of: pd.DataFrame) -> dict[str, Any]:
         spurious = of[of.end == End.SPURIOUS]
         each = spurious.groupby("seed").gap.agg(levels)
         lowest, highest = spurious.gap.min(), spurious.gap.max()
         return {
-            "ends": len(of),
-            **{end.value: f"{(of.end == end).mean():.0%}" for end in End},
+            **{end.value: _count(of, end) for end in End},
             "spurious losses a draw": f"{each.mean():.1f}" if len(each) else "–",
             "their gap": f"{lowest:.1e} to {highest:.1e}" if len(each) else "–",
-            "outside the box": f"{of.outside.mean():.0%}",
+            "outside the box": f"{of.outside.sum()} of {len(of)}",
         }
 
     return statistics.by_group(table, ["problem", "parameters", "method"], describe)
@@ -237,17 +246,36 @@ def claim(table: pd.DataFrame) -> str:
 
 
 def _claim(name: str, table: pd.DataFrame) -> str:
-    share = {end: (table.end == end).mean() for end in End}
-    spurious, saddle = share[End.SPURIOUS], share[End.SADDLE]
-    met = [f"{spurious:.0%} in spurious minima"] * int(spurious > 0)
-    met += [f"{saddle:.1%} at saddle points"] * int(saddle > 0)
+    count = {end: int((table.end == end).sum()) for end in End}
+    met = [
+        f"{count[end]} {words}"
+        for end, words in {
+            End.SPURIOUS: "in spurious minima",
+            End.SADDLE: "at saddle points",
+        }.items()
+        if count[end]
+    ]
     verdict = f"**they are met**: {' and '.join(met)}" if met else "**none are met**"
     text = f"**{name}**, {len(table):,} ends: {verdict}; "
-    text += f"{share[End.GLOBAL]:.0%} in the global minimum, "
-    text += f"{share[End.FLAT]:.0%} where it is flat, {share[End.MOVING]:.0%} not converged."
-    if spurious:
-        by = table.groupby("parameters").end.agg(lambda of: (of == End.SPURIOUS).mean())
-        first, last = _parameters(by.index[0]), by.index[-1]
-        text += f" Spurious minima: {by.iloc[0]:.0%} of the ends with {first}, "
-        text += f"{by.iloc[-1]:.0%} with {last}."
+    text += f"{count[End.GLOBAL]} in the global minimum, "
+    text += f"{count[End.FLAT]} where it is flat, {count[End.MOVING]} not converged."
+    if count[End.SPURIOUS]:
+        by = [(size, _count(of, End.SPURIOUS)) for size, of in table.groupby("parameters")]
+        text += f" Spurious minima: {by[0][1]} ends with {_parameters(by[0][0])}, "
+        text += f"{by[-1][1]} with {by[-1][0]}."
     return text
+
+
+def _count(table: pd.DataFrame, end: End) -> str:
+    return f"{(table.end == end).sum()} of {len(table)}"
+
+
+def drawn(table: pd.DataFrame) -> str:
+    """How little a `census` rests on, in words."""
+    case = table.groupby(["problem", "parameters", "seed", "method"]).size()
+    draws, starts = table.seed.nunique(), int(case.max())
+    return (
+        f"These ends are of {draws} drawn problem{'s' * (draws > 1)} for each family and number of "
+        f"parameters, with {starts} starts each, the same for all {table.method.nunique()} "
+        "methods: another draw can have other shares."
+    )

@@ -30,10 +30,28 @@ def ratios(
         found = profiles.costs(curves, target, cost, max(targets))
         cells = found[found.method == "default"].groupby(["batch_size", "swap_epoch"])
         columns[target] = cells.ratio.agg(lambda of: statistics.ratio_of(of).median)
-    table = pd.DataFrame(columns).sort_index()
+    return _by_steps(pd.DataFrame(columns).sort_index(), examples)
+
+
+def _by_steps(table: pd.DataFrame, examples: int) -> pd.DataFrame:
+    """A table by batch size and swap with K/B in place of the batch size."""
     steps = [f"{examples / size:.3g}" for size in table.index.get_level_values("batch_size")]
     swaps = table.index.get_level_values("swap_epoch")
     return table.set_index(pd.MultiIndex.from_arrays([steps, swaps], names=AXES))
+
+
+def losses(curves: pd.DataFrame, passes: int, examples: int) -> pd.DataFrame:
+    """The losses behind a map after so many passes, medians over the seeds; args as for `ratios`.
+
+    The lowest training loss of Adam and of the second phase, and the validation loss there.
+    """
+    spent = curves[curves.passes_spent <= passes]
+    last = spent.groupby([*profiles.SETTING, "method"], dropna=False, sort=False).tail(1)
+    values, methods = ["loss", "validation_loss"], ["adam", "default"]
+    table = last.pivot_table(values, ["batch_size", "swap_epoch"], "method", aggfunc="median")
+    heads = [f"{loss}, {who}" for loss in ("training", "validation") for who in ("Adam", "second")]
+    found = table[[(value, name) for value in values for name in methods]].set_axis(heads, axis=1)
+    return _by_steps(found, examples).rename_axis(["K/B", "epochs before the swap"])
 
 
 def paying(table: pd.DataFrame, axis: str | None = None) -> str:
@@ -218,7 +236,8 @@ def beside_torch(curves: pd.DataFrame, rivals: pd.DataFrame) -> pd.DataFrame:
     """The lowest losses of second phases, also in parts of those of torch's L-BFGS.
 
     `curves` are of `comparison.variants`, from the prefixes of `rivals`, among which is method
-    "torch-lbfgs". A row for each problem and label has the median loss and the ratio over seeds.
+    "torch-lbfgs". A row for each problem and label has the median loss, the ratio over seeds and
+    the median seconds of the runs.
     """
     seeds = ["problem", "seed"]
     lowest = rivals[rivals.method == "torch-lbfgs"].groupby(seeds).loss.min()
@@ -226,7 +245,8 @@ def beside_torch(curves: pd.DataFrame, rivals: pd.DataFrame) -> pd.DataFrame:
     def describe(of: pd.DataFrame) -> dict[str, Any]:
         ends = of.groupby(seeds).loss.min()
         ratio = statistics.ratio_of(ends / lowest[ends.index])
-        return {"loss": ends.median(), "loss / torch's": ratio.text}
+        seconds = of.groupby(seeds).seconds.max().median()
+        return {"loss": ends.median(), "loss / torch's": ratio.text, "seconds": seconds}
 
     others = curves[curves.method != "adam"].rename(columns={"method": "second phase"})
     return statistics.by_group(others, ["problem", "second phase"], describe)

@@ -75,6 +75,16 @@ def winners(results: PhysicsResults, seed: int = 0) -> pd.DataFrame:
     )
 
 
+def in_shared_seconds(curves: pd.DataFrame) -> tuple[float, str]:
+    """The seconds of the method that had the least, and the lowest loss of each by then, in words.
+
+    `curves` have columns method, seconds and loss.
+    """
+    shared = curves.groupby("method").seconds.max().min()
+    lowest = curves[curves.seconds <= shared].groupby("method").loss.min().sort_values()
+    return float(shared), "; ".join(f"{loss:.1e}, {name}" for name, loss in lowest.items())
+
+
 def at_equal_passes(results: PhysicsResults, ours: str = OURS, peer: str = PEER) -> pd.DataFrame:
     """Lowest losses of two methods within the passes that both made, a row per problem and seed."""
     rows = []

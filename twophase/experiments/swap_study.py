@@ -21,6 +21,7 @@ from twophase.switching import Race, planned
 from twophase.trainer import Trainer
 
 COLUMNS = ["epoch", "phase", "train_loss", "validation_loss", "validation_accuracy", "passes"]
+COLUMNS += ["seconds"]
 # A swap that is not at a given epoch: never, and where the library's rule has it.
 NEVER, BY_ITSELF = "never", "by the race"
 
@@ -30,6 +31,7 @@ class Training:
     """What is trained: how the model begins, on what, and by which loss; see `Trainer`.
 
     `make` returns the model with its initial weights, the same at each call, or a `LeastSquares`.
+    `error`, if there is one, says how far a model is from a solution that is known.
     """
 
     make: Callable[[], nn.Module | LeastSquares]
@@ -37,6 +39,7 @@ class Training:
     validation: Data | None = None
     loss: Loss = mse
     adam: AdamSettings = field(default_factory=AdamSettings)
+    error: Callable[[nn.Module], float] | None = None
 
     def trainer(self, **settings: Any) -> Trainer:
         """A trainer that is at its start."""
@@ -52,8 +55,8 @@ def study(
     Each branch ends when so many `passes` over the data are spent, or the second phase can do no
     more; there is no way back. A row for each branch and epoch: `swap` is the epoch as a text,
     "never" or "by the race" (the library's default, with its way back), `passes` are those spent so
-    far, those of the rule and its trials included; `kept` marks the epoch whose weights are the
-    result.
+    far, those of the rule and its trials included; `seconds` are those of its epochs, trials
+    included; `kept` marks the epoch whose weights are the result, and `error` is theirs.
 
     `InputError` where no swap is left within the passes.
     """
@@ -71,7 +74,8 @@ def study(
         branches.append((str(epoch), branch))
     race = planned(Race(), None, passes)
     branches.append((BY_ITSELF, training.trainer(second=second, switch=race)))
-    return pd.concat([_rows(*branch, passes) for branch in branches], ignore_index=True)
+    tables = [_rows(*branch, passes, training.error) for branch in branches]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _epochs(trainer: Trainer, passes: int) -> Iterator[tuple[Record, int]]:
@@ -80,28 +84,33 @@ def _epochs(trainer: Trainer, passes: int) -> Iterator[tuple[Record, int]]:
         yield trainer.epoch(), trainer.spent
 
 
-def _rows(name: str, trainer: Trainer, passes: int) -> pd.DataFrame:
+def _rows(
+    name: str, trainer: Trainer, passes: int, error: Callable[[nn.Module], float] | None
+) -> pd.DataFrame:
     """All epochs of a branch, which is trained to its end, and which has the weights it keeps."""
     before = accumulate(record.passes for record in trainer.history)
     spent = [*before, *(spent for _, spent in _epochs(trainer, passes))]
     table = table_of(trainer.history)[COLUMNS].assign(passes=spent)
     table.insert(0, "swap", name)
-    return table.assign(kept=table.epoch == trainer.finish().epoch)
+    table = table.assign(seconds=table.seconds.cumsum(), kept=table.epoch == trainer.finish().epoch)
+    return table if error is None else table.assign(error=error(trainer.model))
 
 
 def ends(table: pd.DataFrame) -> pd.DataFrame:
-    """What each branch has come to, and the lowest validation loss on the way."""
-    last = table[table.kept].set_index("swap")
-    lowest = table.groupby("swap", sort=False).validation_loss.min()
-    columns = ["passes", "train_loss", "validation_loss", "validation_accuracy"]
-    found = last[columns].assign(lowest_validation_loss=lowest)
+    """What each branch has come to, and has cost, and the lowest validation loss on the way."""
+    of, last = table.groupby("swap", sort=False), table[table.kept].set_index("swap")
+    found = last.drop(columns=["epoch", "phase", "kept"]).assign(
+        passes=of.passes.max(),
+        seconds=of.seconds.max(),
+        lowest_validation_loss=of.validation_loss.min(),
+    )
     return found.dropna(axis="columns", how="all")
 
 
 def to_ends(table: pd.DataFrame) -> pd.DataFrame:
     """`ends` with headings to read."""
-    found = ends(table).rename(columns={"train_loss": "training loss"})
-    return found.rename(columns=lambda name: name.replace("_", " "))
+    names = {"train_loss": "training loss", "error": "error of the solution"}
+    return ends(table).rename(columns=names).rename(columns=lambda name: name.replace("_", " "))
 
 
 def verdict(table: pd.DataFrame) -> str:
@@ -112,22 +121,43 @@ def verdict(table: pd.DataFrame) -> str:
 
 def _sentences(found: pd.DataFrame, race: pd.Series) -> Iterator[str]:
     best, adam = found.train_loss.idxmin(), found.loc[NEVER]
+    validates = "validation_loss" in found
     if best == NEVER:
         yield "**No swap pays**: Adam going on ends with the lowest training loss."
     else:
+        swap = found.loc[best]
+        where, validation = "in training loss", ""
+        if validates:
+            pays = swap.validation_loss < adam.validation_loss
+            where = "in both losses" if pays else f"{where}, not in validation loss"
+            validation = (
+                f"; its validation loss there is {swap.validation_loss:.2e}, Adam's "
+                f"{adam.validation_loss:.2e}"
+            )
         yield (
-            f"**It pays in training loss**: after a swap at epoch {best} it ends at "
-            f"{found.train_loss[best]:.2e}, Adam's at {adam.train_loss:.2e}, at the same passes."
+            f"**It pays {where}**: the swap at epoch {best} ends at {swap.train_loss:.2e}, Adam "
+            f"going on at {adam.train_loss:.2e}, at the same passes{validation}."
         )
     where = "below" if race.train_loss < adam.train_loss else "not below"
-    end = f"{where} Adam, at {race.train_loss:.2e}"
-    yield f"The race, which does not know the best epoch, ends {end}."
-    if "validation_loss" in found:
-        lowest = found.lowest_validation_loss.idxmin()
-        who = "Adam alone" if lowest == NEVER else f"the swap at epoch {lowest}"
-        reached, end = found.lowest_validation_loss[lowest], found.validation_loss[best]
-        if best != NEVER:
-            yield f"Its validation loss then is {end:.2e}, Adam's {adam.validation_loss:.2e}."
-        yield f"The lowest validation loss on the way, {reached:.2e}, is that of **{who}**."
-        if end > 1.05 * reached:
-            yield 'Who wants that one takes `fit(..., keep="validation")`.'
+    validation = f"; its own validation loss is {race.validation_loss:.2e}" if validates else ""
+    yield (
+        f"The race, which does not know the best epoch, ends {where} Adam, at "
+        f"{race.train_loss:.2e}{validation}."
+    )
+    if validates:
+        yield from _on_validation(found.lowest_validation_loss, found.validation_loss[best])
+    yield "This is one seed."
+
+
+def _on_validation(lowest: pd.Series, end: float) -> Iterator[str]:
+    first = str(lowest.idxmin())
+    who, how = f"the swap at epoch {first}", f"switch={first}, fallback=None"
+    if first == NEVER:
+        who, how = "Adam alone", "second=None"
+    yield (
+        f"The lowest validation loss on the way, {lowest[first]:.2e}, is that of **{who}**: the "
+        f"best of {len(lowest)} branches and of all their epochs, picked on the same validation "
+        "examples, so that others may not confirm it."
+    )
+    if end > 1.05 * lowest[first]:
+        yield f'Who wants that one takes `fit(..., {how}, keep="validation")`.'

@@ -11,7 +11,7 @@ from twophase.experiments.global_search_results import End, medians, shares
 from twophase.figures.style import COLORS, GREY, MARKERS, line_style
 
 # of the axes' height: the strip of misses of a method above them
-STRIP = 0.03
+STRIP = 0.035
 # colour and hatch of each kind of end
 LOOKS = {
     End.GLOBAL: (COLORS[0], ""),
@@ -26,7 +26,7 @@ def evaluations_over_parameters(ax: Axes, table: pd.DataFrame, methods: Sequence
     """Draw the median evaluations to the global minimum of one problem, for at most seven methods.
 
     `table` is of `global_search_results.searches`. A number of parameters at which most seeds of a
-    method miss is a cross in the method's own strip above the axes.
+    method miss is its mark, open, in the method's own strip above the axes.
     """
     found = medians(table).droplevel("problem")
     for index, method in enumerate(methods):
@@ -38,10 +38,10 @@ def evaluations_over_parameters(ax: Axes, table: pd.DataFrame, methods: Sequence
         missed = row.index[np.isinf(row)]
         strip = {"transform": ax.get_xaxis_transform(), "clip_on": False, "color": look["color"]}
         heights = np.full(len(missed), 1 + STRIP * (index + 0.7))
-        look = {"linestyle": "none", "marker": "x", "markeredgewidth": 1.8}
-        for cross in ax.plot(missed, heights, **look, **strip):
+        look = {"linestyle": "none", "marker": marker, "markerfacecolor": "white", "markersize": 5}
+        for miss in ax.plot(missed, heights, **look, **strip):
             # the layout would take it for a part of the axes that has no end
-            cross.set_in_layout(False)
+            miss.set_in_layout(False)
     ax.set(yscale="log", xlabel="parameters $n$", ylabel="evaluations")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax

@@ -8,15 +8,15 @@ from matplotlib.axes import Axes
 from twophase.figures.style import COLORS, plain_ticks
 
 BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, BLACK = COLORS
-# all differ by colour or by dash, this library's by both
+# none shares its dash with another, but for Adam's thin line and the default's thick one
 STYLES: dict[str, dict] = {
     "twophase, default": {"color": BLUE, "linestyle": "-", "linewidth": 2.6},
     "twophase, SSBroyden": {"color": ORANGE, "linestyle": "--"},
     "twophase, self-scaled BFGS": {"color": SKY, "linestyle": "-."},
-    "ssbroyden-optimistix": {"color": GREEN, "linestyle": "--"},
-    "scipy, BFGS": {"color": PURPLE, "linestyle": "-"},
-    "torch, L-BFGS": {"color": VERMILION, "linestyle": "-"},
-    "Adam": {"color": BLACK, "linestyle": "-"},
+    "ssbroyden-optimistix": {"color": GREEN, "linestyle": (0, (5, 1, 1, 1, 1, 1))},
+    "scipy, BFGS": {"color": PURPLE, "linestyle": (0, (7, 3))},
+    "torch, L-BFGS": {"color": VERMILION, "linestyle": (0, (3, 1))},
+    "Adam": {"color": BLACK, "linestyle": "-", "linewidth": 1.2},
     "Adam, cosine decay": {"color": BLACK, "linestyle": ":"},
 }
 COSTS = {"passes": "passes over the points", "seconds": "seconds"}

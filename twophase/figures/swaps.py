@@ -1,29 +1,36 @@
 """Where to swap: the losses of branches from one trajectory of Adam."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
 from twophase.experiments.ablation import LOSSES
 from twophase.experiments.swap_study import BY_ITSELF, NEVER, ends
-from twophase.figures.style import COLORS, line_style, mark, plain_ticks
+from twophase.figures.style import BLUE, COLORS, GREY, VERMILION, line_style, mark, plain_ticks
+
+# of the branches that are in every figure, however many swaps there are
+LOOKS = {NEVER: {"color": COLORS[-1], "linestyle": "-"}, BY_ITSELF: line_style(5)}
+# colour, mark, and the dash and the cross of Adam's and the race's end, of each loss
+ENDS = {"train_loss": (BLUE, "o", ":", "X"), "validation_loss": (VERMILION, "s", "-.", "P")}
 
 
 def swap_points(axes: Sequence[Axes], table: pd.DataFrame, label: str = "") -> Sequence[Axes]:
     """Draw the losses over passes, and where they end over the epoch of the swap.
 
     `table` is of `swap_study.study`. The first of two axes has the training loss of each branch,
-    Adam alone in black, swaps as diamonds; the second the losses in the end, with dotted lines at
-    Adam's and crosses at the race's.
+    Adam alone in black, swaps as diamonds; the second the losses in the end, with lines at Adam's
+    and crosses at the race's, in the colour of the loss.
     """
     left, right = axes
     for index, (name, rows) in enumerate(table.groupby("swap", sort=False)):
-        look = {"color": COLORS[-1], "linestyle": "-"} if name == NEVER else line_style(index - 1)
+        look = LOOKS.get(str(name)) or line_style(index - 1)
         left.plot(rows.passes, rows.train_loss, label=_label(str(name)), **look)
         if str(name).isdigit():
             swap = rows[rows.phase == "adam"].iloc[-1]
             mark(left, swap.passes, swap.train_loss, "D", None, look["color"], size=6)
+    left.plot([], [], "D", color=GREY, markeredgecolor="black", label="swap")
     left.set(yscale="log", xlabel="passes over the data", ylabel=f"training loss{label}")
     _ends(right, ends(table))
     right.set_ylabel(f"loss in the end{label}")
@@ -42,16 +49,21 @@ def _label(name: str) -> str:
 
 def _ends(ax: Axes, found: pd.DataFrame) -> None:
     swaps = found[found.index.str.isdigit()]
-    for index, (column, name) in enumerate(LOSSES.items()):
+    for column, (color, marker, dash, cross) in ENDS.items():
         if column not in found:
             continue
-        look = {"color": COLORS[3 * index], "marker": "os"[index], "linestyle": "-"}
-        ax.plot(swaps.index.astype(int), swaps[column], label=name, **look)
-        ax.axhline(found[column][NEVER], color=look["color"], linestyle=":", lw=1.5)
-        ax.plot([1], [found[column][BY_ITSELF]], marker="X", markersize=9, color=look["color"],
-                linestyle="none", transform=ax.get_yaxis_transform(), clip_on=False)  # fmt: skip
-    ax.plot([], [], color="0.3", linestyle=":", label="Adam alone")
-    ax.plot([], [], color="0.3", marker="X", linestyle="none", label="by the race")
+        name = LOSSES[column]
+        ax.plot(swaps.index.astype(int), swaps[column], "-", label=name, color=color, marker=marker)
+        ends_at = found[column]
+        ax.axhline(ends_at[NEVER], color=color, ls=dash, lw=1.5, label=f"{name}, Adam alone")
+        look: dict[str, Any] = {
+            "color": color,
+            "marker": cross,
+            "markersize": 9,
+            "linestyle": "none",
+        }
+        look |= {"transform": ax.get_yaxis_transform(), "clip_on": False}
+        ax.plot([1], [ends_at[BY_ITSELF]], label=f"{name}, by the race", **look)
     ax.set(xscale="log", yscale="log", xlabel="epoch of the swap")
     ax.set_xticks(swaps.index.astype(int), swaps.index)
     ax.minorticks_off()
