@@ -188,13 +188,28 @@ def against_text() -> str:
         f"looked at, and the automatic switch on {(race > 1).sum()} of the {len(race)} of "
         f"{_link('switch-regret')} that have validation examples, at {race.median():.1f} times "
         "Adam's in the median (medians over the seeds; neither side keeps the weights at which its "
-        f"own was lowest). {tuned_text(found)} "
+        f"own was lowest). {overfitted_text()}{tuned_text(found)} "
         "By the paper's setting, at equal epochs, two-phase training ends above Adam on "
         f"{(short.ratio > 1).sum()} of {len(short)} networks of MNIST, at {short.ratio.min():.2f} "
         f"to {short.ratio.max():.2f} times its loss for {short.passes.min():.1f} to "
         f"{short.passes.max():.1f} times its passes ({_link('table1-mnist-2048')}, one seed and "
         "fewer images and epochs than in the paper)."
     )
+
+
+def overfitted_text() -> str:
+    """Where Adam's last weights are overfitted, so that a lower validation loss says little."""
+    found = {
+        name: pattern.before_the_end(pattern.committed(of)).median()
+        for name, of in pattern.KEPT.items()
+    }
+    said = [
+        f"On {name} Adam's last weights are overfitted: earlier they had {ratio_text(ratio)} of that "
+        "validation loss, so that a ratio below 1 there says who has trained less. "
+        for name, ratio in found.items()
+        if ratio < pattern.MORE
+    ]
+    return "".join(said)
 
 
 def tuned_text(found: Mapping[str, Beside]) -> str:

@@ -1,5 +1,6 @@
 """The two-phase loop, epoch by epoch: Adam, the switch, the second phase, and back if need be."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ from twophase.switching import Action, Course, Fallback, Race, SwitchRule, Told,
 from twophase.watch import Begun, Watch, begun
 from twophase.weights import SWAP, Kept, Weights
 
+log = logging.getLogger("twophase")
+
+# why a loss may become another one in the second phase
+WHY_IT_MOVES = "points resampled too often, or mini-batches without `batches=`?"
 # by which loss weights are kept, and how a message says so
 KEEP = {"train": "lower than the last", "validation": "of the lowest validation loss"}
 
@@ -187,6 +192,9 @@ class Loop:
             self.course.moved(before, now)
         self.weights.forget_losses(before, now)
         self.moves.append((len(self.history), before, now))
+        epochs = [epoch - len(self.history) for epoch, *_ in self.moves[-4:]]
+        if epochs[-3:] == [-2, -1, 0] and epochs[0] != -3:
+            log.warning("the loss became another one in three steps in a row: %s", WHY_IT_MOVES)
 
     def finish(self) -> Record:
         """Give the model the weights that are to be kept, and return their record."""

@@ -359,6 +359,13 @@ def adams_lowest(found: Pattern) -> pd.DataFrame:
     return lowest.set_index("seed")[["epoch", "validation_loss"]]
 
 
+def before_the_end(found: Pattern) -> pd.Series:
+    """`adams_lowest` over the validation loss of Adam's last weights, by seed."""
+    last = found.ends[found.ends.strategy == ALONE].set_index("seed").validation_loss
+    lowest = adams_lowest(found).validation_loss
+    return lowest / last.loc[lowest.index]
+
+
 def who_is_ahead(found: Pattern) -> str:
     """In words: which strategies end below Adam alone, in training and in validation loss.
 
@@ -395,9 +402,7 @@ def who_is_ahead(found: Pattern) -> str:
 
 def _overfitted(found: Pattern, counted: pd.DataFrame) -> list[str]:
     """Where Adam had a lower validation loss before its end, and who is below that; or nothing."""
-    lowest = adams_lowest(found)
-    last = found.ends[found.ends.strategy == ALONE].set_index("seed").validation_loss
-    ratio = lowest.validation_loss / last.loc[lowest.index]
+    lowest, ratio = adams_lowest(found), before_the_end(found)
     before = ratio < SLIGHTLY
     if not before.any():
         return []

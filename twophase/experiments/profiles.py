@@ -112,6 +112,12 @@ def performance_profile(found: pd.DataFrame, factors: Sequence[float]) -> pd.Dat
     return pd.DataFrame(shares, index=index).rename_axis(columns=None)
 
 
+def factors(found: pd.DataFrame, count: int = 240) -> np.ndarray:
+    """So many factors τ for `performance_profile`, up to the largest that there can be, or 10."""
+    most = found.cost[np.isfinite(found.cost)].max() / GRADIENT_PASSES
+    return np.geomspace(1, max(10, most), count)
+
+
 def ratios(found: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """The ratios to Adam's cost over the seeds, for each combination of some columns of `costs`.
 

@@ -68,24 +68,22 @@ class LeastSquares(Shuffled):
         for term in terms:
             if not isinstance(term, Term):
                 raise InputError("terms", term, "a list of Term(residual, points, weight)")
-        if not terms:
-            raise InputError("terms", [], "at least one term")
-        if chunk_size is not None:
-            check_integer("chunk_size", chunk_size, 1)
+        given = chunk_size if chunk_size is None else check_integer("chunk_size", chunk_size, 1)
         self.model = model = bare(model)
         check_held(p for p in model.parameters() if p.requires_grad)
         self.vector = ParameterVector(model.parameters(), model.buffers())
         self._names = [f"model.{n}" for n, p in model.named_parameters() if p.requires_grad]
         self.passes, self.resolution = Passes(), round_off(self.vector.dtype)
+        self._given = given
         self.processes = processes()
-        self._given = chunk_size
         self._terms = [
             (Rows(model, term), tuple(map(self._there, term.tensors)), term.weight)
             for term in terms
             if term.weight > 0
         ]
         if not self._terms:
-            raise InputError("terms", "all of weight 0", "one of a weight above 0, at least")
+            found = "all of weight 0" if terms else []
+            raise InputError("terms", found, "at least one term of a weight above 0")
         self._last: Linearization | None = None
 
     classes = False  # there is no accuracy

@@ -1,6 +1,5 @@
 """All of the method in one torch optimizer, for a training loop of one's own."""
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from twophase.automatic import DEFAULT
 from twophase.distributed import processes
 from twophase.errors import InputError, check_integer, check_number, check_type, loading
-from twophase.loop import Loop
+from twophase.loop import WHY_IT_MOVES, Loop
 from twophase.monitor import Exact, Monitor
 from twophase.objectives.closure import (
     Closure,
@@ -32,9 +31,6 @@ from twophase.switching import Fallback, Race, SwitchRule
 if TYPE_CHECKING:
     import pandas as pd
 
-log = logging.getLogger("twophase")
-
-MOVES = "points resampled too often, or mini-batches without `batches=`?"
 # Of a state; one more when its content changes.
 VERSION = 1
 # Optimizers that evaluate closures at several points, or take no dense gradients.
@@ -115,7 +111,7 @@ class TwoPhase(Optimizer):
         self.loop = Loop(self.objective, phases, switch, fallback, monitor)
         self._given: tuple[Any, ...] = second, switch, fallback, monitor  # until the first step
         self.looks = 0  # passes to see whether the loss is the same, and its gradient its own
-        self._checked = self._warned = False
+        self._checked = False
 
     def _parameters_of_first(self) -> list[Tensor]:
         """The parameters in the order of the first phase, which has all of them and no others."""
@@ -163,7 +159,7 @@ class TwoPhase(Optimizer):
 
     @property
     def spent(self) -> int:
-        """Passes over the data so far, those that look at the loss again included."""
+        """Passes so far, those that look at the loss again included, as after a resume."""
         return self.loop.spent + self.looks
 
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
@@ -271,15 +267,7 @@ class TwoPhase(Optimizer):
         if self.phase != ADAM:
             before = self.objective.passes.total
             self.loop.look_again()
-            self._warn()
             self.looks += self.objective.passes.total - before
-
-    def _warn(self) -> None:
-        """Say once that each of the last three steps found another loss."""
-        last = [epochs for epochs, *_ in self.loop.moves[-3:]]
-        if not self._warned and len(last) == 3 and last[-1] - last[0] == 2:
-            self._warned = True
-            log.warning("the loss became another one in three steps in a row; %s", MOVES)
 
     def _check(self) -> None:
         """Whether a closure that calls backward leaves the gradient of its loss."""
@@ -312,14 +300,13 @@ class TwoPhase(Optimizer):
             lines.append(f"no switch so far: {loop.reason or 'no epoch has ended'}")
         if loop.moves:
             often = f"the loss became another one {len(loop.moves)} times in the second phase"
-            lines.append(f"{often}, which started anew each time: {MOVES}")
+            lines.append(f"{often}, which started anew each time: {WHY_IT_MOVES}")
         return "\n".join(lines + [paid.text for paid in payoffs(loop.history)])
 
     def state_dict(self) -> dict[str, Any]:
         """All that the coming steps depend on, in tensors, numbers and texts; with the parameters.
 
-        `torch.load` reads it with `weights_only=True`. It resumes exactly under the same arguments;
-        the second phase looks at the loss once more, which `spent` counts.
+        `torch.load` reads it with `weights_only=True`. It resumes exactly under the same arguments.
         """
         own = {"version": VERSION, "batches": self.batches, "loop": self.loop.state_dict()}
         own["first"] = type(self.first).__name__
