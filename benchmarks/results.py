@@ -204,8 +204,8 @@ def overfitted_text() -> str:
         for name, of in pattern.KEPT.items()
     }
     said = [
-        f"On {name} Adam's last weights are overfitted: earlier they had {ratio_text(ratio)} of that "
-        "validation loss, so that a ratio below 1 there says who has trained less. "
+        f"On {name}, Adam's last weights are overfitted: earlier they had {ratio_text(ratio)} of "
+        "that validation loss, so that a ratio below 1 there says who has trained less. "
         for name, ratio in found.items()
         if ratio < pattern.MORE
     ]

@@ -85,14 +85,14 @@ def length(path):
 
 
 def test_the_method_fits_in_one_sitting():
-    assert sum(map(length, METHOD)) <= 4030
+    assert sum(map(length, METHOD)) <= 4040
     own = METHOD + CHOICES
     too_long = {str(path.relative_to(PROJECT)): length(path) for path in own if length(path) > 350}
     assert not too_long
 
 
 def test_the_package_is_small():
-    assert sum(map(length, CHOICES)) <= 4725
+    assert sum(map(length, CHOICES)) <= 4710
     assert sum(length(path) for path in MODULES if path not in CHOICES) <= 19_440
 
 
