@@ -207,6 +207,7 @@ def answers(found: pd.DataFrame, compared: Sequence[Parts]) -> str:
 
 RIVALS = {
     "torch-lbfgs": "And beside a simple rival? torch's L-BFGS knows nothing of Adam.",
+    "adam-cosine": "And beside Adam with a tuned cosine decay after the prefix?",
     "adam-from-start": "And beside Adam with rate and schedule tuned from the start?",
 }
 
