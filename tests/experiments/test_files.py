@@ -124,31 +124,45 @@ def test_the_time_is_utc_to_the_second():
     assert provenance.now().endswith("+00:00") and len(provenance.now()) == 25
 
 
-def unfinished(folder, name, age):
+def left(folder, name, age):
     path = folder / name
-    path.mkdir() if name.startswith(".unfinished") else path.write_text("half")
+    path.write_text("half") if "csv" in name else path.mkdir()
     os.utime(path, (time.time() - age,) * 2)
     return path
 
 
-def test_what_killed_processes_left_goes_with_the_next_file(tmp_path):
+@pytest.fixture
+def dead():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_killed_processes_left_goes_with_the_next_file(tmp_path, dead):
     """Not what a process that lives, or one of another machine a minute ago, may still write."""
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    own, elsewhere = files.here(), "01234567"
     gone = [
-        unfinished(tmp_path, f".a.csv.{dead.pid}.tmp", 70),
-        unfinished(tmp_path, f".unfinished-{dead.pid}-x1", 70),
-        unfinished(tmp_path, ".unfinished-x2", 90_000),
-        unfinished(tmp_path, f".a.csv.{os.getpid()}.tmp", 90_000),
+        left(tmp_path, f".a.csv.{own}.{dead}.tmp", 5),
+        left(tmp_path, f".a.csv.{elsewhere}.{dead}.tmp", 70),
+        left(tmp_path, f".x1.{own}.{dead}.tmp", 5),
+        left(tmp_path, f".a.csv.{own}.{os.getpid()}.tmp", 90_000),
     ]
     kept = [
-        unfinished(tmp_path, f".b.csv.{dead.pid}.tmp", 5),
-        unfinished(tmp_path, f".b.csv.{os.getpid()}.tmp", 70),
-        unfinished(tmp_path, ".unfinished-x3", 70),
-        unfinished(tmp_path, "notes.tmp", 90_000),
+        left(tmp_path, f".b.csv.{elsewhere}.{dead}.tmp", 5),
+        left(tmp_path, f".b.csv.{own}.{os.getpid()}.tmp", 70),
+        left(tmp_path, f".x3.{own}.{os.getpid()}.tmp", 70),
     ]
     write_atomically(tmp_path / "c.csv", "")
     assert not any(path.exists() for path in gone)
+    assert all(path.exists() for path in kept)
+
+
+def test_what_others_have_in_the_folder_stays(tmp_path, dead):
+    names = ["notes.tmp", f".my.csv.{dead}.tmp", ".unfinished-novel", f".unfinished-{dead}-x1"]
+    names += [f"a.csv.{files.here()}.{dead}.tmp", f".a.csv.{files.here()}.{dead}.tmp.gz"]
+    kept = [left(tmp_path, name, 90_000) for name in names]
+    write_atomically(tmp_path / "c.csv", "")
     assert all(path.exists() for path in kept)
 
 
@@ -176,20 +190,19 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     assert {path: path.lstat() for path in tmp_path.iterdir()} == before
 
 
-def left_by_a_killed_writer(path):
+def left_by_a_killed_writer(path, dead):
     """What a process that is killed while it writes leaves."""
-    dead, names = subprocess.Popen([sys.executable, "-c", ""]), []
-    dead.wait()
+    names = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "getpid", lambda: dead.pid)
+        patch.setattr(os, "getpid", lambda: dead)
         patch.setattr(os, "fsync", lambda file: names.extend(path.parent.iterdir()))
         write_atomically(path, "half")
     return path.rename(*names)
 
 
-def test_what_a_process_of_this_machine_left_goes_at_once(tmp_path, monkeypatch):
+def test_what_a_process_of_this_machine_left_goes_at_once(tmp_path, monkeypatch, dead):
     """Where another machine, or a container, has the same number it may live there."""
-    left = left_by_a_killed_writer(tmp_path / "a.csv")
+    left = left_by_a_killed_writer(tmp_path / "a.csv", dead)
     with monkeypatch.context() as patch:
         patch.setattr(files, "here", lambda: "01234567")
         write_atomically(tmp_path / "b.csv", "")

@@ -17,9 +17,8 @@ import pandas as pd
 
 from twophase.errors import InputError
 
-# What is being written, with the place and number of the process that does: a file, or, without
-# the place, a report's folder.
-_UNFINISHED = re.compile(r"\..+?(?:\.([0-9a-f]{8}))?\.(\d+)\.tmp|\.unfinished-(\d*)\b.*")
+# the end of `unfinished`, with the place and number of the process that writes
+_UNFINISHED = re.compile(r"\..+\.([0-9a-f]{8})\.(\d+)\.tmp")
 _MINUTE, _DAY = 60.0, 86400.0
 
 
@@ -33,7 +32,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     check_regular(path)
     clear_unfinished(path.parent)
-    temporary = path.with_name(f".{path.name}.{here()}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}{unfinished()}")
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -74,8 +73,13 @@ def here() -> str:
     return hashlib.sha256(" ".join(known).encode()).hexdigest()[:8]
 
 
+def unfinished() -> str:
+    """How names end of what this process is writing; they begin with a dot."""
+    return f".{here()}.{os.getpid()}.tmp"
+
+
 def clear_unfinished(folder: Path, age: float = _MINUTE) -> None:
-    """Remove what killed processes have left half written in a folder.
+    """Remove what killed processes have left half written in a folder, see `unfinished`.
 
     That is what has the number of no process of this machine, and was written here or not touched
     for `age` seconds, or what is a day old.
@@ -86,14 +90,14 @@ def clear_unfinished(folder: Path, age: float = _MINUTE) -> None:
             if found is None:
                 continue
             old = time.time() - path.lstat().st_mtime
-            dead = not _is_running(int(found[2] or found[3] or 0))
+            dead = not _is_running(int(found[2]))
             if old > _DAY or (dead and (old >= age or found[1] == here())):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def _is_running(process: int) -> bool:
     """Whether a process of this machine has that number; True where that is not known."""
-    if process == 0 or os.name != "posix":
+    if os.name != "posix":
         return True
     try:
         os.kill(process, 0)
