@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from twophase.errors import InputError
@@ -122,6 +123,30 @@ def test_versions_name_python_and_the_packages():
 
 def test_the_time_is_utc_to_the_second():
     assert provenance.now().endswith("+00:00") and len(provenance.now()) == 25
+
+
+def test_rows_are_replaced_where_they_are_and_the_others_stay(tmp_path):
+    """Also numbers that would not come back alike, and what looks as if it were missing."""
+    path = tmp_path / "table.csv"
+
+    def write(*rows, columns=("name", "seed", "loss")):
+        files.write_rows(path, pd.DataFrame(rows, columns=columns), ["name", "seed"])
+        return path.read_text().splitlines()[1:]
+
+    kept = ["NA,0,0.1234567890123456789", "b,0,"]
+    path.write_text("\n".join(["name,seed,loss", *kept]) + "\n")
+    assert write(("c", 1, 3.0), ("d", 0, None)) == [*kept, "c,1,3.0", "d,0,"]
+    assert write(("b", 0, 2.0), ("b", 1, 2.5)) == [kept[0], "b,0,2.0", "b,1,2.5", "c,1,3.0", "d,0,"]
+    before = path.read_bytes()
+    write(("b", 0, 2.0), ("b", 1, 2.5))
+    assert path.read_bytes() == before
+    assert write(("c", 1, 4.0, 1), columns=("name", "seed", "loss", "q"))[-2:] == [
+        "c,1,4.0,1",
+        "d,0,,",
+    ]
+    for damaged in ("", "x,y\n1,2\n", 'name,seed\n"'):
+        path.write_text(damaged)
+        assert write(("e", 0, 1.0)) == ["e,0,1.0"]
 
 
 def left(folder, name, age):

@@ -1,6 +1,7 @@
 """Files that are either whole or not there; the source tree, and what lies in it."""
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -8,6 +9,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -44,6 +46,30 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, table: pd.DataFrame, key: Sequence[str]) -> None:
+    """Write a table as CSV, with the rows of other keys that the file has.
+
+    It stands where the first row was that it replaces, or at the end. A file that cannot be read,
+    or has no such columns, is replaced.
+    """
+    # as texts, so that no row changes that is not replaced
+    new = _texts(io.StringIO(table.to_csv(index=False)))
+    old = new.iloc[:0]
+    with suppress(OSError, ValueError):
+        old = _texts(path)
+    if not set(key) <= set(old):
+        old = new.iloc[:0]
+    same = old.set_index(key).index.isin(new.set_index(key).index)
+    at = int(same.argmax()) if same.any() else len(old)
+    rows = pd.concat([old[:at], new, old[at:][~same[at:]]])
+    columns = new.columns.union(old.columns, sort=False)
+    write_atomically(path, rows[columns].to_csv(index=False))
+
+
+def _texts(source: Path | io.StringIO) -> pd.DataFrame:
+    return pd.read_csv(source, dtype=str, keep_default_na=False)
 
 
 def check_regular(path: Path) -> None:
