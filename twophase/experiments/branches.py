@@ -79,6 +79,8 @@ class Place:
 class RunsFailed(TwoPhaseError):
     """Some of many runs have failed; the others are there."""
 
+    exit_code = 1
+
 
 class Done(NamedTuple):
     """A configuration that was run: its folder, which runs of the same course share.
