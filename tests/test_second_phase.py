@@ -60,11 +60,20 @@ GRID_SEARCHES = {
     "parabola": ParabolaFirst(),
     "wolfe": StrongWolfe(),
 }
+
+
+def beale(w):
+    """A flat valley between steep walls (Moré, Garbow and Hillstrom 1981, problem 5)."""
+    x, y = w[..., 0], w[..., 1]
+    terms = ((1.5, y), (2.25, y.square()), (2.625, y**3))
+    return sum((constant - x + x * power).square() for constant, power in terms)
+
+
 PROBLEMS = {
     "quadratic": toys.Quadratic.log_spaced(20, 1e3, torch.Generator().manual_seed(0)),
     "rosenbrock-2": toys.rosenbrock(2),
     "rosenbrock-10": toys.rosenbrock(10),
-    "beale": toys.beale(),
+    "beale": toys.Problem(beale, *torch.tensor([[1.0, 1.0], [3.0, 0.5]], dtype=torch.float64), 0.0),
 }
 OTHER_QUADRATICS = {
     f"quadratic {seed}": toys.Quadratic.log_spaced(20, 1e3, torch.Generator().manual_seed(seed))

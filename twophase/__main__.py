@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command; what a user can put right is one line on stderr and exit code 2.
 
     `arguments` are without the program's name; None: those of this process. The exit code is 0, 1
-    where runs of a sweep failed, 2 after a user's error or one of files and disks, 130 if
+    where some of many runs failed, 2 after a user's error or one of files and disks, 130 if
     interrupted.
     """
     from twophase.distributed.launch import at_sigterm
@@ -106,7 +106,7 @@ def _carry_out(given: Sequence[str]) -> int:
         return options.command(options) or 0
     except TwoPhaseError as error:
         _say(f"twophase: error: {error}")
-        return EXIT_USER_ERROR
+        return getattr(error, "exit_code", EXIT_USER_ERROR)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _say(f"twophase: error: {where}{error.strerror or error}")
@@ -316,12 +316,10 @@ def _compare(options: argparse.Namespace) -> None:
     # what the others are measured against
     methods = list(dict.fromkeys(["adam", *(options.method or METHODS)]))
     place = branches.Place(options.work or options.out / "runs", options.data, options.device)
-    began = time.perf_counter()
     executor = _executor(options)
-    curves = comparison.compare(plan, methods, place, not options.no_tuning, executor)
-    seconds = time.perf_counter() - began
-    facts = comparison.facts(options.arguments, options.device, executor, seconds)
-    comparison.save(curves, options.out, facts)
+    with _recorded(options, executor):
+        curves = comparison.compare(plan, methods, place, not options.no_tuning, executor)
+        comparison.save(curves, options.out)
     judged = curves[curves.seed != comparison.TUNING_SEED]
     found = profiles.costs(judged, plan.passes)
     shown = profiles.ratios(found, ["problem", "model", "method"]).drop(columns="text")
@@ -349,13 +347,15 @@ def _regret(options: argparse.Namespace) -> None:
     from twophase.experiments import branches, regret, regret_results
     from twophase.experiments.files import write_atomically
 
+    def write(table) -> None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        text = table.to_csv(index=False, float_format="%.6g")
+        write_atomically(options.out / "regret.csv", text)
+
     place = branches.Place(options.work or options.out / "runs", options.data, options.device)
-    began, executor = time.perf_counter(), _executor(options)
-    table = regret.run(options.case, options.rule, options.seeds, place, executor, options.passes)
-    seconds = time.perf_counter() - began
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out / "regret.csv", table.to_csv(index=False, float_format="%.6g"))
-    _provenance(options, executor, seconds)
+    executor, chosen = _executor(options), (options.case, options.rule, options.seeds)
+    with _recorded(options, executor):
+        table = regret.run(*chosen, place, executor, options.passes, write)
     print(regret_results.summary(table).to_string(float_format="{:.2f}".format))
     print(f"table: {options.out / 'regret.csv'}")
 
@@ -384,11 +384,10 @@ def _pattern(options: argparse.Namespace) -> None:
     asked = Options(**{name: getattr(options, name) for name in names}).config(usual_batch=64)
     config = pattern.config(asked.problem, options.passes, asked.adam, asked.freeze)
     place = branches.Place(options.work or options.out / "runs", options.data, options.device)
-    began, executor = time.perf_counter(), _executor(options)
-    found = pattern.run(config, options.seeds, place, executor)
-    seconds = time.perf_counter() - began
-    pattern.save(found, options.out)
-    _provenance(options, executor, seconds)
+    executor = _executor(options)
+    with _recorded(options, executor):
+        found = pattern.run(config, options.seeds, place, executor)
+        pattern.save(found, options.out)
     print(pattern.answers(found))
     print(f"tables: {options.out}")
 
@@ -473,25 +472,22 @@ def _executor(options: argparse.Namespace):
 
 @contextmanager
 def _recorded(options: argparse.Namespace, executor) -> Iterator[None]:
-    """`provenance.json` for the table that is made within, also where some of its runs fail."""
-    from twophase.experiments.branches import RunsFailed
+    """`provenance.json` for tables that are made within, however that ends.
 
-    began, failed = time.perf_counter(), None
+    Where none of them has become another one, what is said of them holds still.
+    """
+    from twophase.experiments import comparison, provenance
+
+    began, before = time.perf_counter(), provenance.tables(options.out)
+    note = options.out / "provenance.json"
     try:
         yield
-    except RunsFailed as error:
-        failed = error
-    _provenance(options, executor, time.perf_counter() - began)
-    if failed is not None:
-        raise failed
-
-
-def _provenance(options: argparse.Namespace, executor, seconds: float) -> None:
-    from twophase.experiments import comparison
-    from twophase.experiments.files import write_json
-
-    facts = comparison.facts(options.arguments, options.device, executor, seconds)
-    write_json(options.out / "provenance.json", facts)
+    finally:
+        now = provenance.tables(options.out)
+        if now and (now != before or not note.exists()):
+            seconds = time.perf_counter() - began
+            facts = comparison.facts(options.arguments, options.device, executor, seconds)
+            provenance.add(note, facts)
 
 
 def _place_options(parser: argparse.ArgumentParser, out: str, required: bool = True) -> None:

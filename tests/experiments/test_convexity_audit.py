@@ -125,6 +125,20 @@ def test_the_committed_audit_belongs_to_the_committed_traces():
     assert (audited.smallest <= audited.largest).all()
 
 
+def test_audits_of_other_recordings_stay(tmp_path, monkeypatch):
+    def audited(config, *where):
+        key = ("digits", config.problem.model, config.seed, "adam")
+        return pd.DataFrame([(*key, 1, 0), (*key, 3, 0)], columns=convexity_audit.KEY)
+
+    monkeypatch.setattr(convexity_audit, "audit_recording", audited)
+    for models in (["vit-mlp"], ["vit-nomlp"], ["vit-mlp"]):
+        chosen = traces.configs("smoke", models=models, seeds=2)
+        assert len(convexity_audit.audit(chosen, tmp_path)) == 4
+    written = pd.read_csv(tmp_path / "audit.csv")
+    assert written.model.tolist() == ["vit-mlp"] * 4 + ["vit-nomlp"] * 4
+    assert written.seed.tolist() == [0, 0, 1, 1] * 2
+
+
 def test_an_unfinished_recording_is_named(tmp_path):
     (config,) = traces.configs("smoke", models=["vit-mlp"], seeds=1)
     with pytest.raises(InputError, match="^run: .* use the folder of a finished run"):

@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from twophase.errors import InputError
@@ -124,31 +125,69 @@ def test_the_time_is_utc_to_the_second():
     assert provenance.now().endswith("+00:00") and len(provenance.now()) == 25
 
 
-def unfinished(folder, name, age):
+def test_rows_are_replaced_where_they_are_and_the_others_stay(tmp_path):
+    """Also numbers that would not come back alike, and what looks as if it were missing."""
+    path = tmp_path / "table.csv"
+
+    def write(*rows, columns=("name", "seed", "loss")):
+        files.write_rows(path, pd.DataFrame(rows, columns=columns), ["name", "seed"])
+        return path.read_text().splitlines()[1:]
+
+    kept = ["NA,0,0.1234567890123456789", "b,0,"]
+    path.write_text("\n".join(["name,seed,loss", *kept]) + "\n")
+    assert write(("c", 1, 3.0), ("d", 0, None)) == [*kept, "c,1,3.0", "d,0,"]
+    assert write(("b", 0, 2.0), ("b", 1, 2.5)) == [kept[0], "b,0,2.0", "b,1,2.5", "c,1,3.0", "d,0,"]
+    before = path.read_bytes()
+    write(("b", 0, 2.0), ("b", 1, 2.5))
+    assert path.read_bytes() == before
+    assert write(("c", 1, 4.0, 1), columns=("name", "seed", "loss", "q"))[-2:] == [
+        "c,1,4.0,1",
+        "d,0,,",
+    ]
+    for damaged in ("", "x,y\n1,2\n", 'name,seed\n"'):
+        path.write_text(damaged)
+        assert write(("e", 0, 1.0)) == ["e,0,1.0"]
+
+
+def left(folder, name, age):
     path = folder / name
-    path.mkdir() if name.startswith(".unfinished") else path.write_text("half")
+    path.write_text("half") if "csv" in name else path.mkdir()
     os.utime(path, (time.time() - age,) * 2)
     return path
 
 
-def test_what_killed_processes_left_goes_with_the_next_file(tmp_path):
+@pytest.fixture
+def dead():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_killed_processes_left_goes_with_the_next_file(tmp_path, dead):
     """Not what a process that lives, or one of another machine a minute ago, may still write."""
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    own, elsewhere = files.here(), "01234567"
     gone = [
-        unfinished(tmp_path, f".a.csv.{dead.pid}.tmp", 70),
-        unfinished(tmp_path, f".unfinished-{dead.pid}-x1", 70),
-        unfinished(tmp_path, ".unfinished-x2", 90_000),
-        unfinished(tmp_path, f".a.csv.{os.getpid()}.tmp", 90_000),
+        left(tmp_path, f".a.csv.{own}.{dead}.tmp", 5),
+        left(tmp_path, f".a.csv.{elsewhere}.{dead}.tmp", 70),
+        left(tmp_path, f".x1.{own}.{dead}.tmp", 5),
+        left(tmp_path, f".a.csv.{own}.{os.getpid()}.tmp", 90_000),
     ]
     kept = [
-        unfinished(tmp_path, f".b.csv.{dead.pid}.tmp", 5),
-        unfinished(tmp_path, f".b.csv.{os.getpid()}.tmp", 70),
-        unfinished(tmp_path, ".unfinished-x3", 70),
-        unfinished(tmp_path, "notes.tmp", 90_000),
+        left(tmp_path, f".b.csv.{elsewhere}.{dead}.tmp", 5),
+        left(tmp_path, f".b.csv.{own}.{os.getpid()}.tmp", 70),
+        left(tmp_path, f".x3.{own}.{os.getpid()}.tmp", 70),
     ]
     write_atomically(tmp_path / "c.csv", "")
     assert not any(path.exists() for path in gone)
+    assert all(path.exists() for path in kept)
+
+
+def test_what_others_have_in_the_folder_stays(tmp_path, dead):
+    names = ["notes.tmp", f".my.csv.{dead}.tmp", ".unfinished-novel", f".unfinished-{dead}-x1"]
+    names += [f"a.csv.{files.here()}.{dead}.tmp", f".a.csv.{files.here()}.{dead}.tmp.gz"]
+    kept = [left(tmp_path, name, 90_000) for name in names]
+    write_atomically(tmp_path / "c.csv", "")
     assert all(path.exists() for path in kept)
 
 
@@ -176,20 +215,19 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     assert {path: path.lstat() for path in tmp_path.iterdir()} == before
 
 
-def left_by_a_killed_writer(path):
+def left_by_a_killed_writer(path, dead):
     """What a process that is killed while it writes leaves."""
-    dead, names = subprocess.Popen([sys.executable, "-c", ""]), []
-    dead.wait()
+    names = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "getpid", lambda: dead.pid)
+        patch.setattr(os, "getpid", lambda: dead)
         patch.setattr(os, "fsync", lambda file: names.extend(path.parent.iterdir()))
         write_atomically(path, "half")
     return path.rename(*names)
 
 
-def test_what_a_process_of_this_machine_left_goes_at_once(tmp_path, monkeypatch):
+def test_what_a_process_of_this_machine_left_goes_at_once(tmp_path, monkeypatch, dead):
     """Where another machine, or a container, has the same number it may live there."""
-    left = left_by_a_killed_writer(tmp_path / "a.csv")
+    left = left_by_a_killed_writer(tmp_path / "a.csv", dead)
     with monkeypatch.context() as patch:
         patch.setattr(files, "here", lambda: "01234567")
         write_atomically(tmp_path / "b.csv", "")

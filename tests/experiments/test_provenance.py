@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from twophase.experiments.provenance import command, made_with, of_script, words
+from twophase.experiments.files import read_json
+from twophase.experiments.provenance import add, command, made_with, of_script, tables, words
 
 
 @pytest.mark.parametrize("threads", ["1 thread", "11 threads", "16 threads"])
@@ -24,6 +25,21 @@ def test_runs_are_named_by_device_torch_and_revision_each_once():
         "gpu, torch 2.6, revision unknown"
     )
     assert made_with([]) == ""
+
+
+def test_what_was_said_of_older_rows_stays(tmp_path):
+    note = tmp_path / "provenance.json"
+    for revision in "abc":
+        add(note, {"revision": revision})
+    assert read_json(note) == {
+        "revision": "c",
+        "earlier": [{"revision": "a"}, {"revision": "b"}],
+    }
+    assert tables(tmp_path) == {}
+    (tmp_path / "x.csv").write_text("a")
+    first = tables(tmp_path)
+    (tmp_path / "x.csv").write_text("b")
+    assert first.keys() == {"x.csv"} and first != tables(tmp_path)
 
 
 def test_a_benchmark_says_how_it_was_called(monkeypatch):

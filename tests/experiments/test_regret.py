@@ -322,6 +322,29 @@ def test_the_command_leaves_a_table_and_where_it_comes_from(tmp_path, small, cap
     assert pd.read_csv(tmp_path / "regret.csv").rule.eq("literal").any()
 
 
+@pytest.mark.slow
+def test_a_case_that_fails_is_told_and_no_row_is_lost(tmp_path, monkeypatch, capsys):
+    mnist = replace(SMALL, problem=ImageProblem("mnist", "mlp-4", 24, 12))
+    monkeypatch.setattr(regret, "CASES", {"small": SMALL, "mnist": mnist})
+    given = ["regret", "--rule", "a third", "--seeds", "1", "--out", str(tmp_path / "out")]
+    given += ["--data", str(tmp_path), "--case"]
+    table = tmp_path / "out" / "regret.csv"
+    assert main([*given, "mnist"]) == 1
+    assert not table.exists() and not (tmp_path / "out" / "provenance.json").exists()
+    error = capsys.readouterr().err
+    assert (
+        error.startswith("twophase: error: 6 of 6 runs failed; first mnist")
+        and error.count("\n") == 1
+    )
+    assert main([*given, "small", "mnist"]) == 1
+    assert "6 of 12 runs failed; first mnist" in capsys.readouterr().err
+    assert set(pd.read_csv(table).case) == {"small"}
+    before = {path: path.read_bytes() for path in table.parent.glob("*.*")}
+    assert len(before) == 2
+    assert main([*given, "mnist"]) == 1
+    assert {path: path.read_bytes() for path in table.parent.glob("*.*")} == before
+
+
 def test_what_is_not_there_is_named(tmp_path):
     place = branches.Place(tmp_path)
     with pytest.raises(InputError, match="^case: 'mlp' is not allowed"):

@@ -67,6 +67,11 @@ class Stopped(Exception):
     pass
 
 
+def latest(folder):
+    """The newest state that is whole."""
+    return next(state for _, state in checkpoints.whole(folder))
+
+
 def stop_after(monkeypatch, epochs):
     """Make training stop, as a crash would, at the start of the epoch after `epochs`."""
     go_on = Trainer.epoch
@@ -125,7 +130,7 @@ def test_a_run_killed_at_twenty_moments_reaches_the_same_end(tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         assert not (out / "summary.json").exists()
-    assert checkpoints.latest(out / CHECKPOINTS)["history"], "the attempts came nowhere"
+    assert latest(out / CHECKPOINTS)["history"], "the attempts came nowhere"
     run(long, out, device="cpu")
     run(long, tmp_path / "whole", device="cpu")
     assert same(out, tmp_path / "whole")
@@ -183,7 +188,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     )
     with pytest.raises(DataError, match="damaged"):
         checkpoints.load(newest)
-    assert len(checkpoints.latest(newest.parent)["history"]) == 6
+    assert len(latest(newest.parent)["history"]) == 6
     assert str(newest) in caplog.text
     run(CONFIG, tmp_path, device="cpu")
     assert same(tmp_path, whole)
@@ -232,7 +237,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path, monkeypatch
     assert done.returncode == 2
     assert done.stderr.startswith("twophase: error: ")
     assert done.stderr.count("\n") == 1
-    assert len(checkpoints.latest(tmp_path / CHECKPOINTS)["history"]) == 3
+    assert len(latest(tmp_path / CHECKPOINTS)["history"]) == 3
     assert not list(tmp_path.rglob("*.tmp"))
     run(CONFIG, tmp_path, device="cpu")
     assert same(tmp_path, whole)

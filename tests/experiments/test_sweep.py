@@ -198,6 +198,9 @@ BAD = {
     "strategy: adam\nswitch.passes: 9": "switch.passes: 9 is not allowed; use nothing with",
     "strategy: [second]\nlearning_rate: 0.1": "learning_rate: 0.1 is not allowed; use nothing",
     "strategy: [second]\nprecision: TF32": "precision: 'TF32' is not allowed; use nothing",
+    "passes: 30\nswitch: [3, 5]": "switch: [3, 5] is not allowed; use nothing with passes",
+    "passes: [9, 30]\nfallback: null": "fallback: None is not allowed; use nothing with passes",
+    "passes: 9\nswitch.passes: 5": "switch.passes: 5 is not allowed; use nothing with passes",
     "precision: bf16": "precision: 'bf16' is not allowed",
     "adam.precision: Reduced": "precision: 'Reduced' is not allowed; use AsSet(), Full()",
     "strategy: second\nadam.precision: TF32": "field: 'precision' is not allowed; use nothing",
@@ -302,6 +305,42 @@ def test_a_sweep_leaves_runs_and_a_table(tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
     assert main([*command, "--device", "cpu"]) == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/*")} == before
+
+
+@pytest.mark.slow
+def test_each_run_ends_with_its_budget(tmp_path):
+    """Within Adam's epochs, or after them; and a rule may read what counts."""
+    common = "preset: smoke\ntrain_examples: 16\nbatch_size: 8\nfallback: null\n"
+    place = Place(tmp_path / "out", device="cpu")
+    for fields in (
+        "strategy: [adam, adam+second]\nbudget: [6, 12]\nswitch: 3",
+        "budget: [15, 21]\nswitch: [GradientNormPeak(0.999), SmoothedNormPeak]",
+    ):
+        planned = spec(tmp_path, common + fields)
+        found = sweep.run(planned, place, ALONE)
+        for row, config in zip(found.itertuples(), planned.configs(), strict=True):
+            alone = runs.run(config, tmp_path / "alone" / digest_name(config), device="cpu")
+            for name in ("epochs", "passes", "reading_passes", "swap_epoch", "train_loss"):
+                assert getattr(row, name) == alone[name], (row, name)
+            assert config.second or row.passes == config.budget
+    assert found.reading_passes.max() > 0, "some rule reads"
+
+
+@pytest.mark.slow
+def test_a_file_that_holds_another_text_by_now_is_refused(tmp_path, capsys):
+    path, out = tmp_path / "notes.txt", tmp_path / "out"
+    path.write_text("the cat sat on the mat " * 40, encoding="utf-8")
+    text = f"problem: {path}\nmodel: gpt-10k\ntrain_examples: 8\nvalidation_examples: 0\n"
+    text += "batch_size: 4\nepochs: 3\nfallback: null\nswitch: [1, Race]\n"
+    command = ["sweep", str(write(tmp_path, text)), "--out", str(out), "--executor", "Local(1)"]
+    assert main(command) == 0
+    before = table(out)
+    assert main(command) == 0
+    pd.testing.assert_frame_equal(table(out), before)
+    path.write_text("tam eht no tas tac eht " * 40, encoding="utf-8")
+    assert main(command) == 1
+    assert "2 runs, 2 failed" in capsys.readouterr().out
+    assert table(out).error.str.contains("this run began with other data").all()
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ def test_a_table_says_where_it_comes_from(tmp_path, capsys):
 def test_so_does_one_of_which_rows_have_failed(tmp_path, capsys):
     out = tmp_path / "out"
     given = command(out, "--dataset", "mnist", "digits", "--data", str(tmp_path))
-    assert main(given) == 2
+    assert main(given) == 1
     assert "1 of 2 runs failed; first mnist" in capsys.readouterr().err
     assert pd.read_csv(out / "table1.csv").seeds.tolist() == [0, 0, 1, 1]
     kept = (out / "provenance.json").read_text()
@@ -162,6 +162,26 @@ def test_so_does_one_of_which_rows_have_failed(tmp_path, capsys):
     # a command that makes nothing leaves what is there
     assert main([*given, "--epochs", "0"]) == 2
     assert (out / "provenance.json").read_text() == kept
+
+
+@pytest.mark.slow
+def test_rows_of_other_networks_stay_with_what_is_said_of_them(tmp_path, capsys, monkeypatch):
+    assert main(command(tmp_path)) == 0
+    table, note = (tmp_path / name for name in ("table1.csv", "provenance.json"))
+    first, said = table.read_text(), json.loads(note.read_text())
+    # all is there
+    monkeypatch.setattr(provenance, "git_revision", lambda: "another")
+    assert main(command(tmp_path)) == 0
+    assert json.loads(note.read_text()) == said
+    other = command(tmp_path, "--model", "vit-nomlp")
+    assert main(other) == 0
+    assert "vit-nomlp-wkewq" not in capsys.readouterr().out.rpartition("dataset")[2]
+    assert table.read_text().startswith(first)
+    assert pd.read_csv(table).model.tolist() == [*NETWORK * 2, *["vit-nomlp"] * 2]
+    now = json.loads(note.read_text())
+    assert now["revision"] == "another" and now["earlier"] == [said]
+    assert main(command(tmp_path)) == 0
+    assert json.loads(note.read_text()) == now
 
 
 def test_both_kinds_of_swap_branch_off_one_adam_run(tmp_path):

@@ -121,6 +121,20 @@ def test_two_processes_record_the_same(tmp_path, capsys, monkeypatch):
     assert facts["executor"] == str(Local(2)) and "Local(2)" in facts["command"]
 
 
+@pytest.mark.slow
+def test_traces_of_other_recordings_stay(tmp_path):
+    first, second = traces.configs("smoke", models=["vit-nomlp-wkewq-wvwo1"], seeds=2)
+    table = tmp_path / "grad_norm_traces.csv"
+    traces.record([first], tmp_path, device="cpu")
+    before = table.read_text()
+    traces.record([second], tmp_path, device="cpu")
+    assert table.read_text().startswith(before)
+    assert pd.read_csv(table).groupby("seed").size().tolist() == [12, 12]
+    both = table.read_bytes()
+    traces.record([first], tmp_path, device="cpu")
+    assert table.read_bytes() == both
+
+
 def test_a_recording_that_fails_costs_no_other(tmp_path, monkeypatch):
     chosen = traces.configs("smoke", models=["vit-nomlp-wkewq-wvwo1"], seeds=2)
     (tmp_path / traces.folder_name(chosen[0])).parent.mkdir(parents=True)

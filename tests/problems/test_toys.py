@@ -38,7 +38,6 @@ def eigenvalues(loss, w):
 PROBLEMS = {
     "rosenbrock 2": toys.rosenbrock(),
     "rosenbrock 5": toys.rosenbrock(5),
-    "beale": toys.beale(),
     "quadratic": toys.Quadratic.log_spaced(6, 1e3, seeded()),
 }
 
@@ -177,12 +176,6 @@ def test_rosenbrock_in_four_dimensions_has_its_other_minimum_where_the_first_is_
     assert w[0] < -0.5
     assert gradient(problem, w).norm() < 1e-6 and eigenvalues(problem, w)[0] > 0
     assert problem(w) > 3
-
-
-def test_beale_is_the_published_formula_away_from_its_minimum():
-    x, y = -0.7, 1.3
-    terms = (1.5 - x + x * y, 2.25 - x + x * y**2, 2.625 - x + x * y**3)
-    assert toys.beale()(vector(x, y)).item() == pytest.approx(sum(term**2 for term in terms))
 
 
 def test_a_quadratic_has_the_chosen_eigenvalues_and_its_hessian_is_that_of_autograd():

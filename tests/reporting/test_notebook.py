@@ -54,6 +54,33 @@ def test_auto_is_the_environment_and_then_quick(monkeypatch):
         resolve_preset("auto")
 
 
+@pytest.mark.parametrize(
+    ("usual", "given", "expected"),
+    [
+        ([0, 1], "[2, 3]", [2, 3]),
+        ([0.8], [1, "1e-3"], [1.0, 1e-3]),
+        (["FR"], ["PR"], ["PR"]),
+        ([64, "all"], ["all", 3], ["all", 3]),
+        ([], ["any"], ["any"]),
+        ([0, 1], [0, "a"], "field: 'a' is not allowed; use a whole number"),
+        ([0, 1], "[0, 1.5]", "field: 1.5 is not allowed; use a whole number"),
+        (["FR"], [1], "field: 1 is not allowed; use a text"),
+        ([0, 1], 3, """field: 3 is not allowed; use a list, or "preset\""""),
+    ],
+)
+def test_a_list_has_entries_like_the_presets(usual, given, expected):
+    def checked():
+        namespace = {"preset": "smoke", "field": given}
+        return parameters(namespace, {"smoke": {"field": usual}}, field=list).field
+
+    if isinstance(expected, list):
+        assert checked() == expected
+    else:
+        with pytest.raises(InputError) as caught:
+            checked()
+        assert str(caught.value) == expected
+
+
 def test_the_result_cannot_be_changed():
     with pytest.raises(AttributeError):
         check({"epochs": 7}, epochs=int).epochs = 8
@@ -70,6 +97,12 @@ def test_the_result_cannot_be_changed():
         (str, "preset", None),
         (bool, True, True),
         (list, [1, 2], [1, 2]),
+        (list, "[0, 1]", [0, 1]),
+        (list, "['FR']", ["FR"]),
+        (list, "0, 1", None),
+        (list, "[0, 1", None),
+        (list, "[seed]", None),
+        (list, "preset", None),
         (("adam", "cg"), "cg", "cg"),
         (int, True, None),
         (int, 3.0, None),

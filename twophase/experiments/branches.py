@@ -40,6 +40,8 @@ class Place:
         device: "auto", "cpu", "cuda" or "cuda:N".
         name: a run's folder below `out`; different for different configurations.
         kept: epochs of Adam alone whose states stay, beside those where other runs leave.
+        beyond: whether runs may go on beyond their budgets, so that all share Adam's epochs; what
+            they have reached within them is then for `reached` to tell.
     """
 
     out: Path
@@ -47,6 +49,7 @@ class Place:
     device: str | torch.device = "auto"
     name: Callable[[RunConfig], str] = digest_name
     kept: tuple[int, ...] = ()
+    beyond: bool = True
 
     def folder(self, config: RunConfig) -> Path:
         return self.out / self.name(config)
@@ -56,9 +59,14 @@ class Place:
 
         Where digests name the folders, runs that take the same course are one.
         """
-        if not config.shares_adam or self.name is not digest_name:
-            return config if config.second else config.trunk()
+        if not self.shares_adam(config) or self.name is not digest_name:
+            alone = config.second is None
+            return replace(config.trunk(), budget=config.budget) if alone else config
         return settled(config, trace(runs.read(self.folder(config.trunk()))[0]))
+
+    def shares_adam(self, config: RunConfig) -> bool:
+        """Whether a run begins with epochs of a trunk here."""
+        return config.shares_adam and (self.beyond or config.budget is None)
 
     def run(self, config: RunConfig, **branches: Any) -> dict[str, Any]:
         """`twophase.experiments.runs.run` here; it waits for another process that does the same."""
@@ -70,6 +78,8 @@ class Place:
 
 class RunsFailed(TwoPhaseError):
     """Some of many runs have failed; the others are there."""
+
+    exit_code = 1
 
 
 class Done(NamedTuple):
@@ -204,7 +214,7 @@ class _Work:
         self._place = place
         self._families: dict[RunConfig, list[RunConfig]] = {}
         for config in dict.fromkeys(configs):
-            trunk = config.trunk() if config.shares_adam else config
+            trunk = config.trunk() if place.shares_adam(config) else config
             self._families.setdefault(trunk, []).append(config)
         # for each run under way those whose course it is
         self._standing: dict[RunConfig, list[RunConfig]] = {}
@@ -219,7 +229,7 @@ class _Work:
         """The jobs that wait for no other."""
         jobs = []
         for trunk, members in self._families.items():
-            if not trunk.shares_adam or self._is_there(trunk):
+            if not self._place.shares_adam(trunk) or self._is_there(trunk):
                 jobs += self._members(trunk)
             else:
                 jobs.append(Job(_run_first, (trunk, tuple(members), self._place)))
@@ -243,9 +253,8 @@ class _Work:
         for member in self._families[trunk]:
             try:
                 same = self._place.standing_for(member)
-                folder = self._place.folder(same)
-                if same.second is None or runs.finished(same, folder):
-                    self._tell([member], "", folder)
+                if same.second is same.budget is None or self._is_there(same):
+                    self._tell([member], "", self._place.folder(same))
                     continue
             except TwoPhaseError as error:
                 self._tell([member], str(error))
@@ -255,9 +264,12 @@ class _Work:
             self._standing.setdefault(same, []).append(member)
         return jobs
 
-    def _is_there(self, trunk: RunConfig) -> bool:
+    def _is_there(self, config: RunConfig) -> bool:
+        # a file may hold something else by now
+        if getattr(config.problem, "is_of_a_file", False):
+            return False
         try:
-            return runs.finished(trunk, self._place.folder(trunk)) is not None
+            return runs.finished(config, self._place.folder(config)) is not None
         # its job will say why
         except TwoPhaseError:
             return False
@@ -272,7 +284,7 @@ def _run_first(trunk: RunConfig, members: Sequence[RunConfig], place: Place) -> 
 
 def _run_member(same: RunConfig, config: RunConfig, place: Place) -> None:
     """A run that stands for a configuration, whose trunk is finished."""
-    if same.shares_adam:
+    if place.shares_adam(same):
         place.run(same, branch_from=state_for(config, place))
     else:
         place.run(same)

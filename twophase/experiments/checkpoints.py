@@ -76,11 +76,6 @@ def whole(folder: Path) -> Iterator[tuple[Path, dict]]:
             log.warning("%s; it is passed over", error)
 
 
-def latest(folder: Path) -> dict | None:
-    """The newest state that is whole; None if there is none."""
-    return next((state for _, state in whole(folder)), None)
-
-
 def clear(folder: Path) -> None:
     """Drop the checkpoints of a finished run, and their folder if nothing else is in it."""
     for path in _numbered(folder):

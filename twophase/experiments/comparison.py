@@ -21,7 +21,7 @@ from twophase.experiments import branches, provenance, reached, runs
 from twophase.experiments.competitors import AdamGoesOn, Competitor
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
-from twophase.experiments.files import write_atomically, write_json
+from twophase.experiments.files import write_atomically
 from twophase.experiments.methods import METHODS
 from twophase.experiments.options import check_applies, problem_named
 from twophase.objective import GRADIENT_PASSES
@@ -280,8 +280,8 @@ def _course(entry: Entry, history: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[first:].assign(passes_spent=lambda of: of.passes_spent.clip(lower=0))
 
 
-def save(curves: pd.DataFrame, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write curves as two small tables, `runs.csv` and `curves.csv`, and `provenance.json`.
+def save(curves: pd.DataFrame, folder: Path) -> None:
+    """Write curves as two small tables, `runs.csv` and `curves.csv`.
 
     Of each curve those points are kept at which the loss is lower than before and the passes have
     grown by 4 % or more, and its two ends; losses to five digits, seconds to three.
@@ -298,7 +298,6 @@ def save(curves: pd.DataFrame, folder: Path, facts: Mapping[str, Any]) -> None:
         points[name] = points[name].map(form.format, na_action="ignore")
     write_atomically(folder / "runs.csv", table.to_csv())
     write_atomically(folder / "curves.csv", points.to_csv())
-    write_json(folder / "provenance.json", dict(facts))
 
 
 def load(folder: Path) -> pd.DataFrame:

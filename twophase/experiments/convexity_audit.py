@@ -19,7 +19,7 @@ from twophase.errors import check_number
 from twophase.experiments import branches, runs, traces
 from twophase.experiments.config import RunConfig
 from twophase.experiments.executors import ALONE, Executor, Job
-from twophase.experiments.files import committed_table, write_atomically
+from twophase.experiments.files import committed_table, write_atomically, write_rows
 from twophase.experiments.hessian import Hessian
 from twophase.objective import Objective, evaluate
 from twophase.second_phase import Status, iterate
@@ -115,7 +115,8 @@ def audit(
 ) -> pd.DataFrame:
     """`audit_recording` of each of some recordings; all rows also in `audit.csv` in `out`.
 
-    The rows come in the order of `chosen`; `RunsFailed` where an audit failed, after all others.
+    The rows come in the order of `chosen`, and those of other recordings stay; `RunsFailed` where
+    an audit failed, after all others.
     """
     jobs = {Job(audit_recording, (config, out, root, device)): config for config in chosen}
     tables: dict[Job, pd.DataFrame] = {}
@@ -125,7 +126,7 @@ def audit(
         if not error:
             tables[job] = value
             table = pd.concat([tables[each] for each in jobs if each in tables], ignore_index=True)
-            write_atomically(out / "audit.csv", table.to_csv(index=False))
+            write_rows(out / "audit.csv", table, traces.KEY)
     branches.check(done)
     return table
 

@@ -1,6 +1,7 @@
 """Files that are either whole or not there; the source tree, and what lies in it."""
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -8,6 +9,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -17,9 +19,8 @@ import pandas as pd
 
 from twophase.errors import InputError
 
-# What is being written, with the place and number of the process that does: a file, or, without
-# the place, a report's folder.
-_UNFINISHED = re.compile(r"\..+?(?:\.([0-9a-f]{8}))?\.(\d+)\.tmp|\.unfinished-(\d*)\b.*")
+# the end of `unfinished`, with the place and number of the process that writes
+_UNFINISHED = re.compile(r"\..+\.([0-9a-f]{8})\.(\d+)\.tmp")
 _MINUTE, _DAY = 60.0, 86400.0
 
 
@@ -33,7 +34,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     check_regular(path)
     clear_unfinished(path.parent)
-    temporary = path.with_name(f".{path.name}.{here()}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}{unfinished()}")
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -45,6 +46,30 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, table: pd.DataFrame, key: Sequence[str]) -> None:
+    """Write a table as CSV, with the rows of other keys that the file has.
+
+    It stands where the first row was that it replaces, or at the end. A file that cannot be read,
+    or has no such columns, is replaced.
+    """
+    # as texts, so that no row changes that is not replaced
+    new = _texts(io.StringIO(table.to_csv(index=False)))
+    old = new.iloc[:0]
+    with suppress(OSError, ValueError):
+        old = _texts(path)
+    if not set(key) <= set(old):
+        old = new.iloc[:0]
+    same = old.set_index(key).index.isin(new.set_index(key).index)
+    at = int(same.argmax()) if same.any() else len(old)
+    rows = pd.concat([old[:at], new, old[at:][~same[at:]]])
+    columns = new.columns.union(old.columns, sort=False)
+    write_atomically(path, rows[columns].to_csv(index=False))
+
+
+def _texts(source: Path | io.StringIO) -> pd.DataFrame:
+    return pd.read_csv(source, dtype=str, keep_default_na=False)
 
 
 def check_regular(path: Path) -> None:
@@ -74,8 +99,13 @@ def here() -> str:
     return hashlib.sha256(" ".join(known).encode()).hexdigest()[:8]
 
 
+def unfinished() -> str:
+    """How names end of what this process is writing; they begin with a dot."""
+    return f".{here()}.{os.getpid()}.tmp"
+
+
 def clear_unfinished(folder: Path, age: float = _MINUTE) -> None:
-    """Remove what killed processes have left half written in a folder.
+    """Remove what killed processes have left half written in a folder, see `unfinished`.
 
     That is what has the number of no process of this machine, and was written here or not touched
     for `age` seconds, or what is a day old.
@@ -86,14 +116,14 @@ def clear_unfinished(folder: Path, age: float = _MINUTE) -> None:
             if found is None:
                 continue
             old = time.time() - path.lstat().st_mtime
-            dead = not _is_running(int(found[2] or found[3] or 0))
+            dead = not _is_running(int(found[2]))
             if old > _DAY or (dead and (old >= age or found[1] == here())):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def _is_running(process: int) -> bool:
     """Whether a process of this machine has that number; True where that is not known."""
-    if process == 0 or os.name != "posix":
+    if os.name != "posix":
         return True
     try:
         os.kill(process, 0)

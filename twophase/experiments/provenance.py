@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from twophase.device import device_name
-from twophase.experiments.files import project_folder
+from twophase.experiments.files import digest_of, project_folder, read_json, write_json
 
 PACKAGES = ("twophase", "torch", "torchvision", "numpy", "pandas", "scikit-learn")
 
@@ -89,6 +90,18 @@ def facts(called: str, device: str) -> dict[str, Any]:
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
         "time": now(),
     }
+
+
+def tables(folder: Path) -> dict[str, str | None]:
+    """The digests of a folder's tables."""
+    return {path.name: digest_of(path) for path in folder.glob("*.csv")}
+
+
+def add(note: Path, said: dict[str, Any]) -> None:
+    """Write what is said of the newest rows of tables; what was said before stays as `earlier`."""
+    before = read_json(note)
+    earlier = before.pop("earlier", [])
+    write_json(note, said | ({"earlier": [*earlier, before]} if before else {}))
 
 
 def words(device: str) -> str:

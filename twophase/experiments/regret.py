@@ -271,9 +271,11 @@ def run(
     place: branches.Place,
     executor: Executor = ALONE,
     passes: int | None = None,
+    write: Callable[[pd.DataFrame], object] = lambda table: None,
 ) -> pd.DataFrame:
     """Train what is not finished; a row for each case, seed and training, with its regret.
 
+    `write` is given the table, if it has rows, before `RunsFailed` is raised where some failed.
     `names` are of `CASES` and `rules` of `RULES`, None: all; a training may spend so many `passes`,
     at least 30 (None: those of its case). `InputError` for others. Columns:
     case, held_out, seed, rule (or the fixed swap), q, swap_epoch, epoch, loss, validation_loss,
@@ -297,7 +299,11 @@ def run(
         for (name, seed, rule), one in zip(todo, done, strict=True)
         if not one.error
     ]
-    return with_regret(pd.DataFrame(rows))
+    table = with_regret(pd.DataFrame(rows))
+    if len(table):
+        write(table)
+    branches.check(done)
+    return table
 
 
 def _outcome(done: branches.Done, config: RunConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,6 +69,7 @@ class Spec:
         """The configurations; `InputError` for a value that is not allowed, before any is run."""
         given = {**self.shared, **self.swept}
         _check_once(given)
+        _check_measured(given)
         found = [_config(self._fields(point)) for point in self.points()]
         strategies = self.swept.get("strategy", [self.shared.get("strategy", Options.strategy)])
         check_useful(strategies, given)
@@ -119,6 +120,8 @@ def run(spec: Spec, place: branches.Place, executor: Executor) -> pd.DataFrame:
     the run's summary. It is shown on stderr how far the sweep has come.
     """
     configs = spec.configs()
+    # a row is a whole run, which ends with its budget
+    place = replace(place, beyond=False)
     where: dict[RunConfig, list[int]] = {}
     for index, config in enumerate(configs):
         where.setdefault(config, []).append(index)
@@ -250,6 +253,16 @@ def _check_once(given: Mapping[str, Any]) -> None:
         lost = inside and part in _OPTIONS and whole not in _OPTIONS
         if same or lost or (inside and not _only_named(given[whole])):
             raise InputError(part, given[part], f"nothing with {whole}, which sets it")
+
+
+def _check_measured(given: Mapping[str, Any]) -> None:
+    """`InputError` for a switch or a way back where a second phase is measured in every run."""
+    passes = given.get("passes")
+    if None in (passes if isinstance(passes, list) else [passes]):
+        return
+    for name, value in given.items():
+        if name.partition(".")[0] in ("switch", "fallback"):
+            raise InputError(name, value, "nothing with passes, which measures after all epochs")
 
 
 def _only_named(value: Any) -> bool:

@@ -16,7 +16,7 @@ from twophase.errors import InputError, check_choice, check_integer
 from twophase.experiments import branches, runs
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
-from twophase.experiments.files import committed_table, write_atomically
+from twophase.experiments.files import committed_table, write_rows
 from twophase.experiments.statistics import interval
 from twophase.problems import networks
 from twophase.problems.image_files import SOURCES
@@ -46,6 +46,7 @@ CHOICES: dict[str, tuple[object, str]] = {
 SWAPS = ("fixed", "rule")
 METRICS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 EXTRAS = ("validation_top5_accuracy", "passes", "monitor_passes", "seconds", "swap_epoch")
+KEY = ["dataset", "model", "strategy"]
 # of a row, as the paper calls them
 STRATEGIES = ("adam", "adam+cg")
 
@@ -158,8 +159,9 @@ def listing(chosen: Sequence[RunConfig]) -> pd.DataFrame:
 def run(
     chosen: Sequence[RunConfig], place: branches.Place, executor: Executor = ALONE
 ) -> pd.DataFrame:
-    """Run what is not finished, and write `table1.csv` after each; return that table.
+    """Run what is not finished, and write `table1.csv` after each; return the rows of `chosen`.
 
+    Rows of other networks and data sets that the file has stay.
     `chosen` and `place` are from `configs` and `place`. `TwoPhaseError` where at least one run
     failed; all others were run. For other errors see `branches.run` and `paper_table`.
     """
@@ -167,7 +169,7 @@ def run(
     place.out.mkdir(parents=True, exist_ok=True)
 
     def write(_: branches.Done | None = None) -> None:
-        write_atomically(place.out / "table1.csv", table(chosen, place.out).to_csv(index=False))
+        write_rows(place.out / "table1.csv", table(chosen, place.out), KEY)
 
     done = branches.run(chosen, place, executor, write)
     write()

@@ -16,7 +16,7 @@ from twophase.errors import check_choice, check_integer, check_number
 from twophase.experiments import branches, runs
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE, Executor
-from twophase.experiments.files import committed_table, write_atomically
+from twophase.experiments.files import committed_table, write_rows
 from twophase.problems import networks
 from twophase.problems.problem import ImageProblem
 from twophase.switching.rules import SwitchRule, first_switch, replay
@@ -85,7 +85,7 @@ def record(
     The traces, a row for each epoch of each run with the columns `COLUMNS`, are written to
     `grad_norm_traces.csv` in the folder `out` after each, in the order of `chosen`. `RunsFailed`
     where a run failed; all others were run. For the rest see `branches.Place` and `branches.run`;
-    what was finished before stays.
+    what was finished before stays, and so do the rows of other recordings.
     """
     place = branches.Place(out, root, device, folder_name, KEPT_EPOCHS)
     finished: set[RunConfig] = set()
@@ -94,7 +94,7 @@ def record(
         if not one.error:
             finished.add(one.config)
             traces = collect([config for config in chosen if config in finished], out)
-            write_atomically(out / "grad_norm_traces.csv", traces.to_csv(index=False))
+            write_rows(out / "grad_norm_traces.csv", traces, KEY)
 
     branches.check(branches.run(chosen, place, executor, write))
     return collect(chosen, out)

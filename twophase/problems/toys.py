@@ -218,25 +218,9 @@ def rosenbrock(dimension: int = 2) -> Problem:
     return Problem(_rosenbrock, start, torch.ones_like(start), 0.0)
 
 
-def beale() -> Problem:
-    """Beale's function of two parameters, a flat valley between steep walls.
-
-    L(x, y) = (1.5 − x + xy)² + (2.25 − x + xy²)² + (2.625 − x + xy³)². The minimum, 0, is at
-    (3, 0.5); the start is (1, 1) (Moré, Garbow and Hillstrom 1981, problem 5).
-    """
-    start, minimizer = torch.tensor([[1.0, 1.0], [3.0, 0.5]], dtype=torch.float64)
-    return Problem(_beale, start, minimizer, 0.0)
-
-
 def _rosenbrock(w: Tensor) -> Tensor:
     here, after = w[..., :-1], w[..., 1:]
     return (100 * (after - here.square()).square() + (1 - here).square()).sum(dim=-1)
-
-
-def _beale(w: Tensor) -> Tensor:
-    x, y = w[..., 0], w[..., 1]
-    terms = ((1.5, y), (2.25, y.square()), (2.625, y**3))
-    return sum((constant - x + x * power).square() for constant, power in terms)
 
 
 def _random_basis(n: int, generator: torch.Generator) -> Tensor:

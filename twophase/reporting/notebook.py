@@ -1,9 +1,11 @@
 """What the notebooks share: checked parameters, computed sentences, figures and tables."""
 
+import ast
 import html
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import make_dataclass
 from symtable import symtable
 from typing import Any
@@ -56,7 +58,8 @@ def parameters(
     Each parameter but `preset` (see `resolve_preset`) is declared by its type (`int`, `float`,
     `str`, `bool`, `list`), by the collection of strings it may be, or by a function that makes its
     value from a text and raises `InputError`. An `int` and a string such as "1e-3", which is what
-    YAML makes of that number, are accepted as `float`; a `bool` is not an `int`.
+    YAML makes of that number, are accepted as `float`, and the text of a list as a `list`, whose
+    entries are to be of the one type that those of the table are; a `bool` is not an `int`.
 
     Raises:
         InputError: a parameter is missing, has the wrong type or is not among its choices, or
@@ -79,6 +82,9 @@ def parameters(
         if isinstance(value, str) and value == "preset" and name in table:
             value = table[name]
         values[name] = _checked(name, value, kind, ', or "preset"' if name in table else "")
+        of = {type(entry) for entry in table.get(name, ())} if kind is list else set()
+        if len(of) == 1:
+            values[name] = [_checked(name, entry, *of, "") for entry in values[name]]
     values |= {name: value for name, value in table.items() if name not in values}
     return make_dataclass("Parameters", values, frozen=True)(**values)
 
@@ -156,6 +162,11 @@ def _checked(name: str, value: Any, kind: Any, or_preset: str) -> Any:
             return check_choice(name, value, kind)
         if isinstance(value, str):
             return kind(value)
+    elif kind is list and isinstance(value, str) and value != "preset":
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = ast.literal_eval(value)
+        if isinstance(value, list):
+            return value
     elif kind is float and not isinstance(value, bool):
         try:
             return check_number(name, float(value))

@@ -28,6 +28,7 @@ from twophase.experiments.files import (
     clear_unfinished,
     project_folder,
     read_json,
+    unfinished,
     write_atomically,
     write_json,
 )
@@ -309,7 +310,7 @@ class _Build:
     ) -> str | None:
         """Run one notebook and put its page in place; return what went wrong, in one line."""
         job, began, error = self._job, time.monotonic(), None
-        with TemporaryDirectory(prefix=f".unfinished-{os.getpid()}-", dir=job.folder) as folder:
+        with TemporaryDirectory(unfinished(), ".", job.folder) as folder:
             scratch = Path(folder)
             self._running[source.name] = began, scratch / PROGRESS
             self._waiting.remove(source.name)
