@@ -156,7 +156,7 @@ def of_comparison(todo):
     return keys.assign(method=keys.method.mask(was, "default"))
 
 
-def of_regret(cases, rules, seeds, place, executor, passes):
+def of_regret(cases, rules, seeds, place, executor, passes, *_):
     for (name, case), seed in product(regret.CASES.items(), range(seeds)):
         if cases is None or name in cases:
             case = case if passes is None else replace(case, passes=passes)
