@@ -68,11 +68,22 @@ COMPARISONS = (
 )
 
 
-def compared() -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
-    """Each problem of the comparisons: its name, its folder, and what its methods came to.
+class Compared(NamedTuple):
+    """A problem of the comparisons: its name and folder, and what its methods came to.
 
-    These are the rows of `profiles.costs` and of `profiles.validation_ends`.
+    These are the rows of `profiles.costs` and of `profiles.validation_ends`; and, where that is
+    known, by seed, whether the automatic switch ever did.
     """
+
+    name: str
+    folder: str
+    costs: pd.DataFrame
+    ends: pd.DataFrame
+    switched: pd.Series
+
+
+def compared() -> Iterator[Compared]:
+    """All of them."""
     for folder, passes, kind in COMPARISONS:
         curves = comparison.load(REFERENCE / folder)
         curves = curves[(curves.seed != comparison.TUNING_SEED) & (curves.method != "adam-twice")]
@@ -81,14 +92,15 @@ def compared() -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
         for (problem, model), of in curves.groupby(["problem", "model"], sort=False):
             name = ", ".join(part for part in (problem, model, kind) if part)
             ends = profiles.validation_ends(of, passes)
-            yield name, folder, profiles.costs(of, passes), ends
+            switched = of.dropna(subset="switched").groupby("seed").switched.any()
+            yield Compared(name, folder, profiles.costs(of, passes), ends, switched)
 
 
 def costs_table() -> Iterator[str]:
     """Passes to the loss that Adam has at the end, in parts of Adam's: a row per problem."""
     yield f"| problem | runs | {' | '.join(METHODS.values())} |"
     yield "|---" * (len(METHODS) + 2) + "|"
-    for name, _, found, _ in compared():
+    for name, _, found, *_ in compared():
         losses = found.pivot_table("loss", ["swap_epoch", "seed"], "method")
         cells = [
             "as Adam: torch's rate was the best"
@@ -119,23 +131,24 @@ TUNED_ADAMS = {
 class Beside(NamedTuple):
     """Losses in the end over Adam's of some methods on a problem: by method, a row for each seed.
 
-    `switched` is None where that is not known, else has a column for each method, too.
+    `switched` has a column for each method of which it is known whether it did.
     """
 
     folder: str
     training: pd.DataFrame
     validation: pd.DataFrame
-    switched: pd.DataFrame | None = None
+    switched: pd.DataFrame
 
 
 def beside_adam() -> dict[str, Beside]:
     """Of each problem of the comparisons and patterns, the methods of README's table."""
     found = {}
-    for name, folder, costs, ends in compared():
+    for name, folder, costs, ends, told in compared():
         each = {"index": ["swap_epoch", "seed"], "columns": "method"}
         tables = costs.pivot(values="loss", **each), ends.pivot(values="end", **each)
         ratios = (_over_adam(table, 0, "adam").groupby("seed").median() for table in tables)
-        found[name] = Beside(folder, *(of.dropna(axis="columns", how="all") for of in ratios))
+        ratios = (of.dropna(axis="columns", how="all") for of in ratios)
+        found[name] = Beside(folder, *ratios, _named(told.to_frame("race"), 0))
     for name, folder in pattern.KEPT.items():
         ends = pattern.committed(folder).ends
         by = [ends.pivot(index="seed", columns="strategy", values=of) for of in pattern.LOSSES]
@@ -168,12 +181,15 @@ def overview_table() -> Iterator[str]:
                 yield f"| {' | '.join(row)} |"
 
 
-def _beside(ratios: pd.DataFrame, column: str, switched: pd.DataFrame | None) -> str:
+def _beside(ratios: pd.DataFrame, column: str, switched: pd.DataFrame) -> str:
     if column not in ratios:
         return "–"
-    text = cell(ratios[column].dropna(), len(ratios))
-    never = switched is not None and not switched[column].any()
-    return f"never switched ({text.replace(' (', ', ').rstrip(')')})" if never else text
+    text, did = cell(ratios[column].dropna(), len(ratios)), switched.get(column)
+    if did is None or did.all():
+        return text
+    if did.any():
+        return f"{text}; switched on {did.sum()} of {len(did)}"
+    return f"never switched ({text.replace(' (', ', ').rstrip(')')})"
 
 
 def against_text() -> str:

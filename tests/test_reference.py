@@ -269,7 +269,7 @@ def test_comparisons_make_the_kept_runs(folder, monkeypatch):
         table = table.assign(batch_size=table.batch_size.where(table.model.ne("")))
         if folder in OF_GRIDS:
             table = table.drop(columns="candidate")
-        columns = [name for name in table if name not in comparison.MEASURED]
+        columns = [name for name in table if name not in (*comparison.MEASURED, "switched")]
         rows = table[columns].drop_duplicates().fillna({"batch_size": 0, "train_examples": 0})
         return set(rows[sorted(columns)].itertuples(index=False, name=None))
 

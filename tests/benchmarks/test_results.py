@@ -27,13 +27,14 @@ def test_a_cell_says_its_number_only_where_it_is_not_the_expected_one():
     ("switched", "text"),
     [
         ([False, False], "never switched (3.00, 2.00 to 4.00)"),
-        ([False, True], "3.00 (2.00 to 4.00)"),
+        ([False, True], "3.00 (2.00 to 4.00); switched on 1 of 2"),
+        ([True, True], "3.00 (2.00 to 4.00)"),
     ],
 )
 def test_what_never_switched_is_said_to_be_neither_ahead_nor_behind(switched, text):
     ratios, told = pd.DataFrame({"race": [2.0, 4.0]}), pd.DataFrame({"race": switched})
     assert results._beside(ratios, "race", told) == text
-    assert results._beside(ratios, "race", None) == "3.00 (2.00 to 4.00)"
+    assert results._beside(ratios, "race", pd.DataFrame()) == "3.00 (2.00 to 4.00)"
     assert results._beside(ratios, "another", told) == "–"
 
 

@@ -146,7 +146,12 @@ def test_the_automatic_switch_is_charged_from_the_first_epoch_on(tmp_path):
     (entry,) = entries([start], ["race"], 60)
     curves = comparison.run([entry], here(tmp_path))
     assert entry.config.budget == 78 and (curves.swap_epoch == 6).all()
-    history, _ = runs.read(here(tmp_path).folder(entry.config))
+    history, summary = runs.read(here(tmp_path).folder(entry.config))
+    comparison.save(curves, tmp_path / "saved")
+    told = {
+        bool(one) for of in (curves, comparison.load(tmp_path / "saved")) for one in of.switched
+    }
+    assert told == {summary["swap_epoch"] is not None}
     end = reached.end(history, entry.config)
     assert curves.passes_spent.iloc[0] == 0
     assert curves.passes_spent.iloc[-1] == end.spent + end.reading - 18 <= 60
@@ -322,7 +327,7 @@ def test_tables_come_back_with_the_same_losses(done, tmp_path):
     _, curves = done
     comparison.save(curves, tmp_path)
     back = comparison.load(tmp_path)
-    keys = [name for name in curves if name not in comparison.MEASURED]
+    keys = [name for name in curves if name not in (*comparison.MEASURED, "switched")]
     before, after = (dict(list(of.groupby(keys, dropna=False))) for of in (curves, back))
     assert before.keys() == after.keys()
     for key, curve in before.items():

@@ -40,6 +40,8 @@ TUNING_SEED = 100
 SIZES = ("vit-nomlp-wkewq-wvwo1", "vit-nomlp-wkewq", "vit-nomlp", "vit-mlp", "vgg5-max-relu")
 OTHERS = ("mlp-4", "mlp-8", "mlp-16", "resnet8", "resnet8-groupnorm", "resnet18")
 OTHERS += ("resnet18-groupnorm", *GPT_MODELS)
+# what a saved table says of the automatic switch; else it is another method, or was not looked at
+_TOLD = {"True": True, "False": False}
 MEASURED = ("passes_spent", "seconds", "loss", "validation_loss", "accuracy")
 
 
@@ -242,19 +244,24 @@ def run(todo: Sequence[Entry], place: branches.Place, executor: Executor = ALONE
 
     A row for each point: the keys of the entry, and `passes_spent` and `seconds` since the prefix,
     with the lowest training `loss` so far, and the `validation_loss` and `accuracy` of its weights,
-    NaN without validation examples. `TwoPhaseError` where an entry failed, once the others were
-    run; `OSError` where a file cannot be written.
+    NaN without validation examples; `switched` says of the automatic switch whether it ever did,
+    within its passes, and is None of others. `TwoPhaseError` where an entry failed, once the others
+    were run; `OSError` where a file cannot be written.
     """
     done = branches.run([entry.config for entry in todo], place, executor)
     branches.check(done)
     frames = []
     for entry, one in zip(todo, done, strict=True):
+        switched = None
         if entry.config.passes is None:
-            points = _course(entry, runs.read(one.folder)[0])
+            history, _ = runs.read(one.folder)
+            points = _course(entry, history)
+            switched = reached.end(history, entry.config).swap_epoch is not None
         else:
             points = runs.read_curve(one.folder).rename(columns={"passes": "passes_spent"})
         points = points.reindex(columns=MEASURED).astype(dict.fromkeys(MEASURED[1:], float))
-        frames.append(pd.DataFrame([entry.keys]).merge(points, how="cross"))
+        keys = entry.keys | {"switched": switched}
+        frames.append(pd.DataFrame([keys]).merge(points, how="cross"))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -312,6 +319,8 @@ def load(folder: Path) -> pd.DataFrame:
         raise InputError("comparison", str(folder), allowed)
     for name in ("train_examples", "batch_size"):
         table[name] = pd.to_numeric(table[name])
+    told = table.get("switched", pd.Series("", table.index))
+    table["switched"] = told.astype(str).map(_TOLD.get).astype(object)
     for name in MEASURED[3:]:
         points[name] = points.get(name, float("nan"))
     return points.join(table, on="run").drop(columns="run")
