@@ -41,8 +41,8 @@ sys.path.append(str(PROJECT / "benchmarks"))
 TEXT = (REFERENCE / "README.md").read_text(encoding="utf-8")
 FIRST, *SECTIONS = re.split(r"^## ", TEXT, flags=re.MULTILINE)
 FOLDERS = sorted(path.name for path in REFERENCE.iterdir() if path.is_dir())
-# Comparisons that were tuned from grids, where tuning now goes on to the best of a scale.
-OF_GRIDS = {"fair-comparison-networks", "fair-comparison-mnist-cifar"}
+# A comparison that was tuned from grids, where tuning now goes on to the best of a scale.
+OF_GRIDS = {"fair-comparison-networks"}
 # A single run says where it comes from in other files; losses of trainings that were made before.
 OF_NO_COMMAND = {("digits-vit-mlp", "provenance.json"), ("switch-regret", "earlier.csv")}
 # a command's arguments, a line for each, in place of the command
@@ -302,7 +302,9 @@ SMALLER = {
     "digits-vit-mlp": f"--model {SMALLEST} --train-examples 16 --epochs 3 --switch 1".split(),
     "fair-comparison": [*COMPARED, "--model", SMALLEST],
     "fair-comparison-networks": [*COMPARED, "--model", SMALLEST],
-    "fair-comparison-mnist-cifar": [*COMPARED, "--problem", "digits"],
+    "fair-comparison-mnist-cifar": [
+        *(*COMPARED, "--problem", "digits", "--validation-examples", "20"),
+    ],
     "generalisation": "--dataset digits --model mlp-4 --seeds 1 --passes 30".split(),
     "global-search": (
         "--problems conflict --parameters 1 --seeds 1 --starts 1 --evaluations 30".split()
