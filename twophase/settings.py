@@ -1,6 +1,7 @@
 """Settings: small objects that print, compare, and go to and from JSON and text."""
 
 import ast
+import warnings
 from collections.abc import Callable
 from dataclasses import field as dataclass_field
 from dataclasses import fields, is_dataclass, replace
@@ -73,7 +74,9 @@ def from_text(text: str, field: str = "settings") -> Any:
     A bare name stands for the object with its defaults. `InputError` as for `from_dict`.
     """
     try:
-        return _value(ast.parse(text.strip(), mode="eval").body, field)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # the error says it
+            return _value(ast.parse(text.strip(), mode="eval").body, field)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         if isinstance(error, InputError):
             raise
