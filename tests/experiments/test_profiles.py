@@ -123,6 +123,9 @@ def test_a_loss_that_is_rounding_is_said_to_be_less():
     table = curves(adam=[1, 1e-45], default=[1, 0])
     texts = profiles.overview(table, 3, ["method"])["loss at equal passes"]
     assert [text.removesuffix(" (one seed)") for text in texts] == ["<1e\N{MINUS SIGN}30", "0"]
+    both = pd.concat([table, table.assign(seed=1)])
+    texts = profiles.overview(both, 3, ["method"])["loss at equal passes"]
+    assert texts.tolist() == ["<1e\N{MINUS SIGN}30", "0"]
 
 
 def test_losses_at_equal_seconds_are_those_within_adams_seconds():

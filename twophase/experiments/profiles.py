@@ -180,8 +180,8 @@ def validation(curves: pd.DataFrame, passes: int, by: Sequence[str]) -> pd.DataF
 
     def describe(of: pd.DataFrame) -> dict[str, Any]:
         texts = {
-            "validation loss": _losses(of.end),
-            "lowest on the way": _losses(of.lowest),
+            "validation loss": _losses(of.end, digits=3),
+            "lowest on the way": _losses(of.lowest, digits=3),
             "accuracy": f"{of.accuracy.median():.3f}" if of.accuracy.notna().any() else None,
             "passes to Adam's lowest": ratio_of(of.ratio).text,
         }
@@ -239,19 +239,20 @@ def verdict(ratio: Ratio, unit: str = "passes") -> str:
     return f"{word}: it needs {ratio.text} times Adam's {unit}"
 
 
-def _losses(losses: pd.Series) -> str:
+def _losses(losses: pd.Series, digits: int = 2) -> str:
+    middle, *ends = (_short(of, digits) for of in (losses.median(), losses.min(), losses.max()))
     if len(losses) == 1:
-        return f"{_short(losses.iloc[0])} (one seed)"
-    return f"{_short(losses.median())} ({_short(losses.min())} to {_short(losses.max())})"
+        return f"{middle} (one seed)"
+    return middle if {middle} == {*ends} else f"{middle} ({ends[0]} to {ends[1]})"
 
 
-def _short(value: float) -> str:
-    """Two digits, as in 2.1e−5, with a minus at which no line breaks."""
+def _short(value: float, digits: int) -> str:
+    """Some digits, as in 2.1e−5, with a minus at which no line breaks."""
     if 0 < value < ROUNDING:
         return "<1e\N{MINUS SIGN}30"
     if value == 0 or 1e-4 <= value < 100:
-        return f"{value:.2g}"
-    mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{value:.{digits}g}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa}e{int(exponent)}".replace("-", "\N{MINUS SIGN}")
 
 
