@@ -53,8 +53,8 @@ def norm_traces(recorded: pd.DataFrame, found: pd.DataFrame) -> Figure:
         norm_trace(ax, trajectories[key].grad_norm.to_numpy(), fired, peak=peak)
 
     one_row = len(trajectories) == 3
-    height = 3.0 if one_row else 2.1
-    return panels(trajectories, draw, height, "gradient norm (loss per unit of parameter)")
+    height, apart = (3.0, "\n") if one_row else (2.1, " ")
+    return panels(trajectories, draw, height, f"gradient norm{apart}(loss per unit of parameter)")
 
 
 def norm_trace(
