@@ -9,7 +9,8 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 PACKAGE = PROJECT / "twophase"
 FOLDERS = (
-    "directions", "least_squares", "line_search", "objectives", "optimizers", "switching",
+    "directions", "distributed", "least_squares", "line_search", "objectives", "optimizers",
+    "precision", "switching",
 )  # fmt: skip
 
 
