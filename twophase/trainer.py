@@ -54,7 +54,7 @@ class Trainer(Loop):
             mode is refused, since its loss does not repeat itself.
         loss: mean loss over a batch's examples, `loss(outputs, targets)`, so that chunks of a batch
             add up; not a mean over weights of classes. Default: `twophase.mse`, the paper's.
-        seed: of the order of mini-batches.
+        seed: of the order of mini-batches; a DataLoader has its own.
         device, chunk_size: see `resolve_device` and `FullBatch`.
     """
 
