@@ -223,7 +223,7 @@ def against_text() -> str:
 def overfitted_text() -> str:
     """Where Adam's last weights are overfitted, so that a lower validation loss says little."""
     found = {
-        name: pattern.before_the_end(pattern.committed(of)).median()
+        name: pattern.adams_lowest(pattern.committed(of)).of_last.median()
         for name, of in pattern.KEPT.items()
     }
     said = [

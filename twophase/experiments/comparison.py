@@ -254,9 +254,8 @@ def run(todo: Sequence[Entry], place: branches.Place, executor: Executor = ALONE
     for entry, one in zip(todo, done, strict=True):
         switched = None
         if entry.config.passes is None:
-            history, _ = runs.read(one.folder)
-            points = _course(entry, history)
-            switched = reached.end(history, entry.config).swap_epoch is not None
+            points, end = _course(entry, runs.read(one.folder)[0])
+            switched = end.swap_epoch is not None
         else:
             points = runs.read_curve(one.folder).rename(columns={"passes": "passes_spent"})
         points = points.reindex(columns=MEASURED).astype(dict.fromkeys(MEASURED[1:], float))
@@ -265,17 +264,15 @@ def run(todo: Sequence[Entry], place: branches.Place, executor: Executor = ALONE
     return pd.concat(frames, ignore_index=True)
 
 
-def _course(entry: Entry, history: pd.DataFrame) -> pd.DataFrame:
-    """The curve of a training of both phases, from where it has spent the passes of the prefix.
+def _course(entry: Entry, history: pd.DataFrame) -> tuple[pd.DataFrame, reached.End]:
+    """The curve of a training of both phases, from where it has spent the prefix's passes; its end.
 
     What the switch reads is charged.
     """
     spent = reached.charged(history, entry.config)
     spent.passes -= GRADIENT_PASSES * entry.swap_epoch
-    lowest, found = None, []
-    for costs, (kept, _) in zip(
-        spent.itertuples(index=False), reached.along(history, entry.config), strict=True
-    ):
+    lowest, found, along = None, [], list(reached.along(history, entry.config))
+    for costs, (kept, _) in zip(spent.itertuples(index=False), along, strict=True):
         if lowest is None or kept.train_loss < lowest.train_loss:
             lowest = kept
         measured = lowest.train_loss, lowest.validation_loss, lowest.validation_accuracy
@@ -284,7 +281,8 @@ def _course(entry: Entry, history: pd.DataFrame) -> pd.DataFrame:
     # up to the prefix's passes it is all beginning
     first = max(int((table.passes_spent <= 0).sum()) - 1, 0)
     table.seconds -= table.seconds.iloc[first]
-    return table.iloc[first:].assign(passes_spent=lambda of: of.passes_spent.clip(lower=0))
+    points = table.iloc[first:].assign(passes_spent=lambda of: of.passes_spent.clip(lower=0))
+    return points, along[-1][1]
 
 
 def save(curves: pd.DataFrame, folder: Path) -> None:

@@ -350,20 +350,16 @@ def adams_lowest(found: Pattern) -> pd.DataFrame:
     """The lowest validation loss of Adam alone that is known, and its epoch; the index is the seed.
 
     Known are that of its last weights, and those of strategies that never switched, if the training
-    loss says that their weights, too, are on Adam's way, and after which epoch.
+    loss says that their weights, too, are on Adam's way, and after which epoch. `of_last` is the
+    loss over that of the last weights.
     """
     never = found.ends[found.ends.swap_epoch.isna()].drop(columns="epoch")
     same = never.merge(found.traces[["seed", "epoch", "loss"]], on="seed", suffixes=("", "_seen"))
     same = same[np.isclose(same.loss, same.loss_seen, rtol=1e-5, atol=0)]
-    lowest = same.loc[same.groupby("seed").validation_loss.idxmin()]
-    return lowest.set_index("seed")[["epoch", "validation_loss"]]
-
-
-def before_the_end(found: Pattern) -> pd.Series:
-    """`adams_lowest` over the validation loss of Adam's last weights, by seed."""
+    lowest = same.loc[same.groupby("seed").validation_loss.idxmin()].set_index("seed")
     last = found.ends[found.ends.strategy == ALONE].set_index("seed").validation_loss
-    lowest = adams_lowest(found).validation_loss
-    return lowest / last.loc[lowest.index]
+    of_last = lowest.validation_loss / last.loc[lowest.index]
+    return lowest[["epoch", "validation_loss"]].assign(of_last=of_last)
 
 
 def who_is_ahead(found: Pattern) -> str:
@@ -402,8 +398,8 @@ def who_is_ahead(found: Pattern) -> str:
 
 def _overfitted(found: Pattern, counted: pd.DataFrame) -> list[str]:
     """Where Adam had a lower validation loss before its end, and who is below that; or nothing."""
-    lowest, ratio = adams_lowest(found), before_the_end(found)
-    before = ratio < SLIGHTLY
+    lowest = adams_lowest(found)
+    ratio, before = lowest.of_last, lowest.of_last < SLIGHTLY
     if not before.any():
         return []
     epochs, middle = lowest.epoch[before], ratio[before].median()

@@ -24,6 +24,7 @@ from twophase.experiments.progress import track
 from twophase.least_squares import LevenbergMarquardt
 from twophase.line_search import GoldenSection, StrongWolfe
 from twophase.minimization import Minimum, minimize
+from twophase.objective import GRADIENT_PASSES
 from twophase.objectives import FullBatch
 from twophase.problems import networks
 from twophase.second_phase import Descent, Minimizer
@@ -221,7 +222,8 @@ def on_paper(
         memory = (1 + held[kind]) * BYTES * parameters
         fits, balance = memory <= cluster.memory, examples * exchange / compute
         balance = math.nan if kind == ADAM else balance
-        row = fewest / 3, most / 3, compute, exchange, memory, fits, balance
+        gradients = [of / GRADIENT_PASSES for of in (fewest, most)]
+        row = *gradients, compute, exchange, memory, fits, balance
         rows.append((kind, passes, *row))
     names = ["kind", "passes", "fewest", "most", "computing", "exchange", "memory", "fits"]
     names.append("balance")

@@ -55,7 +55,12 @@ class Streamed(MeanLoss):
     @cached_property
     def count(self) -> int:
         """Examples K, by the length of the dataset, or else counted in a pass."""
-        return _count(self._all)
+        return sum(self._sizes) if _unnumbered(self._all) else _count(self._all)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Examples of each batch of a loader that must be read to know them."""
+        return [len(batch[0]) for batch in self._all]
 
     @cached_property
     def _own(self) -> Iterable[Any]:
@@ -73,16 +78,9 @@ class Streamed(MeanLoss):
             if not _endless(self.source):
                 return len(self.source)
             if self.source.batch_size is None:  # the dataset makes them
-                return self._made
+                return len(self._sizes)
             size = self.source.batch_size
         return math.ceil(self.count / (size or self.count))
-
-    @cached_property
-    def _made(self) -> int:
-        count = 0
-        for _ in self._all:
-            count += 1
-        return count
 
     def mini_batches(self, size: int | None, generator: torch.Generator) -> Iterator[Examples]:
         """The mini-batches of an epoch, on the model's device."""
@@ -199,9 +197,14 @@ def _endless(loader: DataLoader[Any]) -> bool:
     return isinstance(loader.dataset, IterableDataset)
 
 
+def _unnumbered(loader: DataLoader[Any]) -> bool:
+    """Whether its examples cannot be counted or asked for by their numbers."""
+    return _endless(loader) or loader.batch_size is None
+
+
 def _first(loader: DataLoader[Any]) -> Any:
     """A batch, if possible of two examples and without starting workers."""
-    if _endless(loader) or loader.batch_size is None:
+    if _unnumbered(loader):
         for batch in loader:
             return batch
     elif len(loader.sampler):  # type: ignore[arg-type]
@@ -211,6 +214,6 @@ def _first(loader: DataLoader[Any]) -> Any:
 
 def _count(loader: Iterable[Any]) -> int:
     """Examples, by the length of the dataset or else in a pass."""
-    if not isinstance(loader, DataLoader) or _endless(loader) or loader.batch_size is None:
+    if not isinstance(loader, DataLoader) or _unnumbered(loader):
         return sum(len(batch[0]) for batch in loader)
     return len(loader.sampler)  # type: ignore[arg-type]
