@@ -9,8 +9,8 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 PACKAGE = PROJECT / "twophase"
 FOLDERS = (
-    "directions", "distributed", "least_squares", "line_search", "objectives", "optimizers",
-    "precision", "switching",
+    "directions", "distributed", "integrations", "least_squares", "line_search", "objectives",
+    "optimizers", "precision", "switching",
 )  # fmt: skip
 
 

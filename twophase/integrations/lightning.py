@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from inspect import signature
 from itertools import islice
@@ -59,7 +59,7 @@ class TwoPhaseCallback(Callback):
         self._indexed = len(signature(self._step).parameters) > 1
         if batches > 1:
             module.training_step = _by_adam(self._step, optimizer)  # type: ignore[method-assign]
-            module.optimizer_step = self._optimizer_step  # type: ignore[method-assign]
+            module.optimizer_step = self._optimizer_step  # type: ignore[assignment,method-assign]
 
     def _batches(self, trainer: Trainer, module: LightningModule) -> int:
         """How many there are in each epoch, all of them every time; `InputError` else."""
@@ -72,16 +72,15 @@ class TwoPhaseCallback(Callback):
             raise InputError("accumulate_grad_batches", found, "1: Adam takes each batch")
         trainer.fit_loop.setup_data()
         batches, loader = trainer.num_training_batches, trainer.train_dataloader
-        try:
-            every = len(loader)
-        except TypeError:
-            every = None
-        tried = every is not None and trainer.fast_dev_run  # of so many batches, in passes, too
+        every: int | None = None
+        with suppress(TypeError):  # of a loader that does not know its length
+            every = len(loader)  # type: ignore[arg-type]
+        tried = every is not None and _tried(trainer)  # of so many batches, in passes, too
         if isinstance(loader, dict) or (every != batches and not tried):
-            found = f"{type(loader).__name__} of which {batches} batches are taken"
+            taken = f"{type(loader).__name__} of which {batches} batches are taken"
             options = "no limit_train_batches, no overfit_batches"
             allowed = f"a DataLoader of a known length, all of it ({options})"
-            raise InputError("train_dataloader", found, allowed)
+            raise InputError("train_dataloader", taken, allowed)
         return int(batches)
 
     def _optimizer_step(
@@ -95,7 +94,7 @@ class TwoPhaseCallback(Callback):
             closure()
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, *batch: Any, **named: Any
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the last batch: what the epoch has come to, or an iteration of the second phase."""
         if self._optimizer.batches > 1:
@@ -123,7 +122,7 @@ class TwoPhaseCallback(Callback):
         if trainer.train_dataloader is not self._source:
             self._source = loader = trainer.train_dataloader
             self._all = in_order(loader) if isinstance(loader, DataLoader) else loader
-        few, count = int(trainer.num_training_batches) if trainer.fast_dev_run else None, 0
+        few, count = int(trainer.num_training_batches) if _tried(trainer) else None, 0
         total = torch.zeros((), dtype=torch.float64, device=module.device)
         with evaluating(module), _quiet(module):
             for index, batch in enumerate(islice(self._all, few)):
@@ -160,6 +159,11 @@ class TwoPhaseCallback(Callback):
     ) -> None:
         """The module is as it was."""
         _restore(module)
+
+
+def _tried(trainer: Trainer) -> bool:
+    """Whether it only tries the code, by `fast_dev_run`, with a few batches of the loader."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _by_adam(step: Callable[..., Any], optimizer: TwoPhase) -> Callable[..., Any]:
