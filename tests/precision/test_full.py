@@ -506,3 +506,30 @@ def test_compiled_models_are_compiled_once_with_a_graph_and_once_without():
         counts.append(compiled.frame_count)
     assert losses[0] == losses[1]
     assert counts[0] <= 2
+
+
+def subnormal():
+    """The square of 1e-20 in float32, 1e-40: 0 where such numbers are flushed."""
+    return torch.full((3,), 1e-20).square().sum().item()
+
+
+@pytest.fixture
+def flushable():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush subnormal numbers")
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_subnormal_numbers_are_0_inside_and_as_before_afterwards(before, flushable):
+    torch.set_flush_denormal(before)
+    expected = subnormal()
+    assert (expected == 0) == before
+    with pytest.raises(KeyError), full_precision():
+        assert subnormal() == 0
+        with full_precision():
+            assert subnormal() == 0
+        assert subnormal() == 0
+        raise KeyError
+    assert subnormal() == expected
