@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -124,7 +123,7 @@ def test_equal_passes_is_the_last_record_within_the_budget_or_the_first(budget, 
 
 def test_costs_are_those_of_the_second_phase():
     frame = pd.DataFrame({"beta": ["FR", "FR", "PR"], "swapped": [2, 2, 2], "error": ""})
-    frame = frame.assign(epochs_run=[6, 4, 6], passes=[46, 26, 18], epochs_within=[3, 2, 6])
+    frame = frame.assign(epochs_run=[6, 4, 6], passes=[46, 26, 18], epochs_within=[3, 1, 6])
     frame = frame.assign(status=["completed", "resolution", "completed"])
     assert ablation.costs(frame, ["beta"]).to_dict("list") == {
         "beta": ["FR", "PR"],
@@ -188,24 +187,39 @@ def test_an_estimate_is_a_column_with_its_ends(frame):
     assert ablation.estimate(one, "adam_train_loss") == Estimate(1.0, None, None)
 
 
-def test_a_choice_counts_where_the_others_are_the_same():
-    compared = pd.DataFrame({"rule": [*"aabb"], "factor": [0.8, 0.9] * 2})
-    compared["train_loss_epochs_ratio"] = [1.0, 2.0, 10.0, 30.0]
-    compared["train_loss_passes_ratio"] = [1.0, 1.0, 4.0, 1.0]
-    compared["train_loss_seconds_ratio"] = 1.0
-    for budget in ablation.BUDGETS:
-        name = f"train_loss_{budget}_ratio"
-        compared[f"{name}_low"], compared[f"{name}_high"] = compared[name] / 2, compared[name] * 2
+def test_a_choice_counts_where_the_others_are_the_same_and_seed_by_seed():
+    keys = [(rule, factor, seed) for rule in "ab" for factor in (0.8, 0.9) for seed in (0, 1)]
+    frame = pd.DataFrame(keys, columns=["rule", "factor", "seed"]).assign(error="")
+    frame["train_loss_epochs"] = [1.0, 100.0, 2.0, 200.0, 10.0, 1000.0, 30.0, 3000.0]
+    frame["train_loss_passes"] = [1.0, 1.0, 1.0, 1.0, 8.0, 0.5, 1.0, 1.0]
+    frame["train_loss_seconds"] = 1.0
     by = ["rule", "factor"]
-    rule, factor = (ablation.folds(compared, by, column) for column in by)
-    assert rule.fold.tolist() == pytest.approx([15, 4, 1])
-    assert factor.fold.tolist() == pytest.approx([3, 4, 1])
-    assert rule.overlap.tolist() == [False, True, True]
+    rule, factor = (ablation.folds(frame, by, column) for column in by)
+    assert rule["epochs"] == pytest.approx((15, 15, 15))
+    assert factor["epochs"] == pytest.approx((3, 3, 3))
+    assert rule["passes"] == factor["passes"] == pytest.approx((2, 0.5, 8))
     said = ablation.folds_in_words(rule)
-    assert said.startswith("**15-fold** at equal epochs (not all ranges overlap), **4-fold** at ")
-    assert said.endswith("**1-fold** at equal seconds (the ranges overlap)")
-    one_seed = compared.assign(train_loss_epochs_ratio_low=np.nan)
-    assert not ablation.folds(one_seed, by, "factor").overlap["epochs"]
+    assert said.startswith("**15-fold** at equal epochs (15 to 15), **2-fold** at equal passes ")
+    assert "(0.5 to 8, no clear difference)" in said
+    failed = frame.assign(error=["", "", "x", "x", "", "", "", ""])
+    assert ablation.folds(failed, by, "factor")["epochs"].mean == pytest.approx(3)
+    assert ablation.folds(failed, by, "rule")["epochs"].mean == pytest.approx(10)
+    one_seed = ablation.folds(frame[frame.seed == 0], by, "factor")
+    assert "**3-fold** at equal epochs (one seed)" in ablation.folds_in_words(one_seed)
+    alone = ablation.folds(frame[frame.rule == "a"], by, "rule")
+    assert "**1-fold** at equal passes (one seed)" in ablation.folds_in_words(alone)
+
+
+def test_steps_that_the_passes_leave_are_said():
+    found = pd.DataFrame({"within": [0.0, 1.25]})
+    assert "rests on 0.0 to 1.2 epochs" in ablation.steps_in_words(found)
+    assert "spent before the swap" in ablation.steps_in_words(found)
+    assert "before the swap" not in ablation.steps_in_words(found + 1)
+
+
+def test_validation_is_said_over_all_settings(frame):
+    said = ablation.validation_in_words(ablation.compare(frame, ["beta"]))
+    assert "both phases end at 1 to 3 times Adam's at equal epochs, 0.5 to 1 times" in said
 
 
 def test_tables_are_in_thousandths(frame):

@@ -67,7 +67,7 @@ def test_costs_are_shares_of_all_passes_the_largest_over_the_seeds():
     later = made.assign(seed=1, returned=made.trials * 3, trials=made.trials / 2)
     found = regret_results.costs(pd.concat([made, later]), "rule").iloc[0]
     expected = {"case": "c", "reading": 20 / 120, "lost trials": 10 / 120}
-    expected |= {"left second phases": 30 / 120, "the last two": 35 / 120, "regret": 1}
+    expected |= {"left second phases": 30 / 120, "both in one training": 35 / 120, "regret": 1}
     assert found.to_dict() == expected
 
 
@@ -148,9 +148,9 @@ def test_who_tries_has_to_be_below_all_who_look():
 @pytest.mark.parametrize(
     ("second", "words", "counts"),
     [
-        ({}, "not shown to be better there:", (0, 2)),
-        ({"a third": 0.4}, "not shown to be better there, except in the worst case:", (1, 1)),
-        ({"race": 0.004, "a third": 0.0}, "not shown to be better there:", (0, 1)),
+        ({}, "not shown to be better than that:", (0, 2)),
+        ({"a third": 0.4}, "not shown to be better than that, except in the worst case:", (1, 1)),
+        ({"race": 0.004, "a third": 0.0}, "not shown to be better than that:", (0, 1)),
     ],
 )
 def test_who_tries_is_compared_with_a_share_that_does_not(second, words, counts):
@@ -160,6 +160,14 @@ def test_who_tries_is_compared_with_a_share_that_does_not(second, words, counts)
     assert said.endswith(
         "take up to **30%** of the passes of a training, more than half on 0 problems."
     )
+
+
+def test_what_was_set_aside_is_said_beside_all():
+    assert "set aside" not in tried(made_up_regrets())
+    table = made_up_regrets(race=0.8)
+    table["held_out"] = table.case.eq("b")
+    said = "on a single seed 0.00), and on the 1 of these set aside 0.80 and 0.00; the median"
+    assert said in tried(table)
 
 
 def test_the_answer_names_its_problems_and_the_validation_loss():

@@ -1,6 +1,7 @@
 """Ablations: Adam then a second phase beside Adam alone, at equal epochs, passes and seconds."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,14 @@ def costs(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """What the second phase cost, for each combination of some labels: means over the seeds.
 
     `passes` for each of its epochs; `epochs`, made; `within`, those that fit into the passes of
-    Adam alone; and `ended`, in how many runs it ended before the last epoch. `frame` is from `run`,
-    without the runs that failed.
+    Adam alone, 0 where these are spent before the swap; and `ended`, in how many runs it ended
+    before the last epoch. `frame` is from `run`, without the runs that failed.
     """
     epochs = frame.epochs_run - frame.swapped
     found = frame[list(by)].assign(
         passes=(frame.passes - GRADIENT_PASSES * frame.swapped) / epochs,
         epochs=epochs,
-        within=frame.epochs_within - frame.swapped,
+        within=(frame.epochs_within - frame.swapped).clip(lower=0),
         ended=frame.status != "completed",
     )
     how = {"passes": "mean", "epochs": "mean", "within": "mean", "ended": "sum"}
@@ -129,29 +130,60 @@ def between(
     return ratio(*(of.loc[shared].to_numpy() for of in values))
 
 
-def folds(compared: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
-    """How many-fold the choice of one of some columns changes the ratio to Adam's training loss.
+def folds(frame: pd.DataFrame, by: Sequence[str], column: str) -> dict[str, Estimate]:
+    """How many-fold the choice of one of some columns changes the training loss of `run`.
 
-    A row for each of `BUDGETS`: `fold`, the largest quotient of two ratios of `compare` in rows
-    that differ in this column alone; `overlap`, whether all of their intervals do.
+    For each of `BUDGETS` the largest ratio `between` two settings that differ in this column alone;
+    1 where there are none.
     """
-    groups = compared.groupby([name for name in by if name != column])
-    rows = {}
-    for budget in BUDGETS:
-        name = f"train_loss_{budget}_ratio"
-        fold = (groups[name].max() / groups[name].min()).max()
-        overlap = groups[f"{name}_low"].max().le(groups[f"{name}_high"].min()).all()
-        rows[budget] = {"fold": float(fold), "overlap": bool(overlap)}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    seeds = {
+        names: set(of.seed) for names, of in frame[frame.error == ""].groupby(list(by), sort=False)
+    }
+    alike = [name != column for name in by]
+    pairs = [
+        [dict(zip(by, names, strict=True)) for names in pair]
+        for pair in permutations(seeds, 2)
+        if seeds[pair[0]] & seeds[pair[1]]
+        and all(a == b for a, b, same in zip(*pair, alike, strict=True) if same)
+    ]
+    return {
+        budget: max(
+            (between(frame, *pair, f"train_loss_{budget}") for pair in pairs),
+            key=lambda found: found.mean,
+            default=Estimate(1.0, None, None),
+        )
+        for budget in BUDGETS
+    }
 
 
-def folds_in_words(found: pd.DataFrame) -> str:
-    """What `folds` found, as a phrase to follow "changes the ratio up to"."""
-    return ", ".join(
-        f"**{_number(row.fold)}-fold** at equal {row.Index}"
-        f" ({'the ranges overlap' if row.overlap else 'not all ranges overlap'})"
-        for row in found.itertuples()
+def folds_in_words(found: Mapping[str, Estimate]) -> str:
+    """What `folds` found, as a phrase to follow "changes the loss up to"."""
+    words = []
+    for budget, one in found.items():
+        spread = "one seed" if one.low is None else f"{_number(one.low)} to {_number(one.high)}"
+        unclear = ", no clear difference" if one.low is not None and one.low <= 1 else ""
+        words.append(f"**{_number(one.mean)}-fold** at equal {budget} ({spread}{unclear})")
+    return ", ".join(words)
+
+
+def steps_in_words(found: pd.DataFrame) -> str:
+    """On how many epochs of the second phase losses at equal passes rest, by `costs`, and which."""
+    least, most = found.within.min(), found.within.max()
+    none = ", 0 where Adam's passes are spent before the swap" if least == 0 else ""
+    return (
+        f"At equal passes this rests on {least:.1f} to {most:.1f} epochs of the second phase "
+        f"(means over the seeds{none})."
     )
+
+
+def validation_in_words(compared: pd.DataFrame) -> str:
+    """Ratios of the validation loss to Adam's over all rows of `compare`, in words."""
+    found = []
+    for budget in BUDGETS:
+        ratios = compared[f"validation_loss_{budget}_ratio"].dropna()
+        ends = " to ".join(dict.fromkeys([_number(ratios.min()), _number(ratios.max())]))
+        found.append(f"{ends} times Adam's at equal {budget}")
+    return f"In validation loss, over all settings, both phases end at {', '.join(found)}."
 
 
 def variants(rows: pd.DataFrame, by: Sequence[str]) -> str:

@@ -157,7 +157,7 @@ def turning_epoch(audits: pd.DataFrame, level: float = 1e-2) -> float:
 
 
 def switches_beside(fired: pd.DataFrame, weak: pd.Series) -> pd.DataFrame:
-    """On how many trajectories each rule switches before negative curvature is weak, and after.
+    """On how many trajectories each rule switches before negative curvature is weak, or not.
 
     `fired` has a row for each trajectory and a column for each rule, the epoch of its switch,
     missing where it never switches; `weak` the `turning_epoch`. Where that is inf, a switch is
@@ -166,7 +166,7 @@ def switches_beside(fired: pd.DataFrame, weak: pd.Series) -> pd.DataFrame:
     never = np.isinf(weak)
     found = {
         "before": fired[~never].lt(weak[~never], axis=0),
-        "after": fired[~never].ge(weak[~never], axis=0),
+        "then or after": fired[~never].ge(weak[~never], axis=0),
         "curvature never weak": fired[never].notna(),
         "never switches": fired.isna(),
     }

@@ -157,8 +157,8 @@ def how_far(found: Sequence[Long]) -> pd.DataFrame:
 def long_beside_adam(found: Sequence[Long]) -> pd.DataFrame:
     """Long runs of both phases beside Adam alone from the same seed, at the passes of the shorter.
 
-    A row for each: the weights with the lowest training loss by then, of both; and the lowest
-    validation loss that Adam alone has had by then.
+    A row for each: the weights with the lowest training loss by then, of both; the lowest
+    validation losses by then; and whether, with both phases, it is of an epoch of Adam.
     """
     alone = {one[:2] + (one.seed,): one for one in found if one.strategy == "adam"}
     rows = []
@@ -173,10 +173,11 @@ def long_beside_adam(found: Sequence[Long]) -> pd.DataFrame:
         for whose, history in pair.items():
             inside = history[history.passes.cumsum() <= passes]
             lowest = inside.loc[inside.train_loss.idxmin()]
-            row |= {f"{whose}hours": inside.seconds.sum() / 3600}
             row |= {f"{whose}train loss": lowest.train_loss}
             row |= {f"{whose}val. loss": lowest.validation_loss}
-        rows.append(row | {"Adam's lowest val. loss": inside.validation_loss.min()})
+            row |= {f"{whose}lowest val. loss": inside.validation_loss.min()}
+        first = one.history.loc[one.history.validation_loss.idxmin()]
+        rows.append(row | {"by Adam": first.phase == ADAM})
     return pd.DataFrame(rows)
 
 
@@ -195,14 +196,15 @@ def long_in_words(beside: pd.DataFrame) -> str:
     return "; ".join(said) or "no run of both phases has begun"
 
 
-def adams_lowest_in_words(beside: pd.DataFrame) -> str:
-    """Whether Adam alone had a lower validation loss before, `long_beside_adam`; "" for no run."""
+def lowest_in_words(beside: pd.DataFrame) -> str:
+    """The lowest validation losses of `long_beside_adam`, and which phase had them; "" for none."""
     if beside.empty:
         return ""
-    lowest = beside["Adam's lowest val. loss"]
+    both, alone = (beside[f"{whose}lowest val. loss"].min() for whose in ("", "Adam's "))
     return (
-        f"By then Adam alone has had a validation loss as low as **{lowest.min():.4f}**, below "
-        f"that of both phases in {(lowest < beside['val. loss']).sum()} of {len(beside)}"
+        f"On the way the lowest validation loss is **{both:.4f}** with both phases and "
+        f"**{alone:.4f}** with Adam alone; with both phases it is of an epoch of Adam, before the "
+        f"swap, in {beside['by Adam'].sum()} of {len(beside)}"
     )
 
 

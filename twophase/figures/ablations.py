@@ -13,12 +13,15 @@ from twophase.figures.style import GREY, MARKERS, line_style, plain_ticks
 _SPREAD = 0.05
 
 
-def intervals(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) -> Axes:
+def intervals(
+    ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str, first: int = 0
+) -> Axes:
     """Draw means with their intervals over evenly spaced values, a line for each label.
 
     Frames have columns `x`, what was varied; `column`, the means, above 0; `column`_low and
     `column`_high. The values of `x` need not be numbers: each has its place, in the order of the
     first frame that has it. A missing mean leaves a gap, a missing interval a point without bars.
+    Looks begin with number `first`, so that two axes may show the same by the same look.
     """
     values = dict.fromkeys(value for frame in lines.values() for value in frame[x])
     places = {value: place for place, value in enumerate(values)}
@@ -33,21 +36,23 @@ def intervals(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) 
             mean,
             yerr=bars,
             label=label,
-            marker=MARKERS[index % len(MARKERS)],
-            **line_style(index),
+            marker=MARKERS[(first + index) % len(MARKERS)],
+            **line_style(first + index),
             **{"linewidth": 1.2, "elinewidth": 1.8, "capsize": 4},
         )
     ax.set(yscale="log", xlim=(-0.5, len(places) - 0.5))
     names = [f"{value:g}" if isinstance(value, float) else str(value) for value in places]
     ax.set_xticks(range(len(places)), names)
-    plain_ticks(ax.yaxis)
+    plain_ticks(ax.yaxis, (1, 2, 3, 5, 7))
     return ax
 
 
-def ratios(ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str) -> Axes:
+def ratios(
+    ax: Axes, lines: Mapping[str, pd.DataFrame], x: str, column: str, first: int = 0
+) -> Axes:
     """Draw ratios to a reference as `intervals` does, with a line at 1, the reference itself."""
     ax.axhline(1, color=GREY, linestyle="-", linewidth=0.8)
-    return intervals(ax, lines, x, column)
+    return intervals(ax, lines, x, column, first)
 
 
 def by_budget(axes: Sequence[Axes], lines: Mapping[str, pd.DataFrame], x: str) -> None:
@@ -72,7 +77,7 @@ def losses_and_ratios(axes: Sequence[Axes], compared: pd.DataFrame, x: str) -> N
         losses[f"both phases, equal {budget}"] = _renamed(compared, x, name)
         relative[f"equal {budget}"] = _renamed(compared, x, f"{name}_ratio")
     intervals(axes[0], losses, x, "value").set_ylabel("training loss (mean squared error)")
-    ratios(axes[1], relative, x, "value").set_ylabel("training loss / Adam's")
+    ratios(axes[1], relative, x, "value", first=1).set_ylabel("training loss / Adam's")
 
 
 def _renamed(compared: pd.DataFrame, x: str, name: str) -> pd.DataFrame:

@@ -75,7 +75,8 @@ class TwoPhaseCallback(Callback):
         every: int | None = None
         with suppress(TypeError):  # of a loader that does not know its length
             every = len(loader)  # type: ignore[arg-type]
-        tried = every is not None and _tried(trainer)  # of so many batches, in passes, too
+        run: Any = trainer  # not all that it has is annotated
+        tried = every is not None and run.fast_dev_run  # of so many batches, in passes, too
         if isinstance(loader, dict) or (every != batches and not tried):
             taken = f"{type(loader).__name__} of which {batches} batches are taken"
             options = "no limit_train_batches, no overfit_batches"
@@ -122,7 +123,8 @@ class TwoPhaseCallback(Callback):
         if trainer.train_dataloader is not self._source:
             self._source = loader = trainer.train_dataloader
             self._all = in_order(loader) if isinstance(loader, DataLoader) else loader
-        few, count = int(trainer.num_training_batches) if _tried(trainer) else None, 0
+        run: Any = trainer
+        few, count = int(trainer.num_training_batches) if run.fast_dev_run else None, 0
         total = torch.zeros((), dtype=torch.float64, device=module.device)
         with evaluating(module), _quiet(module):
             for index, batch in enumerate(islice(self._all, few)):
@@ -159,11 +161,6 @@ class TwoPhaseCallback(Callback):
     ) -> None:
         """The module is as it was."""
         _restore(module)
-
-
-def _tried(trainer: Trainer) -> bool:
-    """Whether it only tries the code, by `fast_dev_run`, with a few batches of the loader."""
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _by_adam(step: Callable[..., Any], optimizer: TwoPhase) -> Callable[..., Any]:

@@ -47,9 +47,8 @@ def full_precision() -> Iterator[None]:
     functions, also after an exception. It may be nested and takes about 10 microseconds. Other
     threads compute in full precision meanwhile, too, but keep their autocast.
 
-    Subnormal numbers, in float32 below 1.2e-38, count as 0 meanwhile on CPUs that can do so, in
-    this thread alone: with them the gradient of a network with a loss of 1e-30 took 15 times as
-    long.
+    Subnormal numbers (float32: below 1.2e-38) count as 0 inside on CPUs, in this thread: gradients
+    at a loss of 1e-30 took 15 times as long with them.
 
     Autocast that is opened inside counts, and so does what the environment orders
     (NVIDIA_TF32_OVERRIDE, ONEDNN_DEFAULT_FPMATH_MODE).
@@ -60,12 +59,12 @@ def full_precision() -> Iterator[None]:
     casting = [device for device in DEVICES if torch.is_autocast_enabled(device)]
     for device in casting:
         torch.set_autocast_enabled(device, False)
-    flushes = _SUBNORMAL + _SUBNORMAL == 0  # torch does not tell
-    flushes or torch.set_flush_denormal(True)
+    flushed = _SUBNORMAL + _SUBNORMAL == 0  # torch does not tell
+    torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        flushes or torch.set_flush_denormal(False)
+        torch.set_flush_denormal(flushed)
         for device in casting:
             torch.set_autocast_enabled(device, True)
         with _LOCK:
