@@ -201,11 +201,13 @@ def test_a_choice_counts_where_the_others_are_the_same_and_seed_by_seed():
     said = ablation.folds_in_words(rule)
     assert said.startswith("**15-fold** at equal epochs (15 to 15), **2-fold** at equal passes ")
     assert "(0.5 to 8, no clear difference)" in said
+    assert ablation.clearly(rule) == "at equal epochs"
     failed = frame.assign(error=["", "", "x", "x", "", "", "", ""])
     assert ablation.folds(failed, by, "factor")["epochs"].mean == pytest.approx(3)
     assert ablation.folds(failed, by, "rule")["epochs"].mean == pytest.approx(10)
     one_seed = ablation.folds(frame[frame.seed == 0], by, "factor")
     assert "**3-fold** at equal epochs (one seed)" in ablation.folds_in_words(one_seed)
+    assert ablation.clearly(one_seed) == "not clearly"
     alone = ablation.folds(frame[frame.rule == "a"], by, "rule")
     assert "**1-fold** at equal passes (one seed)" in ablation.folds_in_words(alone)
 

@@ -1,6 +1,7 @@
 """The strategies of Figure 6: which runs they are, and what is read off, by hand on small cases."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -166,6 +167,22 @@ def test_a_toy_with_a_way_back_is_beside_adam_alone():
     said = strategies.beside_alone(ends, "alone", ["one", "two"])
     assert said.endswith("they end with a loss of 0.001 and 0.005, alone with one of 0.005.")
     assert "for no $C$." in strategies.beside_alone(ends[ends.C == 0.5], "alone", ["one", "two"])
+
+
+def test_results_are_beside_one_of_them_at_the_end_and_at_its_passes():
+    def result(kept, validation, losses, passes):
+        history = pd.DataFrame({"train_loss": losses, "passes": passes, "seconds": 0.5})
+        final = SimpleNamespace(train_loss=kept, validation_loss=validation)
+        return SimpleNamespace(final=final, history=history)
+
+    alone = result(2.0, 4.0, [4.0, 2.0], [3, 3])
+    both = result(1.0, 5.0, [4.0, 3.0, 1.0], [3, 3, 4])
+    found = strategies.results_beside({"alone": alone, "both": both}, "alone")
+    assert found.iloc[1].to_dict() == {
+        **{"strategy": "both", "training": "0.50", "training, equal passes": "1.50"},
+        **{"validation": "1.25", "passes": 10, "seconds": 1.5},
+    }
+    assert found.validation[0] == found.training[0] == "1.00"
 
 
 TOYS = {

@@ -166,6 +166,12 @@ def folds_in_words(found: Mapping[str, Estimate]) -> str:
     return ", ".join(words)
 
 
+def clearly(found: Mapping[str, Estimate]) -> str:
+    """By which budgets a choice of `folds` matters on all seeds, or "not clearly"."""
+    clear = [budget for budget, one in found.items() if one.low is not None and one.low > 1]
+    return f"at equal {' and '.join(clear)}" if clear else "not clearly"
+
+
 def steps_in_words(found: pd.DataFrame) -> str:
     """On how many epochs of the second phase losses at equal passes rest, by `costs`, and which."""
     least, most = found.within.min(), found.within.max()

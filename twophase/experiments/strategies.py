@@ -9,8 +9,10 @@ import pandas as pd
 from twophase.automatic import DEFAULT
 from twophase.experiments import branches, reached, runs
 from twophase.experiments.config import RunConfig
+from twophase.experiments.statistics import ratio_text
 from twophase.record import SECOND
 from twophase.switching.rules import SwitchRule, first_switch
+from twophase.training import Fit
 
 ADAM, CG = "Adam", "CG"
 BOTH, WITH_DEFAULT = "Adam, then CG", "Adam, then default"
@@ -167,6 +169,28 @@ def beside_alone(ends: pd.DataFrame, alone: str, others: Sequence[str], apart: f
             f"{alone} with one of {loss.loc[c, alone]:.2g}."
         )
     return text
+
+
+def results_beside(results: Mapping[str, Fit], alone: str) -> pd.DataFrame:
+    """Trainings by `fit` beside one of them, in parts of its losses, with passes and seconds.
+
+    Training and validation losses of the weights that are kept, and the lowest training loss within
+    the passes of `alone`.
+    """
+    reference = results[alone]
+    budget = reference.history.passes.sum()
+    rows = []
+    for name, one in results.items():
+        inside = one.history.train_loss[one.history.passes.cumsum() <= budget].min()
+        ratios = {
+            "training": one.final.train_loss / reference.final.train_loss,
+            "training, equal passes": inside / reference.history.train_loss.min(),
+            "validation": one.final.validation_loss / reference.final.validation_loss,
+        }
+        costs = {"passes": one.history.passes.sum(), "seconds": one.history.seconds.sum()}
+        texts = {kind: ratio_text(ratio) for kind, ratio in ratios.items()}
+        rows.append({"strategy": name} | texts | costs)
+    return pd.DataFrame(rows)
 
 
 def norm_in_words(history: pd.DataFrame, rule: SwitchRule) -> str:
