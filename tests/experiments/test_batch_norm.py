@@ -55,7 +55,7 @@ def test_without_batch_norm_there_is_nothing_to_compare():
 def test_a_gain_is_lost_where_the_loss_with_new_statistics_rises(anew, verdict):
     ways = batch_norm.AS_GATHERED, batch_norm.OF_THE_BATCH, batch_norm.ANEW
     rows = [dict.fromkeys(ways, 1.0), dict(zip(ways, (0.1, 0.9, anew), strict=True))]
-    table = pd.DataFrame(rows, index=["before", "after"]).rename_axis("statistics:").reset_index()
+    table = pd.DataFrame(rows, index=["before", "after"]).rename_axis("statistics").reset_index()
     said = batch_norm.in_words(table)
     assert "that Adam gathered it falls from 1 to 0.1; with those of the batch it falls" in said
     assert f"What it has gained {verdict} when the statistics are gathered anew." in said

@@ -30,7 +30,12 @@ def test_the_gap_is_validation_minus_training():
     found = generalisation.with_gap(MADE_UP).gap
     assert found.tolist() == pytest.approx([0.04, 0.059, 0.02, 0.01, 0.01, 0.001])
     said = generalisation.gap_in_words(MADE_UP)
-    assert f"of *{ADAM}* **-1.00** (median gap 0.04 at Q below 1, 0.01 at Q of 10 or more)" in said
+    assert f"for *{ADAM}* **−1** (median gap 0.04 at Q below 1, 0.01 at Q of 10 or more)" in said
+    assert said.startswith("A larger Q goes with a smaller gap **nearly always**: the rank corr")
+    assert said.endswith("All trainings with Q of 10 or more are of one network, m.")
+    more = pd.concat([MADE_UP, MADE_UP[MADE_UP.q > 1].assign(q=30.0, model="n", validation_loss=9)])
+    said = generalisation.gap_in_words(more)
+    assert "**hardly**: " in said and said.endswith(" at Q of 10 or more).")
 
 
 def test_phases_are_counted_by_q():
@@ -53,7 +58,7 @@ def test_settings_are_in_the_order_of_q():
     assert validated[RACE].tolist() == ["0.04", "0.031"]
     assert found["network and examples"].tolist() == ["m, 1 d"] * 2
     exact = generalisation.by_setting(MADE_UP.assign(loss=1e-45), "loss")
-    assert exact[ADAM].tolist() == ["<1e-30"] * 2
+    assert exact[ADAM].tolist() == ["<1e−30"] * 2
 
 
 def test_gaps_and_losses_are_told_by_q():
@@ -81,9 +86,10 @@ def test_gaps_and_losses_are_told_by_q():
 
 def test_fits_are_told_where_q_is_below_1():
     said = generalisation.fits_in_words(MADE_UP)
-    assert f"*{SWAP}* comes to 0.001 in the median and 0.001 at worst, 0.1 times Adam's" in said
+    assert f"*{SWAP}* comes to 0.001 in the median and 0.001 at worst, and in its worst" in said
     assert (
-        f"*{RACE}* comes to 0.02 in the median and 0.02 at worst, 2 times Adam's at worst" in said
+        f"*{RACE}* comes to 0.02 in the median and 0.02 at worst, and in its worst training beside "
+        "Adam to 2.00 times Adam's loss" in said
     )
 
 

@@ -204,7 +204,9 @@ def test_the_verdict_names_who_is_first_and_where_two_phases_are():
     text = results.verdict(table, own="own")
     assert "**p**, 1 parameter: the fewest evaluations: other, 10" in text
     assert "own is number 2 of 3 with 30, 3.0 times as many" in text
-    assert "Missed on most seeds: third." in text
+    assert text.endswith("Missed on most seeds: third.")
+    table = table_of({("own", 1): [30], ("own", 2): [math.inf]})
+    assert results.verdict(table, own="own").endswith(" With 2 parameters all miss.")
     assert "own misses it on most seeds" in results.verdict(
         table_of({("own", 2): [math.inf], ("other", 2): [10]}), own="own"
     )

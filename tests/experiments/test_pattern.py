@@ -36,7 +36,7 @@ def made_up(losses, validation=None, smallest=(-1.0, -1e-4)):
     ]
     audits = [
         {"seed": seed, "at": "end", "epoch": 9, "loss": 0.1, "smallest": low, "largest": 1.0}
-        | {"negative_share": 0.1, "convexity": "?"}
+        | {"negative_share": 0.1, "negative_share_error": 0.186, "convexity": "?"}
         for seed, low in enumerate(smallest)
     ]
     return Pattern(*map(pd.DataFrame, (rows, seen, audits)))
@@ -88,7 +88,8 @@ def test_losses_are_compared_with_adams_of_the_same_seed():
     assert "In training loss **0 of 5** strategies that switched end below Adam alone" in said
     assert "*race* 1.00 (1 of 2)" in said and "*three tenths, then CG* 3.00 (0 of 2)" in said
     assert (
-        "In validation loss **1 of 5** strategies" in said and "seed: *race* 0.10 (2 of 2)" in said
+        "In validation loss **1 of 5** strategies" in said
+        and "on every seed. All that switched: *race* 0.10 (2 of 2)" in said
     )
     assert "ever switched" not in said and "last weights" not in said
 
@@ -136,7 +137,7 @@ def test_an_overfitted_adam_is_no_measure_of_a_validation_loss():
     assert (
         "weights of Adam are overfitted** on **1 of 2** seeds: after epoch 12 it had 0.30" in said
     )
-    assert "Below this loss of Adam's **0 of 2** strategies" in said
+    assert "On every seed **0 of 2** strategies that switched end below this lowest loss" in said
     for last, words in ((1.6, "Adam are slightly overfitted** on"), (1.5, "")):
         validation[ALONE] = last, 1.0
         said = pattern.who_is_ahead(without_swaps(made_up(losses, validation), "plateau"))
@@ -245,16 +246,20 @@ def test_convexity_is_counted_by_place():
     assert "where Adam ends on **1 of 2** seeds (median of λmin/λmax: −0.5)." in said
     found = made_up(LOSSES, smallest=(-1e-3, -1e-4))
     assert pattern.how_convex(found).startswith("**At all places no seed is clearly non-convex.** ")
+    open_ = found.audits.assign(convexity=["not clearly negative", "undecided"], smallest=-5e-6)
+    said = pattern.how_convex(found._replace(audits=open_))
+    assert "on **0 of 2** seeds (undecided: seed 1; median of λmin/λmax: −5.0e−6)." in said
     more = pd.concat([found.audits, found.audits.assign(at=RACE, smallest=-1.0)])
     both = pattern.how_convex(found._replace(audits=more.reset_index(drop=True)))
     assert both.startswith("**Only where Adam ends no seed is clearly non-convex.** ")
     assert both.endswith(
         "λmin is negative in **2 of 2** audits there, and the negative eigenvalues are up to 0.1 "
-        "of the sum of all |λ|."
+        "± 0.19 of the sum of all |λ|."
     )
     assert "where *race* switches on **2 of 2** seeds" in both
     shown = pattern.curvature(found._replace(audits=more.assign(convexity="clearly negative")))
     assert set(shown["at"]) == {"end of Adam", RACE}
+    assert set(shown["negative share"]) == {"0.1 ± 0.19"}
     assert set(shown.convexity) == {"clearly non-convex"}
 
 

@@ -85,11 +85,15 @@ def test_cells_below_one_pay(curves):
 def test_adam_is_harder_to_beat_where_cells_are_higher_with_more_steps(curves):
     found = payoff_map.ratios(curves, [3, 9], 64)
     said = payoff_map.harder(found)
-    assert "**Yes**: the second phase needs a larger part of Adam's passes at K/B = 8" in said
+    assert "**Yes**: the second phase needs a larger part of Adam's passes, by more" in said
     assert "than at K/B = 2 in 2 of 2 pairs" in said
     assert "**No**: " in payoff_map.harder(found.rename({"8": "2", "2": "8"})[::-1])
     mixed = found.assign(more=[1.0, 0.5, 2.0])
     assert "**Not always**: " in payoff_map.harder(mixed) and "2 of 3" in payoff_map.harder(mixed)
+    # 6 % apart or less is not told apart
+    for ratio, word in ((0.58, "No"), (0.6, "Yes")):
+        near = pd.DataFrame({9: [ratio, 0.56]}, index=found.index[[1, 2]])
+        assert f"**{word}**: " in payoff_map.harder(near)
     assert payoff_map.harder(found.loc[["8"]]).endswith("a map with one K/B cannot say.")
 
 
@@ -213,7 +217,9 @@ def test_variants_are_measured_by_torchs_lowest_loss_on_the_same_seed(smooth):
         + [curve("tight", SLOW, **FULL | {"seed": 1})]
     )
     smooth.loc[(smooth.method == "torch-lbfgs") & (smooth.seed == 1), "loss"] /= 2
-    (row,) = payoff_map.beside_torch(tried, smooth).to_dict("records")
+    row, *others = payoff_map.beside_torch(tried, smooth).to_dict("records")
+    seen = {of["second phase"]: of["seconds"] for of in others}
+    assert seen == {METHODS[name].label: 6 for name in ("adam", "torch-lbfgs", "golden")}
     assert row == {
         **{"problem": "poisson", "second phase": "tight", "loss": pytest.approx(0.15)},
         **{"loss / torch's": "1.25 (0.50 to 2.00)", "seconds": pytest.approx(6)},

@@ -43,8 +43,8 @@ def test_what_was_said_of_older_rows_stays(tmp_path):
 
 
 def test_a_benchmark_says_how_it_was_called(monkeypatch):
-    assert command("scale", ["--kinds", "Adam, an epoch"]) == (
-        "python benchmarks/scale.py --kinds 'Adam, an epoch'"
+    assert command("scale", ["--kinds", "Adam (an epoch)"]) == (
+        "python benchmarks/scale.py --kinds 'Adam (an epoch)'"
     )
     assert command("scale", []) == "python benchmarks/scale.py", "not what started the tests"
     monkeypatch.setattr(sys, "argv", ["scale.py", "--most", "3"])

@@ -149,6 +149,13 @@ def test_equal_cost_is_what_adam_spent(outcomes):
         "Its training loss is at equal passes 0.5 times Adam's, lower; at equal seconds 0.5 times "
         "Adam's, lower"
     )
+    # its passes are spent after 7 seconds, when Adam had 0.5
+    sooner = strategies.beside_adam(
+        outcomes | {WITH_DEFAULT: outcome([0.9, 0.4], [3, 4], 1, 1)}, WITH_DEFAULT
+    )
+    assert sooner.endswith(
+        "passes 2 times Adam's, higher; at equal seconds 0.8 times Adam's, lower"
+    )
     converged = outcomes[WITH_DEFAULT]._replace(summary={"swap_epoch": 2, "status": "converged"})
     said = strategies.beside_adam(outcomes | {WITH_DEFAULT: converged}, WITH_DEFAULT)
     assert "at equal epochs 0.5 times" in said

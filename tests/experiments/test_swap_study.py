@@ -89,7 +89,9 @@ def test_a_sum_of_squares_has_no_data():
     assert found.error["2"] < 1e-9 < 1 < found.error[NEVER]
     assert "error of the solution" in to_ends(table)
     assert found.train_loss["2"] < 1e-20 < found.train_loss[NEVER]
-    assert verdict(table).startswith("**It pays in training loss**: the swap at epoch 2 ends at ")
+    assert verdict(table).startswith(
+        "**It pays in training loss**: the lowest to within 1 %, by the swap at epoch 2, is "
+    )
     assert "validation" not in verdict(table)
 
 
@@ -121,19 +123,33 @@ def test_the_verdict_says_who_is_lowest_in_both_losses():
     })  # fmt: skip
     text = verdict(both)
     assert text.startswith(
-        "**It pays in training loss, not in validation loss**: the swap at epoch 1 ends at "
-        "1.00e-01, Adam going on at 5.00e-01, at the same passes; its validation loss there is "
-        "9.00e-01, Adam's 6.00e-01."
+        "**It pays in training loss, not in validation loss**: the lowest to within 1 %, "
+        "by the swap at epoch 1, is 0.1, Adam going on ends at 0.5, at the same passes, not "
+        "seconds: 1 beside 1; "
+        "validation losses there are 0.9, Adam's 0.6."
     )
-    assert "ends below Adam, at 2.00e-01; its own validation loss is 7.00e-01." in text
-    assert "is that of **Adam alone**: the best of 2 branches" in text
+    assert "ends below Adam, at 0.2; its own validation loss is 0.7." in text
+    assert "is that of **Adam alone**: the best of 2 branches, without the race" in text
     assert '`fit(..., second=None, keep="validation")`' in text and text.endswith("one seed.")
     assert list(to_ends(both)) == [
         "training loss", "validation loss", "passes", "seconds", "lowest validation loss"
     ]  # fmt: skip
     both.loc[both.swap.eq("1"), "validation_loss"] = [0.5, 0.55]
-    assert verdict(both).startswith("**It pays in both losses**")
+    assert verdict(both).startswith("**It pays in training loss, and in validation loss**")
     assert '`fit(..., switch=1, fallback=None, keep="validation")`' in verdict(both)
+    level = table_of({
+        NEVER: [(1.0, 1.0), (0.5, 0.8)],
+        "1": [(1.0, 1.0), (0.1, 0.9)],
+        "2": [(1.0, 1.0), (0.1005, 0.7)],
+        BY_ITSELF: [(1.0, 1.0), (0.2, 0.7)],
+    })  # fmt: skip
+    level.loc[level.swap.eq("2"), "seconds"] = 2.0
+    text = verdict(level)
+    assert text.startswith("**It pays in training loss, partly in validation loss**: ")
+    assert "by the swap at epoch 1 or 2, is 0.1," in text and "not seconds: 1 to 2 beside 1" in text
+    assert "validation losses there are 0.7 to 0.9, Adam's 0.8." in text
+    level.loc[level.swap.eq(NEVER) & level.epoch.eq(2), "train_loss"] = 0.1005
+    assert verdict(level).startswith("**No swap pays**")
     worse = table_of({
         NEVER: [(1.0, 1.0), (0.1, 0.6)],
         "1": [(1.0, 1.0), (0.5, 0.59)],

@@ -14,11 +14,11 @@ def test_a_trace_shows_every_epoch_the_peak_and_where_rules_fire():
     ax = Figure().subplots()
     trace_figures.norm_trace(ax, [1.0, 2.0, 9.0, 2.0, 1.0, 0.0], {"literal": 4, "robust": None})
     drawn = {line.get_label(): line for line in ax.lines if line.get_label()[0] != "_"}
-    assert list(drawn) == ["each epoch", "smoothed", "its peak", "literal switches"]
+    assert list(drawn) == ["each epoch", "smoothed", "largest, smoothed", "literal switches"]
     assert drawn["each epoch"].get_xydata().tolist()[2] == [3, 9]
     # means of up to five neighbours
     assert drawn["smoothed"].get_ydata().tolist() == [4, 3.5, 3, 2.8, 3, 1]
-    assert drawn["its peak"].get_xydata().tolist() == [[1, 4]]
+    assert drawn["largest, smoothed"].get_xydata().tolist() == [[1, 4]]
     assert drawn["literal switches"].get_xdata()[0] == 4
     assert ax.get_yscale() == "log"
 
@@ -28,7 +28,7 @@ def test_marks_are_below_the_trace_and_a_shape_without_peak_has_none():
     norms = [1.0, 2.0, 9.0, 2.0, 1.0]
     trace_figures.norm_trace(ax, norms, {"a": 1, "b": 2, "c": 3}, peak=False)
     drawn = {line.get_label(): line for line in ax.lines}
-    assert "its peak" not in drawn
+    assert "largest, smoothed" not in drawn
     low, high = np.log(ax.get_ylim())
     assert (np.log(min(norms)) - low) / (high - low) > drawn["c switches"].get_ydata()[0]
 
@@ -38,7 +38,9 @@ def test_only_shapes_with_a_peak_have_one():
     fig = trace_figures.norm_traces(known, traces.outcomes(known, {}))
     panels = {ax.get_title(): [line.get_label() for line in ax.lines] for ax in fig.axes}
     assert len(panels) == 12
-    assert all(("no peak" in title) != ("its peak" in drawn) for title, drawn in panels.items())
+    assert all(
+        ("no peak" in title) != ("largest, smoothed" in drawn) for title, drawn in panels.items()
+    )
     plt.close(fig)
 
 

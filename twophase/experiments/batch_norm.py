@@ -56,7 +56,7 @@ def before_and_after(config: RunConfig, place: branches.Place) -> pd.DataFrame:
     weights = torch.load(done[0].folder / "weights.pt", weights_only=True)
     trainer.model.load_state_dict(weights)
     rows = {"where Adam stops": before, "where the second phase ends": losses(trainer.objective)}
-    return pd.DataFrame(rows).T.rename_axis("statistics:").reset_index()
+    return pd.DataFrame(rows).T.rename_axis("statistics").reset_index()
 
 
 def in_words(table: pd.DataFrame) -> str:

@@ -14,17 +14,16 @@ from scipy.stats import spearmanr
 
 from twophase.adam import AdamSettings
 from twophase.errors import check_integer
-from twophase.experiments import branches, pattern, reached, runs
+from twophase.experiments import branches, pattern, profiles, reached, runs
 from twophase.experiments.config import MOST_SEEDS, RunConfig
 from twophase.experiments.executors import ALONE as ONE_BY_ONE
 from twophase.experiments.executors import Executor
+from twophase.experiments.statistics import ratio_text
 from twophase.problems.problem import ImageProblem
 
 ADAM, SWAP, RACE = "Adam alone", "swap at three tenths", "race"
 STRATEGIES = (ADAM, SWAP, RACE)
 SETTING = ["dataset", "model", "examples", "q", "seed"]
-# Losses below are 0 but for rounding: outputs are in float32.
-LEAST = 1e-30
 # Digits that a network is trained on, and images of MNIST; Q from 0.003 to 100 in all.
 SIZES = {
     "digits": {
@@ -108,15 +107,21 @@ def _by_q(q: pd.Series | pd.Index) -> dict[str, pd.Series]:
 
 def gap_in_words(table: pd.DataFrame) -> str:
     """For each strategy how the gap goes with Q: rank correlation, and medians by decades of Q."""
-    found = with_gap(table)
-    said = []
+    found, said, ranks = with_gap(table), [], []
     for strategy in STRATEGIES:
         rows = found[found.strategy == strategy]
         medians = {name: rows.gap[chosen].median() for name, chosen in _by_q(rows.q).items()}
-        words = ", ".join(f"{gap:.2g} at Q {name}" for name, gap in medians.items())
-        rank = spearmanr(rows.q, rows.gap).statistic
-        said.append(f"of *{strategy}* **{rank:.2f}** (median gap {words})")
-    return f"The rank correlation of gap and Q is {'; '.join(said)}."
+        words = ", ".join(f"{profiles.short(gap, 2)} at Q {name}" for name, gap in medians.items())
+        ranks.append(spearmanr(rows.q, rows.gap).statistic)
+        said.append(f"for *{strategy}* **{profiles.short(ranks[-1], 2)}** (median gap {words})")
+    most = max(ranks)
+    often = "nearly always" if most < -0.8 else "more often than not" if most < -0.3 else "hardly"
+    large = table.model[table.q >= 10].unique()
+    one = f" All trainings with Q of 10 or more are of one network, {', '.join(large)}."
+    return (
+        f"A larger Q goes with a smaller gap **{often}**: the rank correlation of gap and Q is "
+        f"{'; '.join(said)}.{one * (len(large) == 1)}"
+    )
 
 
 def beside_adam(table: pd.DataFrame) -> pd.DataFrame:
@@ -132,12 +137,8 @@ def by_setting(table: pd.DataFrame, column: str) -> pd.DataFrame:
     wide = table.pivot_table(column, SETTING[:-1], "strategy", "median").sort_index(level="q")
     names = [f"{model}, {n:,} {dataset}" for dataset, model, n, _ in wide.index]
     q = [f"{q:.3g}" for q in wide.index.get_level_values("q")]
-    losses = {name: [_loss_text(loss) for loss in wide[name]] for name in STRATEGIES}
+    losses = {name: [profiles.short(loss) for loss in wide[name]] for name in STRATEGIES}
     return pd.DataFrame({"network and examples": names, "Q": q} | losses)
-
-
-def _loss_text(loss: float) -> str:
-    return f"<{LEAST:.0e}" if loss < LEAST else f"{loss:.3g}"
 
 
 def by_q(table: pd.DataFrame) -> pd.DataFrame:
@@ -154,8 +155,8 @@ def by_q(table: pd.DataFrame) -> pd.DataFrame:
                 "validation loss below": of.validation_loss < adam.validation_loss,
             }
             row = {"Q": name, "strategy": strategy, "median gap": f"{of.gap.median():.3g}"}
-            row |= {"training loss: median": _loss_text(of.loss.median())}
-            row |= {"highest": _loss_text(of.loss.max())}
+            row |= {"training loss: median": profiles.short(of.loss.median())}
+            row |= {"highest": profiles.short(of.loss.max())}
             counts = {words: f"{true.sum()} of {len(of)}" for words, true in beside.items()}
             rows.append(row | (dict.fromkeys(counts, "–") if strategy == ADAM else counts))
     return pd.DataFrame(rows)
@@ -183,8 +184,9 @@ def fits_in_words(table: pd.DataFrame) -> str:
     ratios = beside_adam(below).groupby("strategy").loss.max()
     losses = below.groupby("strategy").loss
     said = [
-        f"*{name}* comes to {_loss_text(losses.median()[name])} in the median and "
-        f"{_loss_text(losses.max()[name])} at worst, {ratios[name]:.2g} times Adam's at worst"
+        f"*{name}* comes to {profiles.short(losses.median()[name])} in the median and "
+        f"{profiles.short(losses.max()[name])} at worst, and in its worst training beside Adam to "
+        f"{ratio_text(ratios[name])} times Adam's loss"
         for name in (SWAP, RACE)
     ]
     return f"Training losses where Q is below 1: {'; '.join(said)}."

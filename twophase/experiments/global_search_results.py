@@ -140,8 +140,9 @@ def _verdict(name: str, table: pd.DataFrame, own: str) -> str:
         text += f"{at[own] / at.iloc[0]:.1f} times as many."
     else:
         text += f"; {own} misses it on most seeds."
-    missed = at.index[np.isinf(at)]
-    return text + (f" Missed on most seeds: {', '.join(missed)}." if len(missed) else "")
+    missed, beyond = at.index[np.isinf(at)], found.columns[found.columns > sizes.max()]
+    text += f" Missed on most seeds: {', '.join(missed)}." if len(missed) else ""
+    return text + (f" With {_parameters(beyond.max())} all miss." if len(beyond) else "")
 
 
 def _parameters(count: int) -> str:

@@ -23,9 +23,9 @@ from twophase.experiments.convexity_audit import clearly_negative
 from twophase.experiments.executors import ALONE as ONE_BY_ONE
 from twophase.experiments.executors import Executor
 from twophase.experiments.files import committed_table, write_atomically
-from twophase.experiments.hessian import Hessian
+from twophase.experiments.hessian import Convexity, Hessian
 from twophase.experiments.methods import METHODS
-from twophase.experiments.statistics import ratio_text
+from twophase.experiments.statistics import ratio_text, span
 from twophase.objective import GRADIENT_PASSES
 from twophase.problems.problem import Problem
 from twophase.switching import (
@@ -312,7 +312,7 @@ def single_peak(found: Pattern) -> str:
     others = table.hills[~single].astype(object).replace(0, "no").value_counts(sort=False)
     counts = ", ".join(f"{hills} hills on {seeds}" for hills, seeds in others.items())
     said = f"a single clear hill on {_of(single)} seeds{f' ({counts})' if counts else ''}. In the "
-    said += f"end it is at {_span(table.end)} of its largest smoothed value"
+    said += f"end it is at {span(table.end, ratio_text)} of its largest smoothed value"
     if late.any():
         said += f", which on {_of(late)} seeds is in the last tenth of the epochs: it hardly falls"
     when = "; ".join(f"*{name}* {_epochs(table[name])}" for name in (*RULES, RACE))
@@ -321,11 +321,6 @@ def single_peak(found: Pattern) -> str:
 
 def _of(true: pd.Series) -> str:
     return f"**{true.sum()} of {len(true)}**"
-
-
-def _span(ratios: pd.Series) -> str:
-    """The lowest and the highest of some ratios, or the only one."""
-    return " to ".join(dict.fromkeys(map(ratio_text, (ratios.min(), ratios.max()))))
 
 
 def _plainly(true: pd.Series) -> str:
@@ -410,8 +405,8 @@ def _overfitted(found: Pattern, counted: pd.DataFrame) -> list[str]:
     return [
         f"But **the last weights of Adam are {how}** on {_of(before)} seeds: after epoch {when} it "
         f"had {ratio_text(middle)} of its last validation loss (median of the lowest that is "
-        "known), so that whoever has trained less looks better beside them. Below this loss of "
-        f"Adam's {_of(every)} strategies that switched end on every seed."
+        "known), so that whoever has trained less looks better beside them. On every seed "
+        f"{_of(every)} strategies that switched end below this lowest loss of Adam."
     ]
 
 
@@ -424,7 +419,7 @@ def _below(ratios: pd.DataFrame, column: str) -> str:
         for name, middle in by.median().sort_values().items()
     ]
     ahead = f"{_of(below == seeds)} strategies that switched end below Adam alone on every seed"
-    return f"In {LOSSES[column]} {ahead}: {'; '.join(text)}."
+    return f"In {LOSSES[column]} {ahead}. All that switched: {'; '.join(text)}."
 
 
 def in_validation(curves: pd.DataFrame, passes: int) -> pd.DataFrame:
@@ -453,11 +448,16 @@ def curvature(found: Pattern) -> pd.DataFrame:
     """The audits in a table to read: a row for each seed and place."""
     names = {"smallest": "λmin", "largest": "λmax", "negative_share": "negative share"}
     columns = ["seed", "at", "epoch", "loss", *names, "convexity"]
-    table = found.audits[columns].rename(columns=names)
+    table = found.audits.assign(negative_share=_shares)[columns].rename(columns=names)
     return table.assign(
         at=table["at"].replace("end", "end of Adam"),
         convexity=table.convexity.str.replace("negative", "non-convex"),
     )
+
+
+def _shares(audits: pd.DataFrame) -> pd.Series:
+    shares = audits[["negative_share", "negative_share_error"]].map("{:.2g}".format)
+    return shares.agg(" ± ".join, axis=1)
 
 
 def how_convex(found: Pattern, level: float = 1e-2) -> str:
@@ -469,8 +469,9 @@ def how_convex(found: Pattern, level: float = 1e-2) -> str:
         where = "where Adam ends" if at == "end" else f"where *{at}* switches"
         if not negative.any():
             calm[where] = audits
-        middle = f"{ratio:.2g}".replace("-", "\N{MINUS SIGN}")
-        said.append(f"{where} on {_of(negative)} seeds (median of λmin/λmax: {middle})")
+        seeds = ", ".join(map(str, audits.seed[audits.convexity == Convexity.UNDECIDED]))
+        more = f"undecided: seed {seeds}; " * bool(seeds) + "median of λmin/λmax: "
+        said.append(f"{where} on {_of(negative)} seeds ({more}{profiles.short(ratio, 2)})")
     where = "At all places" if len(calm) == len(said) else f"Only {' and '.join(calm)}"
     text = (
         f"**{f'{where} no seed is clearly non-convex' if calm else 'No'}.** The loss is clearly "
@@ -483,7 +484,7 @@ def how_convex(found: Pattern, level: float = 1e-2) -> str:
     return (
         f"{text} Where it is not clearly so, it is not shown to be convex: λmin is negative in "
         f"{_of(audits.smallest < 0)} audits there, and the negative eigenvalues are up to "
-        f"{audits.negative_share.max():.2g} of the sum of all |λ|."
+        f"{_shares(audits)[audits.negative_share.idxmax()]} of the sum of all |λ|."
     )
 
 

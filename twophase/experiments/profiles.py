@@ -240,20 +240,20 @@ def verdict(ratio: Ratio, unit: str = "passes") -> str:
 
 
 def _losses(losses: pd.Series, digits: int = 2) -> str:
-    middle, *ends = (_short(of, digits) for of in (losses.median(), losses.min(), losses.max()))
+    middle, *ends = (short(of, digits) for of in (losses.median(), losses.min(), losses.max()))
     if len(losses) == 1:
         return f"{middle} (one seed)"
     return middle if {middle} == {*ends} else f"{middle} ({ends[0]} to {ends[1]})"
 
 
-def _short(value: float, digits: int) -> str:
-    """Some digits, as in 2.1e−5, with a minus at which no line breaks."""
+def short(value: float, digits: int = 3) -> str:
+    """Some digits, as in 2.1e−5 or −0.96, with a minus at which no line breaks."""
     if 0 < value < ROUNDING:
         return "<1e\N{MINUS SIGN}30"
-    if value == 0 or 1e-4 <= value < 100:
-        return f"{value:.{digits}g}"
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return f"{mantissa}e{int(exponent)}".replace("-", "\N{MINUS SIGN}")
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    few = value == 0 or 1e-4 <= abs(value) < 100
+    shown = f"{value:.{digits}g}" if few else f"{mantissa}e{int(exponent)}"
+    return shown.replace("-", "\N{MINUS SIGN}")
 
 
 def _quotient(spent: float, own: float) -> float:

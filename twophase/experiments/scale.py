@@ -30,12 +30,12 @@ from twophase.problems import networks
 from twophase.second_phase import Descent, Minimizer
 
 INPUTS = 32
-ADAM = "Adam, an epoch"
+ADAM = "Adam (an epoch)"
 GAUSS_NEWTON = "Levenberg–Marquardt"
 PHASES: dict[str, Minimizer] = {
-    "CG, golden section": Descent(ConjugateDirection("PR+"), GoldenSection()),
+    "CG (golden section)": Descent(ConjugateDirection("PR+"), GoldenSection()),
     # a step more is two vectors more
-    "limited memory, 2 steps": Descent(SelfScaledBFGSDirection(2), StrongWolfe()),
+    "limited memory (2 steps)": Descent(SelfScaledBFGSDirection(2), StrongWolfe()),
     GAUSS_NEWTON: LevenbergMarquardt(),
 }
 # About how many gradients each takes.
@@ -265,16 +265,6 @@ def about(number: float) -> str:
 
 def _plain(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def label(kind: str) -> str:
-    """The name of a kind for a list in a sentence, without a comma.
-
-    >>> label("CG, golden section")
-    'CG (golden section)'
-    """
-    name, _, rest = kind.partition(", ")
-    return f"{name} ({rest})" if rest else name
 
 
 def _gradients(kind: str, passes: float) -> float:

@@ -130,6 +130,11 @@ def ratio_of(ratios: Sequence[float]) -> Ratio:
     return Ratio(float(sum(middle) / 2), float(values[0]), float(values[-1]), len(values), missed)
 
 
+def span(values: pd.Series, text: Callable[[float], str]) -> str:
+    """The lowest and the highest of some numbers, or the only one."""
+    return " to ".join(dict.fromkeys(map(text, (values.min(), values.max()))))
+
+
 def ratio_text(value: float) -> str:
     """A ratio with two decimals, or two digits where that is less; "a miss" for inf.
 

@@ -137,7 +137,7 @@ def at_equal_cost(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
 def beside_adam(outcomes: Mapping[str, Outcome], name: str) -> str:
     """A sentence on how low a strategy that begins with Adam comes, beside Adam at equal cost.
 
-    Not at equal epochs where its passes were spent before it had as many as Adam.
+    Not at equal epochs where its passes were spent before; at the seconds of who ended sooner.
     """
     history, summary, _ = outcomes[name]
     if summary["swap_epoch"] is None:
@@ -145,6 +145,10 @@ def beside_adam(outcomes: Mapping[str, Outcome], name: str) -> str:
     lowest = at_equal_cost(outcomes)
     if len(history) < len(outcomes[ADAM].history) and summary["status"] == "completed":
         lowest = lowest.drop(columns="epochs")
+    both = outcomes[name], outcomes[ADAM]
+    sooner = min(one.spent.seconds.iloc[-1] for one in both)
+    by_then = [one.history.train_loss[one.spent.seconds <= sooner].min() for one in both]
+    lowest.loc[[name, ADAM], "seconds"] = by_then
     parts = []
     for cost, ratio in (lowest.loc[name] / lowest.loc[ADAM]).items():
         word = "lower" if ratio < 1 else "higher" if ratio > 1 else "equal"

@@ -12,6 +12,8 @@ from twophase.adam import AdamSettings
 from twophase.automatic import DEFAULT
 from twophase.data_objectives import Data
 from twophase.errors import InputError, check_integer
+from twophase.experiments.profiles import short
+from twophase.experiments.statistics import span
 from twophase.least_squares import LeastSquares
 from twophase.losses import Loss, mse
 from twophase.record import Record
@@ -20,8 +22,7 @@ from twophase.second_phase import Minimizer
 from twophase.switching import Race, planned
 from twophase.trainer import Trainer
 
-COLUMNS = ["epoch", "phase", "train_loss", "validation_loss", "validation_accuracy", "passes"]
-COLUMNS += ["seconds"]
+COLUMNS = "epoch phase train_loss validation_loss validation_accuracy passes seconds".split()
 # A swap that is not at a given epoch: never, and where the library's rule has it.
 NEVER, BY_ITSELF = "never", "by the race"
 
@@ -121,31 +122,34 @@ def verdict(table: pd.DataFrame) -> str:
 
 def _sentences(found: pd.DataFrame, race: pd.Series) -> Iterator[str]:
     best, adam = found.train_loss.idxmin(), found.loc[NEVER]
+    level = found[found.train_loss <= 1.01 * found.train_loss.min()]  # as good as the lowest
     validates = "validation_loss" in found
-    if best == NEVER:
-        yield "**No swap pays**: Adam going on ends with the lowest training loss."
+    if NEVER in level.index:
+        yield "**No swap pays**: Adam going on ends within 1 % of the lowest training loss."
     else:
-        swap = found.loc[best]
         where, validation = "in training loss", ""
         if validates:
-            pays = swap.validation_loss < adam.validation_loss
-            where = "in both losses" if pays else f"{where}, not in validation loss"
+            pays = level.validation_loss < adam.validation_loss
+            who = "and" if pays.all() else "partly" if pays.any() else "not"
+            where += f", {who} in validation loss"
             validation = (
-                f"; its validation loss there is {swap.validation_loss:.2e}, Adam's "
-                f"{adam.validation_loss:.2e}"
+                f"; validation losses there are {span(level.validation_loss, short)}, Adam's "
+                f"{short(adam.validation_loss)}"
             )
         yield (
-            f"**It pays {where}**: the swap at epoch {best} ends at {swap.train_loss:.2e}, Adam "
-            f"going on at {adam.train_loss:.2e}, at the same passes{validation}."
+            f"**It pays {where}**: the lowest to within 1 %, by the swap at epoch "
+            f"{' or '.join(level.index)}, is {short(found.train_loss[best])}, Adam going on ends "
+            f"at {short(adam.train_loss)}, at the same passes, not seconds: "
+            f"{span(level.seconds, short)} beside {short(adam.seconds)}{validation}."
         )
     where = "below" if race.train_loss < adam.train_loss else "not below"
-    validation = f"; its own validation loss is {race.validation_loss:.2e}" if validates else ""
+    own = f"; its own validation loss is {short(race.validation_loss)}" if validates else ""
     yield (
         f"The race, which does not know the best epoch, ends {where} Adam, at "
-        f"{race.train_loss:.2e}{validation}."
+        f"{short(race.train_loss)}{own}."
     )
     if validates:
-        yield from _on_validation(found.lowest_validation_loss, found.validation_loss[best])
+        yield from _on_validation(found.lowest_validation_loss, level.validation_loss.min())
     yield "This is one seed."
 
 
@@ -155,9 +159,9 @@ def _on_validation(lowest: pd.Series, end: float) -> Iterator[str]:
     if first == NEVER:
         who, how = "Adam alone", "second=None"
     yield (
-        f"The lowest validation loss on the way, {lowest[first]:.2e}, is that of **{who}**: the "
-        f"best of {len(lowest)} branches and of all their epochs, picked on the same validation "
-        "examples, so that others may not confirm it."
+        f"The lowest validation loss on the way, {short(lowest[first])}, is that of **{who}**: "
+        f"the best of {len(lowest)} branches, without the race, and of all their epochs, picked on "
+        "the same validation examples, so that others may not confirm it."
     )
     if end > 1.05 * lowest[first]:
-        yield f'Who wants that one takes `fit(..., {how}, keep="validation")`.'
+        yield f'To get it, call `fit(..., {how}, keep="validation")`.'

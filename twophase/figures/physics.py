@@ -11,11 +11,11 @@ BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, BLACK = COLORS
 # none shares its dash with another, but for Adam's thin line and the default's thick one
 STYLES: dict[str, dict] = {
     "twophase, default": {"color": BLUE, "linestyle": "-", "linewidth": 2.6},
-    "twophase, SSBroyden": {"color": ORANGE, "linestyle": "--"},
+    "twophase, SSBroyden": {"color": ORANGE, "linestyle": (0, (10, 2))},
     "twophase, self-scaled BFGS": {"color": SKY, "linestyle": "-."},
     "ssbroyden-optimistix": {"color": GREEN, "linestyle": (0, (5, 1, 1, 1, 1, 1))},
     "scipy, BFGS": {"color": PURPLE, "linestyle": (0, (7, 3))},
-    "torch, L-BFGS": {"color": VERMILION, "linestyle": (0, (3, 1))},
+    "torch, L-BFGS": {"color": VERMILION, "linestyle": (0, (3, 1, 1, 1, 1, 1, 1, 1))},
     "Adam": {"color": BLACK, "linestyle": "-", "linewidth": 1.2},
     "Adam, cosine decay": {"color": BLACK, "linestyle": ":"},
 }

@@ -12,6 +12,7 @@ from twophase.figures.style import BLUE, COLORS, GREY, VERMILION, line_style, ma
 
 # of the branches that are in every figure, however many swaps there are
 LOOKS = {NEVER: {"color": COLORS[-1], "linestyle": "-"}, BY_ITSELF: line_style(5)}
+LABELS = {NEVER: "Adam alone", BY_ITSELF: "by the race"}
 # colour, mark, and the dash and the cross of Adam's and the race's end, of each loss
 ENDS = {"train_loss": (BLUE, "o", ":", "X"), "validation_loss": (VERMILION, "s", "-.", "P")}
 
@@ -26,7 +27,8 @@ def swap_points(axes: Sequence[Axes], table: pd.DataFrame, label: str = "") -> S
     left, right = axes
     for index, (name, rows) in enumerate(table.groupby("swap", sort=False)):
         look = LOOKS.get(str(name)) or line_style(index - 1)
-        left.plot(rows.passes, rows.train_loss, label=_label(str(name)), **look)
+        shown = LABELS.get(str(name), f"swap at {name}")
+        left.plot(rows.passes, rows.train_loss, label=shown, **look)
         if str(name).isdigit():
             swap = rows[rows.phase == "adam"].iloc[-1]
             mark(left, swap.passes, swap.train_loss, "D", None, look["color"], size=6)
@@ -38,13 +40,9 @@ def swap_points(axes: Sequence[Axes], table: pd.DataFrame, label: str = "") -> S
         low, high = ax.get_ylim()
         if high < 100 * low:
             plain_ticks(ax.yaxis)
-    for ax in axes:
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9)
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+        ax.legend(**place, ncols=2, fontsize=9, handlelength=4)
     return axes
-
-
-def _label(name: str) -> str:
-    return {NEVER: "Adam alone", BY_ITSELF: "by the race"}.get(name, f"swap at {name}")
 
 
 def _ends(ax: Axes, found: pd.DataFrame) -> None:
@@ -56,12 +54,7 @@ def _ends(ax: Axes, found: pd.DataFrame) -> None:
         ax.plot(swaps.index.astype(int), swaps[column], "-", label=name, color=color, marker=marker)
         ends_at = found[column]
         ax.axhline(ends_at[NEVER], color=color, ls=dash, lw=1.5, label=f"{name}, Adam alone")
-        look: dict[str, Any] = {
-            "color": color,
-            "marker": cross,
-            "markersize": 9,
-            "linestyle": "none",
-        }
+        look: dict[str, Any] = {"color": color, "marker": cross, "markersize": 9, "ls": "none"}
         look |= {"transform": ax.get_yaxis_transform(), "clip_on": False}
         ax.plot([1], [ends_at[BY_ITSELF]], label=f"{name}, by the race", **look)
     ax.set(xscale="log", yscale="log", xlabel="epoch of the swap")

@@ -8,10 +8,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from twophase.experiments.traces import KEY, peak_epoch, smoothed
-from twophase.figures.style import COLORS, GREY, WIDE, mark_epochs, share_legend
+from twophase.figures.style import COLORS, GREY, WIDE, mark_epochs, plain_ticks, share_legend
 
 # of the height of the trace, added below it
 _FOR_MARKS = 0.25
@@ -76,7 +75,7 @@ def norm_trace(
     ax.plot(epochs, curve, color=color, linestyle="-", label="smoothed")
     if peak:
         cross = {"color": "black", "marker": "x", "markersize": 8, "linestyle": "none"}
-        ax.plot([top], [curve[top - 1]], label="its peak", markeredgewidth=2, **cross)
+        ax.plot([top], [curve[top - 1]], label="largest, smoothed", markeredgewidth=2, **cross)
     ax.set(yscale="log", xlim=(0, len(norms) + 1))
     if fired:
         # below the trace, so that a marker hides nothing
@@ -84,6 +83,5 @@ def norm_trace(
         ax.set_ylim(bottom=np.exp(low - _FOR_MARKS * (high - low)))
     switches = {f"{rule} switches": epoch for rule, epoch in fired.items()}
     mark_epochs(ax, switches, lowest=0.07, spacing=0.08)
-    # within less than a decade matplotlib labels the minor ticks, too many for a small figure
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(ax.yaxis)
     return ax
