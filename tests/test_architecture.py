@@ -93,7 +93,7 @@ def test_the_method_fits_in_one_sitting():
 
 def test_the_package_is_small():
     assert sum(map(length, CHOICES)) <= 4720
-    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 19_560
+    assert sum(length(path) for path in MODULES if path not in CHOICES) <= 19_590
 
 
 def functions(path):
