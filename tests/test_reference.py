@@ -41,8 +41,6 @@ sys.path.append(str(PROJECT / "benchmarks"))
 TEXT = (REFERENCE / "README.md").read_text(encoding="utf-8")
 FIRST, *SECTIONS = re.split(r"^## ", TEXT, flags=re.MULTILINE)
 FOLDERS = sorted(path.name for path in REFERENCE.iterdir() if path.is_dir())
-# A comparison that was tuned from grids, where tuning now goes on to the best of a scale.
-OF_GRIDS = {"fair-comparison-networks"}
 # A single run says where it comes from in other files; losses of trainings that were made before.
 OF_NO_COMMAND = {("digits-vit-mlp", "provenance.json"), ("switch-regret", "earlier.csv")}
 # a command's arguments, a line for each, in place of the command
@@ -267,8 +265,6 @@ def test_comparisons_make_the_kept_runs(folder, monkeypatch):
 
     def runs(table):
         table = table.assign(batch_size=table.batch_size.where(table.model.ne("")))
-        if folder in OF_GRIDS:
-            table = table.drop(columns="candidate")
         columns = [name for name in table if name not in (*comparison.MEASURED, "switched")]
         rows = table[columns].drop_duplicates().fillna({"batch_size": 0, "train_examples": 0})
         return set(rows[sorted(columns)].itertuples(index=False, name=None))
@@ -321,9 +317,9 @@ SMALLER = {
         "--dataset digits --model vit-mlp --epochs 2 --swap-epoch 1 --train-examples 16".split()
     ),
 }
-# Of earlier revisions: histories; comparisons that had no validation; patterns that did not count
+# Of earlier revisions: histories; a comparison that had no validation; patterns that did not count
 # what was left for Adam.
-FEWER_COLUMNS = {"digits-vit-mlp", "table1-mnist-2048", "payoff-map", *OF_GRIDS}
+FEWER_COLUMNS = {"digits-vit-mlp", "table1-mnist-2048", "payoff-map"}
 FEWER_COLUMNS |= set(pattern.KEPT.values())
 
 
