@@ -135,6 +135,11 @@ def test_validation_at_equal_passes_is_of_the_lowest_training_loss_by_then(outco
     assert found.seconds.tolist() == found.passes.tolist() == [12, 22, 10, 14]
 
 
+def test_a_run_that_its_passes_ended_is_beside_adam_by_what_it_was_charged(outcomes):
+    cut = outcomes[BOTH]._replace(spent=outcomes[BOTH].spent.iloc[:-1])
+    assert "at equal seconds" in strategies.beside_adam(outcomes | {BOTH: cut}, BOTH)
+
+
 def test_equal_cost_is_what_adam_spent(outcomes):
     lowest = strategies.at_equal_cost(outcomes)
     assert lowest.epochs.tolist() == [0.2, 0.1, 0.1, 0.8]

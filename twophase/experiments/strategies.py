@@ -145,9 +145,9 @@ def beside_adam(outcomes: Mapping[str, Outcome], name: str) -> str:
     lowest = at_equal_cost(outcomes)
     if len(history) < len(outcomes[ADAM].history) and summary["status"] == "completed":
         lowest = lowest.drop(columns="epochs")
-    both = outcomes[name], outcomes[ADAM]
-    sooner = min(one.spent.seconds.iloc[-1] for one in both)
-    by_then = [one.history.train_loss[one.spent.seconds <= sooner].min() for one in both]
+    both = [one.spent.join(one.history.train_loss) for one in (outcomes[name], outcomes[ADAM])]
+    sooner = min(one.seconds.iloc[-1] for one in both)
+    by_then = [one.train_loss[one.seconds <= sooner].min() for one in both]
     lowest.loc[[name, ADAM], "seconds"] = by_then
     parts = []
     for cost, ratio in (lowest.loc[name] / lowest.loc[ADAM]).items():
