@@ -65,6 +65,7 @@ METHODS = {
 COMPARISONS = (
     ("fair-comparison", 1000, "1,437 images"),
     ("fair-comparison-networks", 600, "1,437 images"),
+    ("fair-comparison-vgg5", 600, "256 images"),
     ("fair-comparison-mnist-cifar", 600, "2,048 images"),
     ("payoff-map", 3000, "full batch, by self-scaled BFGS"),
 )

@@ -298,6 +298,7 @@ SMALLER = {
     "digits-vit-mlp": f"--model {SMALLEST} --train-examples 16 --epochs 3 --switch 1".split(),
     "fair-comparison": [*COMPARED, "--model", SMALLEST],
     "fair-comparison-networks": [*COMPARED, "--model", SMALLEST],
+    "fair-comparison-vgg5": [*COMPARED, "--model", SMALLEST],
     "fair-comparison-mnist-cifar": [
         *(*COMPARED, "--problem", "digits", "--validation-examples", "20"),
     ],
