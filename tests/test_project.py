@@ -138,6 +138,15 @@ def test_the_results_in_the_readme_are_those_of_the_files():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_readmes_first_words_agree_with_its_results():
+    text = " ".join(README.split())
+    counts = re.search(r"on (\d+) of the (\d+) problems where that was tried", text).groups()
+    near, tried = (
+        "no one two three four five six seven eight nine".split()[int(n)] for n in counts
+    )
+    assert f"on {near} of the {tried} image problems where that was tried" in text
+
+
 def test_the_citation_is_the_papers():
     citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == PYPROJECT["project"]["version"]
