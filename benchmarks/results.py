@@ -125,7 +125,7 @@ OVERVIEW = {
     "Adam, tuned from the start": ("adam-from-start", ""),
 }
 # of these, the tuned ways of Adam
-TUNED_ADAMS = list(OVERVIEW)[3:]
+TUNED_ADAMS = [name for name in OVERVIEW if name.startswith("Adam, tuned")]
 
 
 class Beside(NamedTuple):
@@ -268,15 +268,11 @@ def long_text() -> str:
     At fixed passes, so that what the runs add in the meantime changes nothing here.
     """
     runs = table1_findings.long_runs(PROJECT / "reports" / "long")
-    ends = [int(one.history.passes.sum()) for one in runs]
-    first = min(end for one, end in zip(runs, ends, strict=True) if one.strategy == OWN_LONG)
-    there = [
-        [one.within(passes) for one, end in zip(runs, ends, strict=True) if end >= passes]
-        for passes in (first, LATER)
-    ]
-    said = [
-        table1_findings.long_in_words(table1_findings.long_beside_adam(chosen)) for chosen in there
-    ]
+    first = min(one.passes for one in runs if one.strategy == OWN_LONG)
+    said = []
+    for passes in (first, LATER):
+        there = [one.within(passes) for one in runs if one.passes >= passes]
+        said.append(table1_findings.long_in_words(table1_findings.long_beside_adam(there)))
     return (
         "**At the paper's length**, on all 60,000 images, one seed, unfinished "
         "([files](reports/README.md), [notebook 04](notebooks/04-table-1.ipynb)): "

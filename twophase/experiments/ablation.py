@@ -14,7 +14,7 @@ from twophase.experiments import branches, executors, reached, runs
 from twophase.experiments.config import RunConfig
 from twophase.experiments.executors import ALONE, Executor
 from twophase.experiments.files import work_folder
-from twophase.experiments.statistics import Estimate, by_group, mean_of, ratio
+from twophase.experiments.statistics import Estimate, by_group, mean_of, ratio, span
 from twophase.objective import GRADIENT_PASSES
 
 # columns of losses, and their names for readers
@@ -187,8 +187,7 @@ def validation_in_words(compared: pd.DataFrame) -> str:
     found = []
     for budget in BUDGETS:
         ratios = compared[f"validation_loss_{budget}_ratio"].dropna()
-        ends = " to ".join(dict.fromkeys([_number(ratios.min()), _number(ratios.max())]))
-        found.append(f"{ends} times Adam's at equal {budget}")
+        found.append(f"{span(ratios, _number)} times Adam's at equal {budget}")
     return f"In validation loss, over all settings, both phases end at {', '.join(found)}."
 
 

@@ -269,4 +269,4 @@ def _plain(number: float) -> str:
 
 def _gradients(kind: str, passes: float) -> float:
     """Gradients in an iteration: one; for products of Levenberg–Marquardt one in three passes."""
-    return max(1.0, passes / 3) if kind == GAUSS_NEWTON else 1.0
+    return max(1.0, passes / GRADIENT_PASSES) if kind == GAUSS_NEWTON else 1.0

@@ -107,6 +107,11 @@ class Long(NamedTuple):
     epochs: int  # that it will have
     history: pd.DataFrame
 
+    @property
+    def passes(self) -> int:
+        """All that it has spent so far."""
+        return int(self.history.passes.sum())
+
     def within(self, passes: int) -> "Long":
         """The run as it was after so many passes."""
         return self._replace(history=self.history[self.history.passes.cumsum() <= passes])
@@ -146,7 +151,7 @@ def how_far(found: Sequence[Long]) -> pd.DataFrame:
         rows.append(
             {"data set": one.dataset, "network": one.model, "strategy": one.strategy}
             | {"seed": one.seed, "epochs": f"{len(one.history)}/{one.epochs}"}
-            | {"passes": one.history.passes.sum(), "hours": one.history.seconds.sum() / 3600}
+            | {"passes": one.passes, "hours": one.history.seconds.sum() / 3600}
             | {"train loss": last.train_loss, "paper's train loss": printed.get("train_loss")}
             | {"val. loss": last.validation_loss, "val. acc.": last.validation_accuracy}
             | {"paper's val. acc.": printed.get("validation_accuracy")}
@@ -166,18 +171,17 @@ def long_beside_adam(found: Sequence[Long]) -> pd.DataFrame:
         adam = alone.get((*one[:2], one.seed))
         if adam is None or one is adam:
             continue
-        pair = {"": one.history, "Adam's ": adam.history}
-        passes = min(int(history.passes.sum()) for history in pair.values())
+        passes = min(one.passes, adam.passes)
+        pair = {"": one.within(passes).history, "Adam's ": adam.within(passes).history}
         row = {"data set": one.dataset, "network": one.model, "strategy": one.strategy}
         row |= {"seed": one.seed, "passes": passes}
         for whose, history in pair.items():
-            inside = history[history.passes.cumsum() <= passes]
-            lowest = inside.loc[inside.train_loss.idxmin()]
+            lowest = history.loc[history.train_loss.idxmin()]
             row |= {f"{whose}train loss": lowest.train_loss}
             row |= {f"{whose}val. loss": lowest.validation_loss}
-            row |= {f"{whose}lowest val. loss": inside.validation_loss.min()}
-        first = one.history.loc[one.history.validation_loss.idxmin()]
-        rows.append(row | {"by Adam": first.phase == ADAM})
+            row |= {f"{whose}lowest val. loss": history.validation_loss.min()}
+        phase = pair[""].phase[pair[""].validation_loss.idxmin()]
+        rows.append(row | {"by Adam": phase == ADAM})
     return pd.DataFrame(rows)
 
 
